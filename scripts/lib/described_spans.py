@@ -55,7 +55,7 @@ from antiphon.observability.span_names import (
 )
 
 MEANINGS: Mapping[str, str] = {
-    METHOD: "`POST`; a turn of a WebSocket has none",
+    METHOD: "`POST`; absent for a response over a WebSocket",
     ROUTE: "`/v1/responses`",
     STATUS: "for a model call the upstream's status; for a failed request the status that the client received",
     ERROR: "the cause of a failure: an error code, a fault, a status or an exception's name",
@@ -107,9 +107,12 @@ class DescribedSpan:
 _OF_RESPONSE = (DOOR, OUTCOME, FAULT, CODE, STATUS, REQUEST_ID, RESPONSE_ID, MODEL, STREAMED, OUTPUT_MESSAGES)
 SPANS = (
     DescribedSpan(
-        REQUEST, "server", "a request for a response, from its head to its end", (METHOD, ROUTE, *_OF_RESPONSE)
+        REQUEST,
+        "server",
+        ("a request that creates a response, from its first byte to its end"),
+        (METHOD, ROUTE, *_OF_RESPONSE),
     ),
-    DescribedSpan(TURN, "server", "one turn of a WebSocket", (ROUTE, *_OF_RESPONSE)),
+    DescribedSpan(TURN, "server", "one response over a WebSocket", (ROUTE, *_OF_RESPONSE)),
     DescribedSpan(
         JOB,
         "consumer",

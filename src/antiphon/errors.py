@@ -118,8 +118,8 @@ class ChainTooLong(InvalidRequest):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"The conversation behind this previous_response_id holds more than {limit} items, the most this server "
-            "continues. Start a new conversation.",
+            f"The history of 'previous_response_id' has more than {limit} items, the limit of this server "
+            "('limits.chain_items'). Start a new conversation.",
             param="previous_response_id",
             code="context_too_long",
         )
@@ -142,8 +142,8 @@ class ConversationTooLong(InvalidRequest):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"The conversation holds more than {limit} items, the most this server continues. "
-            "Delete some of its items, or start a new conversation.",
+            f"The conversation has more than {limit} items, the limit of this server ('limits.chain_items'). Delete "
+            "some of its items, or start a new conversation.",
             param="conversation",
             code="context_too_long",
         )
@@ -197,11 +197,11 @@ class HistoryTooLarge(RequestTooLarge):
     `param` is the parameter that refers to the data."""
 
     def __init__(self, limit: int, param: str) -> None:
-        brought = {"previous_response_id": "The history behind this previous_response_id"}.get(
+        brought = {"previous_response_id": "The history of 'previous_response_id'"}.get(
             param, "The conversation" if param == "conversation" else "The stored data to which the input refers"
         )
         super().__init__(
-            f"{brought} takes more than {limit} bytes, the limit for the stored data of one request "
+            f"{brought} has more than {limit} bytes, the limit for stored data in one request "
             "('limits.history_bytes'). Start a new conversation, or leave large items out.",
             param=param,
             code="history_too_large",
@@ -393,7 +393,7 @@ class PredecessorGone(StoreError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The previous response does not exist any more; its chain cannot be continued.", reason="predecessor_gone"
+            "A client deleted the previous response, so no response can continue it.", reason="predecessor_gone"
         )
 
     def __reduce__(self) -> tuple[type[PredecessorGone], tuple[()]]:
@@ -409,8 +409,12 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
     "unknown": (503, "storage_timed_out", "the store did not report whether the write took effect"),
     # The client gets the same error if the previous response was deleted before the response began.
-    "predecessor_gone": (400, "previous_response_not_found", "the previous response was deleted meanwhile"),
-    "sealed": (500, "storage_sealed", "the stored data is sealed with a key that this server does not have"),
+    "predecessor_gone": (
+        400,
+        "previous_response_not_found",
+        "a client deleted the previous response while this response ran",
+    ),
+    "sealed": (500, "storage_sealed", "the stored data is encrypted with a key that this server does not have"),
     "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
     "locked": (503, "storage_locked", "another process keeps the database locked"),
     "read_only": (503, "storage_read_only", "the database cannot be written to"),

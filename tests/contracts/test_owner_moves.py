@@ -147,10 +147,14 @@ async def test_equal_ids_move_nothing(data: OwnerData, state: Stores) -> None:
     before = await data.owners()
     with pytest.raises(NotMovable) as caught:
         await _moved(data)
-    for sentence in ("files: file-a.", "conversations: conv_a.", "idempotency keys: key a."):
-        assert f"Both owners have {sentence}" in str(caught.value)
+    for sentence in (
+        "have files with the same id: file-a.",
+        "have conversations with the same id: conv_a.",
+        "used the same idempotency keys: key a.",
+    ):
+        assert f"Both owners {sentence}" in str(caught.value)
     assert await data.owners() == before
-    assert await data.obstacles(ALICE, ALICE) == [f"{ALICE} is the owner on both sides."]
+    assert await data.obstacles(ALICE, ALICE) == [f"The old and the new owner are the same: {ALICE}."]
     await data.aclose()
 
 
@@ -158,7 +162,7 @@ async def test_work_in_progress_stays_where_it_is(data: OwnerData, state: Stores
     before = await data.owners()
     assert await data.obstacles(ALICE, ANNA) == []
     await state.conversations.load(ALICE, "conv_a", holder="resp_runs", seconds=LONG)
-    assert "Responses run in conversations: conv_a." in "".join(await data.obstacles(ALICE, ANNA))
+    assert "Responses are running in these conversations: conv_a." in "".join(await data.obstacles(ALICE, ANNA))
     with pytest.raises(NotMovable, match="conv_a"):
         await _moved(data)
     assert await data.owners() == before
@@ -169,7 +173,7 @@ async def test_work_in_progress_stays_where_it_is(data: OwnerData, state: Stores
     await state.responses.delete(ALICE, "resp_waits")
     vectors = await state.open_vectors()
     assert len(await vectors.ingestion.claim(["worker"], LONG)) == 1
-    with pytest.raises(NotMovable, match="Files of vector stores are indexed now: file-a"):
+    with pytest.raises(NotMovable, match="A process is indexing these files of vector stores: file-a"):
         await _moved(data)
     await vectors.aclose()
     assert await data.owners() == before
@@ -178,7 +182,7 @@ async def test_work_in_progress_stays_where_it_is(data: OwnerData, state: Stores
 
 async def test_what_comes_into_use_during_the_move_stays_and_moves_later(data: OwnerData, state: Stores) -> None:
     async with aclosing(data.move(ALICE, ANNA)) as moving:
-        with pytest.raises(NotMovable, match="came into use during the move: conv_a"):
+        with pytest.raises(NotMovable, match="used these conversations during the move: conv_a"):
             async for kind in moving:
                 if kind == "chains":
                     await state.conversations.load(ALICE, "conv_a", holder="resp_runs", seconds=LONG)

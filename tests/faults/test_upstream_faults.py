@@ -119,7 +119,7 @@ async def test_speaks_something_else(server: ChatServer, garbage: bytes) -> None
     server.script(Answer(parts=(Raw(garbage), Close()), framing="none"))
     error = (await fail(client(server)))[1]
     assert error.fault is UpstreamFault.CUT
-    assert error.detail == "the upstream sent what is not HTTP before the head of its answer"
+    assert error.detail == "the upstream's answer is not HTTP before the head of its answer"
 
 
 @pytest.mark.parametrize("framing", ["chunked", "length"])
@@ -138,7 +138,7 @@ async def test_stops_in_the_middle(server: ChatServer, framing: str, step: Close
                     gate.set()
     assert parts == b"".join(sent)
     assert failure.value.error == UpstreamError(
-        UpstreamFault.CUT, "the upstream ended the body early, or sent a broken one"
+        UpstreamFault.CUT, "the upstream ended the body early, or sent an invalid body"
     )
     await upstream.aclose()
 

@@ -183,7 +183,7 @@ def test_a_move_to_an_owner_with_an_equal_id_says_which(data: Path, capsys: pyte
     wanted = ["admin", "move-owner", "--data", str(data), "--from", ALICE, "--to", "h:anna"]
     for words in (wanted, [*wanted, "--yes"]):
         assert main(words) == 1
-        assert "Both owners have conversations: conv_a." in capsys.readouterr().err
+        assert "Both owners have conversations with the same id: conv_a." in capsys.readouterr().err
     assert _rows(data, "responses", f"owner = '{ALICE}'") == 2 and len(_containers(data)) == 2
 
 
@@ -456,7 +456,7 @@ def test_a_backup_without_a_key_that_is_lost_already_is_none(
     """Whoever keeps such archives should hear of it now, not when one is needed."""
     archive = elsewhere / "backup.tar"
     assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 2
-    assert "key is gone" in capsys.readouterr().err and not archive.exists()
+    assert "key is missing" in capsys.readouterr().err and not archive.exists()
 
 
 def test_an_archive_that_was_cut_off_says_what_to_do(

@@ -250,7 +250,7 @@ async def test_a_storage_out_of_reach(setup: Setup) -> None:
     await setup.run(0, made.id, "_ = open('a', 'w').write('old')")
     await setup.run(0, made.id, "_ = open('b', 'w').write('old')")
     setup.blobs.away = True
-    with pytest.raises(ContainerFailed, match="on another machine and cannot be brought"):
+    with pytest.raises(ContainerFailed, match="on another machine, and this machine cannot copy"):
         await setup.run(1, made.id, "1")
     assert await setup.run(0, made.id, "open('a', 'w').write('new')") == ("3\n", False)
     assert await setup.run(0, made.id, "open('a').read()") == ("'new'\n", False)

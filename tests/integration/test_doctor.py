@@ -166,7 +166,7 @@ def test_whose_data_folder_it_is(owner: int, mode: int, user: int, verdict: str 
     found = os.stat_result((stat.S_IFDIR | mode, 0, 0, 1, owner, owner, 0, 0, 0, 0))
     danger = exposed(Path("/data"), found, user)
     assert (danger and danger[0]) == verdict
-    assert danger is None or danger[1].startswith(f"data folder /data {said}: ")
+    assert danger is None or danger[1].startswith(f"data folder /data {said}, so ")
 
 
 async def test_a_data_folder_in_which_everybody_may_write_is_seen(doctor: Doctor, tmp_path: Path) -> None:
@@ -301,7 +301,9 @@ async def test_a_server_without_tools_and_formats(doctor: Doctor) -> None:
         report = await doctor(server.base_url)
     assert report.status == 0
     assert "--enable-auto-tool-choice" in report.line("tools: no (HTTP 400: unknown field)")
-    assert "json_schema, json_object, logprobs" in report.line("profile generic sends fields or values that this server refuses")
+    assert "json_schema, json_object, logprobs" in report.line(
+        "profile generic sends fields or values that this server refuses"
+    )
     assert "(<think> in the content)" in report.line("reasoning that is shown")
 
 

@@ -120,7 +120,7 @@ async def test_a_tool_gets_its_settings(tmp_path: Path, packages: Path) -> None:
         ),
         ({"dice": {"sides": 1}}, "extensions.dice.sides: must be at least 2"),
         ({"dice": {"sides": "many"}}, "extensions.dice.sides: must be a whole number"),
-        ({"dice": 4}, "extensions.dice must hold a mapping of settings"),
+        ({"dice": 4}, "extensions.dice must be a mapping of settings (name: value)"),
         ({"dise": {}}, "extensions.dise: no tool of this name is installed; did you mean extensions.dice?"),
         ({"plain": {"a": 1}}, "extensions.plain: tool 'plain' of plain 0.1 has no settings"),
         ({"dice": {"sides": 1, "sidez": 2}, "plain": {}}, "3 settings are wrong:"),
@@ -332,7 +332,12 @@ def test_a_profile_of_another_package_is_chosen_by_its_hosts(packages: Path) -> 
             "class made: settings_model = 5",
             "settings_model of tool 'dice' of wrong 0.1 must be a pydantic",
         ),
-        ("tools", "dice", "class made: types = frozenset({'mcp'})", "must have the types {'dice'}, but has the types {'mcp'}"),
+        (
+            "tools",
+            "dice",
+            "class made: types = frozenset({'mcp'})",
+            ("must have the types {'dice'}, but has the types {'mcp'}"),
+        ),
         ("profiles", "acme", "made = dict()", "must be an UpstreamProfile called 'acme', not {}"),
     ],
 )

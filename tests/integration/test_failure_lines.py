@@ -121,7 +121,7 @@ async def test_what_it_continues_is_deleted_while_it_runs(stream: bool) -> None:
             gate.set()
             got = await asked
         assert gone.status == 200 and warnings(lines) == []
-        assert b"could not be stored: the previous response was deleted meanwhile" in got.body
+        assert b"could not be stored: a client deleted the previous response while this response ran" in got.body
         if not stream:
             error = json.loads(got.body)["error"]
             told = error["type"], error["param"], error["code"]

@@ -173,7 +173,7 @@ async def test_a_difference_is_seen_and_no_process_starts_before_the_end(url: st
             await other.execute("UPDATE prompts SET name = 'other'")
             await other.close()
 
-    with pytest.raises(StoreError, match="prompts: 1 rows here and 1 there differ"):
+    with pytest.raises(StoreError, match="prompts: the 1 rows in the data folder and the 1 rows in"):
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(), importing=Changes)
     connection = await asyncpg.connect(url)
     rows = {row["name"]: row["value"] for row in await connection.fetch("SELECT name, value FROM deployment")}
@@ -209,7 +209,7 @@ async def test_contents_are_read_back_from_the_bucket_and_counted(url: str, tmp_
         async with bucket.writing(key) as writer:
             await writer.write(text)
             await writer.seal()
-    with pytest.raises(StoreError, match="in the bucket differs from the one in the data folder"):
+    with pytest.raises(StoreError, match="in the bucket differs from the content in the data folder"):
         await move(
             tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"), bucket=AsyncMock(return_value=bucket)
         )
@@ -368,7 +368,7 @@ async def test_clients_read_the_same_bytes_and_go_on(url: str, tmp_path: Path) -
         }
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")} | keys
         command = (sys.executable, "-m", "antiphon", "admin", "move", "--data", str(data), "--from", "sqlite:")
-        for place in ("response_items: begins", "files: begins", ""):
+        for place in ("response_items: copying begins", "files: copying begins", ""):
             moving = await asyncio.create_subprocess_exec(
                 *command, env=plain, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
             )
@@ -381,7 +381,7 @@ async def test_clients_read_the_same_bytes_and_go_on(url: str, tmp_path: Path) -
             said = (await moving.stdout.read()).decode()
             assert await moving.wait() == (-signal.SIGKILL if place else 0), lines
         assert "every row and every content was compared" in said and "responses " in said
-        assert any("goes on behind" in line for line in lines)
+        assert any("copying continues after" in line for line in lines)
 
         gateway = await start_gateway(upstream.base_url, data, "--door", "http", environ=keys)
         async with aiohttp.ClientSession() as session:

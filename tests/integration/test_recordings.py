@@ -327,10 +327,10 @@ async def test_a_request_without_an_answer_is_explained() -> None:
     error = got.error
     assert error["param"] == "messages[2].content" and error["code"] == "no_recorded_answer"
     assert error["type"] == "invalid_request_error"
-    assert 'The nearest is entry 2: \'messages[2].content\' differs: recorded "hi", requested "ho"' in error["message"]
-    assert f'Entries: 1: POST {CHAT} m "hi"; 2: POST {CHAT} m "hi".' in error["message"]
+    assert 'entry 2. In it \'messages[2].content\' is "hi", but in your request it is "ho"' in error["message"]
+    assert f'Recorded requests: 1: POST {CHAT} m "hi"; 2: POST {CHAT} m "hi".' in error["message"]
     assert (
-        "No recorded request has the method and path POST /v1/embeddings." in other.error["message"]
+        "No recorded request has the method POST and the path /v1/embeddings." in other.error["message"]
         and other.error["param"] is None
     )
     assert [(one.number, one.status) for one in played] == [(0, 404)] * 2 and "messages[2].content" in played[0].note

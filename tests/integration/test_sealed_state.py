@@ -151,7 +151,7 @@ async def test_without_the_key_nothing_is_read_and_the_answer_says_why(many: Pro
     ):
         status, got = await send(other, path, body, method)
         assert status == 500 and got["error"]["code"] == "storage_sealed", got
-        assert "sealed with a key that this server does not have" in got["error"]["message"]
+        assert "encrypted with a key that this server does not have" in got["error"]["message"]
     assert (await send(other, f"/responses/{response}", None, "DELETE"))[0] == 200
 
 

@@ -67,7 +67,7 @@ def test_settings_that_are_named_are_there() -> None:
         ("upstream_timeout", "timeouts.head"),
         ("upstream_cut", "closed the connection early"),
         ("upstream_too_large", "limits.upstream_body_bytes"),
-        ("upstream_invalid", "not of a Chat Completions server"),
+        ("upstream_invalid", "does not come from a Chat Completions server"),
         ("upstream_credentials_refused", "check the upstream's api_key"),
         ("endpoint_picker_unavailable", "envoy.endpoint_picker.address"),
         ("endpoint_picker_timeout", "the picker is slow"),

@@ -92,7 +92,7 @@ def test_no_words_of_the_library_and_no_value_are_shown() -> None:
         ({"fetch": {"enabled": "maybe"}}, "fetch.enabled: must be true or false"),
         ({"models": [{}]}, "models[0].match: is missing, and has no default"),
         ({"models": "x"}, "models: must be a list; in YAML [a, b], in a variable a,b"),
-        ({"models": [3]}, "models[0]: must hold a mapping of settings"),
+        ({"models": [3]}, "models[0]: must be a mapping of settings (name: value)"),
         ({"data": 5}, "data: must be a path"),
         ({"upstream": {"host": 5}}, "upstream.host: must be a text; write quotes around a text that YAML would "
          "read as a number"),

@@ -166,7 +166,7 @@ def test_what_changes_is_named(changes: dict[str, Any], changed: tuple[str, ...]
         ({"data": "/x"}, "data cannot change"),
         ({"door": "http"}, "door cannot change"),
         ({"reload": {"watch": False}}, "reload.watch cannot change"),
-        ({"state": {"url": "memory:"}}, "state.url: with memory:"),
+        ({"state": {"url": "memory:"}}, "state.url: with 'memory:'"),
     ],
 )
 def test_what_cannot_change_is_refused_by_name(changes: dict[str, Any], problem: str) -> None:

@@ -100,7 +100,7 @@ def test_values_are_read_by_their_types(name: str, given: Any, read: Any) -> Non
           "remove the setting and set its environment variable"]),
         ({"base": "x"}, ["base: must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1"]),
         ({"address": "unix:/x"}, ["address: is not HOST:PORT"]),
-        ({"inner": 3}, ["inner: must hold a mapping of settings"]),
+        ({"inner": 3}, ["inner: must be a mapping of settings (name: value)"]),
         ({"many": {1: {"name": "x"}}},
          ["many.1: the name must be a text; write quotes around a text that YAML would read as a number"]),
         ({"several": [{"key": 3}]}, ["several[0].name: is missing, and has no default",

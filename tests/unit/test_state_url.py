@@ -133,7 +133,7 @@ def test_a_url_is_shown_whole_but_for_its_passwords(url: str, shown: str) -> Non
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"state": {"url": "memory:"}, "workers": 2}, "workers: with state.url memory:"),
+        ({"state": {"url": "memory:"}, "workers": 2}, "workers: with state.url 'memory:'"),
         (
             {"state": {"url": "sqlite:", "direct_url": "postgresql://db/a"}, **KEYS},
             "state.direct_url works only with PostgreSQL",

@@ -25,7 +25,7 @@ from antiphon.redaction import KEYS
 
 Place = tuple[str | int, ...]
 
-MAPPING = "must hold a mapping of settings"
+MAPPING = "must be a mapping of settings (name: value)"
 _WORDS = {
     "missing": "is missing, and has no default",
     "extra_forbidden": "is not a setting",

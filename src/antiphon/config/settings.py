@@ -180,11 +180,12 @@ class Settings(Section):
             yield "state.direct_url works only with PostgreSQL: it and state.url must both be postgresql:// URLs"
         if kind == "memory" and self.owner.managed_keys:
             yield (
-                "owner.managed_keys: with state.url memory: no command can reach the keys; set another state.url, or "
+                "owner.managed_keys: with state.url 'memory:', no command can reach the keys; set another state.url, "
+                "or "
                 "owner.keys"
             )
         if kind == "memory" and self.workers > 1:
-            yield "workers: with state.url memory: every process would have separate state; set workers to 1"
+            yield "workers: with state.url 'memory:', every process would have separate state; set workers to 1"
         if kind == "postgresql":
             # Keys created in data folders would differ between machines.
             if self.owner.source == "bearer" and self.owner.key is None:
@@ -238,7 +239,10 @@ class Settings(Section):
             elif model.mode != "disabled" and model.group is not None:
                 yield from (f"models[{number}].upstream: {line}" for line in self._wrong_group(model.group))
             if model.match in seen:
-                yield f"models[{number}].match: {model.match!r} is there twice: remove the second, which has no effect"
+                yield (
+                    f"models[{number}].match: {model.match!r} is in two entries: remove the second entry, which has "
+                    "no effect"
+                )
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:

@@ -78,7 +78,7 @@ def read_file(path: Path) -> dict[object, object]:
     except NotYaml as error:
         raise ConfigError(f"the settings file {path} is not valid YAML: {error}") from None
     if values is not None and not isinstance(values, dict):
-        raise ConfigError(f"the settings file {path} must hold a mapping of settings")
+        raise ConfigError(f"the settings file {path} must be a mapping of settings (name: value)")
     return values or {}
 
 

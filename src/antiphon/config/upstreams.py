@@ -256,7 +256,7 @@ def _read_shares(value: object) -> object:
     shares = [_read_share(one) for one in value]
     names = [share["name"] for share in shares]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{', '.join(twice)} is there twice: list each upstream once")
+        raise ValueError(f"{', '.join(twice)} is in the list twice: list each upstream once")
     weighed = sum(share["weight"] is not None for share in shares)
     if 0 < weighed < len(shares):
         raise ValueError(

@@ -115,7 +115,7 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
             },
         )
     except jwt.InvalidIssuerError:
-        raise TokenRefused("Another issuer made it.") from None
+        raise TokenRefused("Another issuer created it.") from None
     except jwt.InvalidAudienceError:
         raise TokenRefused("It is for another service.") from None
     except jwt.MissingRequiredClaimError:
@@ -131,7 +131,7 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
         raise TokenRefused("It is not valid yet.")
     caller = rules.names.caller(claims)
     if caller is None:
-        raise TokenRefused("Its claim that names the owner is absent or not a usable text.")
+        raise TokenRefused("Its claim with the owner's name is missing or is not a valid text.")
     return caller, until
 
 

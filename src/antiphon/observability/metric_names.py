@@ -83,7 +83,11 @@ _BOUNDS = (
 _DATABASE = "`sessions`, `vectors`: the SQLite databases; `postgresql`: the PostgreSQL database"
 
 RESPONSES = _counter(
-    "responses_total", "Responses by outcome, door and fault.", outcome=_OUTCOMES, door=_DOOR, fault=_FAULT
+    "responses_total",
+    ("Responses by outcome, by the way of serving (`door`) and by the party that caused a failure (`fault`)."),
+    outcome=_OUTCOMES,
+    door=_DOOR,
+    fault=_FAULT,
 )
 FAILURES = _counter(
     "antiphon_response_failures_total", "Responses that failed, by cause.", fault=_FAULT, code=_CODE, upstream=_UPSTREAM
@@ -179,8 +183,8 @@ QUOTA_REFUSALS = _counter(
     subject="`owner`, `key`, `team` or `model`: the subject of the limit",
     measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, "
     "`cost_per_month` or `parallel_requests`",
-    refusal="`refused`; `early`: the request would have fitted without the parts that other processes held; "
-    "`shadow`: the request was served; `unavailable`: the database failed",
+    refusal="`refused`; `early`: the request would have been served without the shares of the limit that other "
+    "processes had reserved; `shadow`: the request was served; `unavailable`: the database failed",
 )
 CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
@@ -201,11 +205,11 @@ CONFLICTS = _counter(
 )
 SEALS_REFUSED = _counter(
     "antiphon_sealed_content_refused_total",
-    "Encrypted content of Antiphon that could not be decrypted.",
+    "Encrypted items in requests that Antiphon could not decrypt.",
 )
 ATTEMPTS = _counter(
     "antiphon_background_attempts_total",
-    "Attempts to run background responses that have begun.",
+    "Attempts to run background responses, counted when an attempt begins.",
     kind="`first`: the first attempt; `again`: an attempt after a failure or after the end of a process",
 )
 GIVEN_BACK = _counter(
@@ -236,11 +240,14 @@ LAG = _seconds(
 )
 WRITER_QUEUE = _gauge(
     "antiphon_storage_writer_queue",
-    "Units of work that wait for the database's writer, or for a connection to PostgreSQL.",
+    "Database operations that wait for the SQLite writer, or for a connection to PostgreSQL.",
     database=_DATABASE,
 )
 WRITER_GROUP = _seconds(
-    "antiphon_storage_writer_group", "Number of units of work in one database transaction.", _SIZES, database=_DATABASE
+    "antiphon_storage_writer_group",
+    ("Number of write operations that share one database transaction."),
+    _SIZES,
+    database=_DATABASE,
 )
 READERS = _gauge(
     "antiphon_storage_readers_busy",
@@ -248,7 +255,9 @@ READERS = _gauge(
     database=_DATABASE,
 )
 THREADS = _gauge("antiphon_threads_busy", "Busy threads of the process's pools.", pool="a pool's name")
-THREAD_QUEUE = _gauge("antiphon_threads_waiting", "Tasks that wait for a thread.", pool="a pool's name")
+THREAD_QUEUE = _gauge(
+    "antiphon_threads_waiting", ("Tasks that wait for a thread of the process's pools."), pool="a pool's name"
+)
 INTERPRETERS = _gauge("antiphon_code_interpreters", "Live interpreters of the tool `code_interpreter`.")
 DATABASE = _shared("antiphon_database_bytes", "Size of a database's files.", database=_DATABASE)
 TABLES = _shared(

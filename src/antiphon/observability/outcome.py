@@ -29,7 +29,7 @@ _BY_CODE = {
     ),
     "upstream_too_large": "raise limits.upstream_body_bytes if the model's answers should be that large",
     "upstream_invalid": (
-        "the answer is not of a Chat Completions server (perhaps of a proxy): check the upstream's url"
+        "the answer does not come from a Chat Completions server, but perhaps from a proxy: check the upstream's url"
     ),
     "upstream_credentials_refused": "the upstream refuses the configured key: check the upstream's api_key",
     "endpoint_picker_unavailable": (
@@ -77,7 +77,9 @@ _BY_UPSTREAM_STATUS = {
     404: "the upstream has no such path: check that its url ends in /v1",
 }
 _BY_OPERATION = {
-    "restart": "more processes died with the response than background.attempts allows: find out why they die",
+    "restart": (
+        "more processes died while they ran this response than background.attempts allows: find out why they die"
+    ),
 }
 
 _MODEL_DOOR = "check that Envoy runs as the same user, with the listener model_door at the path of sidecar.model_door"

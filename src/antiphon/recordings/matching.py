@@ -40,7 +40,7 @@ class Difference:
     requested: str
 
     def __str__(self) -> str:
-        return f"'{self.path}' differs: recorded {self.recorded}, requested {self.requested}"
+        return f"'{self.path}' is {self.recorded}, but in your request it is {self.requested}"
 
 
 @dataclass(frozen=True)

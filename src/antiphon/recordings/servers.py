@@ -402,15 +402,15 @@ class Replayer:
 
     def _unknown(self, method: str, path: str, asked: bytes) -> NotFound:
         near = self._playlist.nearest(method, path, asked)
-        reason = f"No recorded request has the method and path {method} {path}."
+        reason = f"No recorded request has the method {method} and the path {path}."
         if near is not None:
-            reason = f"The nearest is entry {near.number}: {near.difference}."
+            reason = f"The most similar request is entry {near.number}. In it {near.difference}."
         listed = [f"{number}: {summary(entry)}" for number, entry in self._playlist.entries[:_LISTED]]
         more = len(self._playlist.entries) - len(listed)
         self._report(ReplayedExchange(method, path, 404, note=f"no recorded answer: {reason}"))
         return NotFound(
-            f"The recording has no answer for this request. {reason} Record this request too, or send a recorded one. "
-            f"Entries: {'; '.join(listed)}{f'; and {more} more' if more else ''}.",
+            f"The recording has no answer for this request. {reason} Record this request with 'antiphon record', or "
+            f"send a recorded request. Recorded requests: {'; '.join(listed)}{f'; and {more} more' if more else ''}.",
             param=near.difference.path if near is not None else None,
             code="no_recorded_answer",
         )

@@ -67,8 +67,8 @@ _BINARY = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _LONG_LINE = 2_000
 _MAX_ENTRIES = 20_000
 _NO_LIBRARY = (
-    "Files of this kind cannot be read here: the server lacks the extra 'vector-stores'. Ask the operator to install "
-    "it."
+    "This server cannot read files of this type, because it lacks the extra 'vector-stores'. Ask the operator to "
+    "install the extra."
 )
 
 
@@ -103,7 +103,7 @@ def decode(data: bytes) -> str:
     except UnicodeDecodeError:
         text = data.decode("cp1252", "replace")
     if _BINARY.search(text[:65_536]):
-        raise Unreadable("Files of this kind cannot be read.", "unsupported_file")
+        raise Unreadable("This server cannot read files of this type.", "unsupported_file")
     return text
 
 
@@ -112,7 +112,7 @@ def _reader(suffix: str, start: bytes) -> Callable[[Path, int], Document]:
         return read_pdf
     if start.startswith(b"PK\x03\x04"):
         if suffix not in _ARCHIVES:
-            raise Unreadable("Archives cannot be read.", "unsupported_file")
+            raise Unreadable("This server does not read archives. Upload the files in the archive.", "unsupported_file")
         return partial(_read_archive, _ARCHIVES[suffix])
     if suffix in (".docx", ".pptx", ".xlsx"):
         raise Unreadable("The content of the file does not match the type in its name.")

@@ -128,15 +128,15 @@ def missing_steps(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) -
     for known, step in zip(applied, steps, strict=False):
         if (known.version, known.sha256) != (step.version, step.sha256):
             raise StoreError(
-                f"Schema step {step.name} of the database differs from the one of this build. "
-                "Use the build that wrote it, or start with an empty one."
+                f"The database was changed by another version of Antiphon: its schema step {step.name} differs from "
+                "this version's. Use the version that applied the step, or start with an empty database."
             )
     for newer in applied[len(steps) :]:
         if newer.serves > len(steps):
             raise StoreError(
-                f"The database has schema {applied[-1].version} and was written by a newer Antiphon: step {newer.name} "
-                f"takes a build that knows schema {newer.serves}; this one knows schema {len(steps)}. "
-                "Install the newer version again."
+                f"A newer version of Antiphon changed this database. Its schema step {newer.name} needs a version that "
+                f"knows schema {newer.serves}, but this version knows only schema {len(steps)}. Install the newer "
+                "version again."
             )
     return steps[len(applied) :]
 
@@ -184,7 +184,10 @@ MOVING = "moving"
 """The name of the row that marks this database as the target of a move in progress. The row's value names the source of
 the move."""
 _SEALS, _OPENS = "seals", "opens"
-_ACCEPT = "To start with the keys set here anyway, run `antiphon admin deployment-keys --accept` with them"
+_ACCEPT = (
+    "To start with the keys in these settings anyway, run `antiphon admin deployment-keys --accept` with the same "
+    "settings"
+)
 
 Recorded = Mapping[str, str]
 """The recorded rows by name: the fingerprint of the owner key, and the use (`seals` or `opens`) of each sealing key."""
@@ -220,23 +223,23 @@ def keys_to_record(recorded: Recorded, keys: KeyFingerprints) -> dict[str, str]:
         )
     if keys.owner is not None and recorded.get(OWNER, keys.owner) != keys.owner:
         raise ConfigError(
-            "owner.key differs from the key that the other machines on this database use: clients could not "
-            f"find their stored objects. Set owner.key to the value of the other machines. {_ACCEPT}; no "
-            "client can then reach the objects that are stored already."
+            "owner.key differs from the key of the other machines on this database, so clients could not find their "
+            f"stored objects. Set owner.key to the value of the other machines. {_ACCEPT}. Then no client can reach "
+            "the objects that are stored already."
         )
     sealed = {name.removeprefix(_SEALING) for name, use in recorded.items() if use == _SEALS and name != OWNER}
     lacking = sorted(sealed - set(keys.sealing))
     if lacking:
         raise ConfigError(
-            f"sealing.keys lacks {len(lacking)} of the keys that machines on this database seal with "
-            f"(fingerprint {lacking[0][:8]}): this process could not open what they sealed. Append the "
-            f"missing key to sealing.keys. {_ACCEPT}."
+            f"sealing.keys lacks {len(lacking)} of the keys with which other machines on this database encrypt "
+            f"(fingerprint {lacking[0][:8]}). This process could not decrypt their data. Append the missing key to "
+            f"sealing.keys. {_ACCEPT}."
         )
     first = keys.sealing[0] if keys.sealing else ""
     if sealed and first not in sealed and _SEALING + first not in recorded:
         raise ConfigError(
-            "The first key in sealing.keys is unknown to the other machines: they could not open what this "
-            f"process seals. Put it second, restart all machines, then put it first. {_ACCEPT}."
+            "The other machines do not have the first key in sealing.keys, so they could not decrypt the data of this "
+            f"process. Put the key second on every machine, restart all machines, then put it first. {_ACCEPT}."
         )
     wanted = keys.recorded()
     # If a process has sealed with a key, the record of the key stays `seals`, even if this process only decrypts with

@@ -120,20 +120,20 @@ async def _move(
     kinds = [kind for kind in COLUMNS if kind != "pending_blobs" or contents is None]
     for kind in kinds:
         after, there = await target.position(kind)
-        said(f"{kind}: {f'goes on behind {there} rows' if there else 'begins'}")
+        said(f"{kind}: {f'copying continues after {there} rows' if there else 'copying begins'}")
         async for rows, position in _batches(source, kind, after, together):
             await target.add(kind, rows, position)
             report(len(rows), None)
     await target.finish(source.numbers())
     if contents is not None:
-        said("contents of files: begin")
+        said("contents of files: copying begins")
         await contents.move(source)
     moved = []
     for kind in kinds:
-        said(f"{kind}: compared")
+        said(f"{kind}: comparing")
         moved.append(await _compared(source, target, kind))
     if contents is not None:
-        said("contents of files: compared")
+        said("contents of files: comparing")
         moved.append(MoveComparison(CONTENTS, *await contents.compared(source)))
     return moved
 
@@ -164,8 +164,9 @@ async def _compared(source: FolderExport, target: DatabaseImport, kind: str) -> 
     moved = MoveComparison(kind, here.counted, there.counted)
     if moved.source != moved.target:
         raise StoreError(
-            f"{kind}: {moved.source.rows} rows here and {moved.target.rows} there differ: a process used the "
-            f"data folder between two parts of the move. Empty {target.name} and start the move again."
+            f"{kind}: the {moved.source.rows} rows in the data folder and the {moved.target.rows} rows in "
+            f"{target.name} differ, because a process used the data folder during the move. Empty {target.name} and "
+            "start the move again."
         )
     return moved
 
@@ -208,8 +209,8 @@ class _Contents:
                 await content.aclose()
             if (sealed.size, sealed.sha256) != (size, sha256):
                 raise StoreError(
-                    f"The content {key} in {self._folder} does not match its file's row: it is damaged. Restore "
-                    "it from a backup, then run the move again."
+                    f"The content {key} in {self._folder} is damaged: its size or hash differs from the file's row in "
+                    "the database. Restore the content from a backup, then run the move again."
                 )
 
     async def compared(self, source: FolderExport) -> tuple[RowCount, RowCount]:
@@ -225,7 +226,7 @@ class _Contents:
             if found != (size, sha256):
                 await self._bucket.delete(key)
                 raise StoreError(
-                    f"The content {key} in the bucket differs from the one in the data folder. Run the move again."
+                    f"The content {key} in the bucket differs from the content in the data folder. Run the move again."
                 )
             here.add((key, size, sha256))
             there.add((key, *found))

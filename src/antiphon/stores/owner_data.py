@@ -178,7 +178,7 @@ async def delete_vector_stores(vectors: VectorDatabase, tables: Tables, owner: s
 _SHOWN = 5
 """The maximum number of ids that a message lists."""
 _LATER, _AGAIN = " Try again when they have ended.", " Run the move again."
-_INDEXED = "Files of vector stores are indexed now"
+_INDEXED = "A process is indexing these files of vector stores"
 # The duration in seconds of the delay in which no process begins to index a file of the old owner. After the move of
 # the files, the statement `let_go` ends the delay early.
 _HOLD_SECONDS = 600.0
@@ -263,12 +263,20 @@ class OwnerMoves:
         """See `OwnerData.obstacles`."""
         old, new = self._named["old"], self._named["new"]
         if old == new:
-            return [f"{old} is the owner on both sides."]
-        found = [await self._told(self._tables, sql, f"Both owners have {what}") for what, sql in _EQUAL.items()]
-        found += [await self._told(one, _EQUAL_KEYS, "Both owners have idempotency keys") for one in self._databases()]
+            return [f"The old and the new owner are the same: {old}."]
+        found = [
+            await self._told(self._tables, sql, (f"Both owners have {what} with the same id"))
+            for what, sql in _EQUAL.items()
+        ]
+        found += [
+            await self._told(one, _EQUAL_KEYS, ("Both owners used the same idempotency keys"))
+            for one in self._databases()
+        ]
         found.append(await self._told(self._tables, JOBS, f"{old} has unfinished background responses", _LATER))
-        found.append(await self._told(self._tables, LOCKED, "Responses run in conversations", _LATER))
-        found.append(await self._told(self._tables, _HELD_KEYS, "Requests with idempotency keys run", _LATER))
+        found.append(await self._told(self._tables, LOCKED, "Responses are running in these conversations", _LATER))
+        found.append(
+            await self._told(self._tables, _HELD_KEYS, ("Requests with these idempotency keys are running"), _LATER)
+        )
         if self._vectors is not None:
             found.append(await self._told(self._vectors, self._sql.indexing, _INDEXED, _LATER))
         return [one for one in found if one]
@@ -304,8 +312,12 @@ class OwnerMoves:
         await self._unit(self._tables, self._sql.usage)
         yield "usage_days"
         left = [
-            await self._told(self._tables, _LEFT_CHAINS, "Chains came into use during the move", _AGAIN),
-            await self._told(self._tables, _LEFT_CONVERSATIONS, "Conversations came into use during the move", _AGAIN),
+            await self._told(
+                self._tables, _LEFT_CHAINS, ("Requests used these chains of responses during the move"), _AGAIN
+            ),
+            await self._told(
+                self._tables, _LEFT_CONVERSATIONS, ("Requests used these conversations during the move"), _AGAIN
+            ),
         ]
         if any(left):
             raise NotMovable(" ".join(one for one in left if one))

@@ -114,7 +114,7 @@ class ReloadCounts:
         except AntiphonError as error:
             self._refused(because, str(error))
         except Exception as bug:
-            self._refused(because, f"it failed here: {type(bug).__name__}", exc_info=True)
+            self._refused(because, f"a bug stopped the reload: {type(bug).__name__}", exc_info=True)
         else:
             self._count("accepted")
             _log.info("settings_reloaded", because=because, changed=list(changed))
@@ -160,7 +160,7 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
             )
     if "memory" in (before.state.place.kind, after.state.place.kind):
         raise ConfigError(
-            "state.url: with memory: the state is in the workers' memory, and a reload would lose it. Restart "
+            "state.url: with 'memory:', the state is in the workers' memory, and a reload would lose it. Restart "
             "Antiphon, or undo the change"
         )
     for name in _OF_ONE_SET if after.door == "envoy" else ():

@@ -165,4 +165,4 @@ def tell_first(failed: asyncio.Future[BaseException], task: asyncio.Task[NoRetur
     # The exception is read in any case, because asyncio logs an unread exception with its traceback.
     error = task.exception()
     if not failed.done():
-        failed.set_result(error or AssertionError("a process is no longer kept"))
+        failed.set_result(error or AssertionError("the task that restarts a process has ended"))

@@ -40,7 +40,7 @@ class Orders:
         self.tell({"do": do, "answer": True})
         async with asyncio.timeout(seconds):
             if not await asyncio.get_running_loop().sock_recv(self._ours, 1):
-                raise ConnectionResetError("it has ended")
+                raise ConnectionResetError("the worker has ended")
 
     def tell(self, said: dict[str, object]) -> None:
         """Send a message that needs no answer. The message is dropped if the child does not read or has ended."""

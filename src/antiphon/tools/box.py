@@ -199,7 +199,11 @@ class Toolbox:
             result = _failed(call, error.message)
         except TimeoutError:
             outcome = "timed_out"
-            done = "The tool did not answer" if begun else "Other calls kept the tool busy: it did not run"
+            done = (
+                "The tool did not answer"
+                if begun
+                else ("Other calls used all slots of the tool, so this call did not start")
+            )
             setting = "tools.seconds" if begun else "tools.concurrent"
             told: dict[str, object] = {"tool": call.tool.type, "seconds": self._limits.seconds, "setting": setting}
             if call.target.namespace:

@@ -151,7 +151,7 @@ def _check_headers(where: str, headers: dict[str, str]) -> None:
         if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
             raise invalid_value(where, f"{name[:64]!r} and its value cannot be a header")
         if name.lower() in _OWN_HEADERS:
-            raise invalid_value(where, f"the header {name!r} is the connection's own")
+            raise invalid_value(where, f"this server sets the header {name!r} itself")
 
 
 _MAX_URL = 2_048

@@ -183,7 +183,7 @@ class WebSearch:
             return ToolResult(call.call_id, f"The page cannot be read: {failure}", {"action": action}, failed=True)
         if finding:
             pieces = around(text, arguments.pattern) if arguments.pattern.strip() else []
-            text = "\n\n[…]\n\n".join(pieces) or "The page does not hold these words."
+            text = "\n\n[…]\n\n".join(pieces) or "The page does not contain these words."
         limit = _SIZES[declared.search_context_size or "medium"][2]
         if arguments.line is not None:
             text = by_lines(text, max(arguments.line, 1), limit) + _listed(links)

@@ -208,9 +208,11 @@ class _UpstreamAnswer:
 
     def _failure(self, error: Exception) -> UpstreamCallFailed:
         if isinstance(error, TimeoutError):
-            return _failed(UpstreamFault.TIMED_OUT, f"silent for {self._idle_seconds:g} s (timeouts.idle)")
+            return _failed(
+                UpstreamFault.TIMED_OUT, (f"the upstream sent nothing for {self._idle_seconds:g} s (timeouts.idle)")
+            )
         if isinstance(error, aiohttp.ClientPayloadError):
-            return _failed(UpstreamFault.CUT, "the upstream ended the body early, or sent a broken one")
+            return _failed(UpstreamFault.CUT, "the upstream ended the body early, or sent an invalid body")
         return _failed(UpstreamFault.CUT, f"{_breaking(error)} within the body")
 
 
@@ -261,7 +263,7 @@ def _breaking(error: BaseException) -> str:
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the upstream closed the connection"
     if isinstance(error, aiohttp.ClientResponseError):
-        return "the upstream sent what is not HTTP"
+        return "the upstream's answer is not HTTP"
     return f"the connection to the upstream broke ({_describe(error)})"
 
 

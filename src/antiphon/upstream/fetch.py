@@ -222,7 +222,7 @@ class GuardedFetcher:
             return _failed(f"it took longer than {self._limits.seconds:g} seconds.")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             _log.info("file_fetch_failed", error=type(error).__name__)
-            return _failed("its server could not be reached, or broke off.")
+            return _failed("its server could not be reached, or ended the transfer early.")
         except Exception as error:
             _log.error("file_fetch_bug", error=type(error).__name__, exc_info=True)
             return _failed("an unexpected error occurred.")
@@ -230,7 +230,7 @@ class GuardedFetcher:
     async def _follow(self, url: URL, budget: _Budget, fits: Callable[[str], bool] | None) -> FetchedFile:
         for _ in range(self._limits.redirects + 1):
             if fits is not None and not fits(str(url)):
-                raise _refused("The request does not allow the URL's domain, or one that it leads to.")
+                raise _refused("The request does not allow the URL's domain, or a domain to which the URL redirects.")
             found = await self._ask(url, budget)
             if isinstance(found, FetchedFile):
                 return found

@@ -88,7 +88,7 @@ class ServerIdentities:
                     profile="generic",
                     problem="no answer yet" if profile is None else "its model list does not name the kind of server",
                     advice="Set the upstream's 'profile', which decides the fields that the server gets. 'antiphon "
-                    "doctor' suggests one. 'generic' ends this warning too.",
+                    "doctor' suggests one. The profile 'generic' also ends this warning.",
                 )
             if profile is not None:
                 return

@@ -49,7 +49,7 @@ def test_a_body_that_stops_in_the_middle_is_a_fault(kind: str) -> None:
         decoder = Inflate(encoding)
         decoder.feed(compress(_DATA)[:-left_out])
         decoder.end()
-        assert "stops in the middle" in decoder.fault
+        assert "an incomplete" in decoder.fault
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -57,7 +57,7 @@ def test_no_body_at_all_is_a_fault(encoding: str) -> None:
     decoder = Inflate(encoding)
     assert decoder.feed(b"") == b"" and decoder.fault == ""
     decoder.end()
-    assert "stops in the middle" in decoder.fault
+    assert "an incomplete" in decoder.fault
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_no_body_at_all_is_a_fault(encoding: str) -> None:
     [
         ("br", b"x", "content-encoding 'br'"),
         ("gzip", b"no gzip at all", "a broken gzip body"),
-        ("deflate", zlib.compress(b"x") + b"more", "something behind the end of a deflate body"),
+        ("deflate", zlib.compress(b"x") + b"more", "extra bytes after the end of a deflate body"),
         ("gzip", gzip.compress(b"x", mtime=0) + b"more", "a broken gzip body"),
     ],
 )
@@ -85,4 +85,4 @@ def test_a_part_grows_to_a_limit_and_no_further(members: int) -> None:
         data = bytes(size)
         coded = gzip.compress(data) if members == 1 else gzip.compress(data[:600]) + gzip.compress(data[600:])
         made = decoder.feed(coded)
-        assert ("out of all proportion" in decoder.fault) is not fits and (made == data) is fits
+        assert ("too many bytes" in decoder.fault) is not fits and (made == data) is fits

@@ -308,12 +308,12 @@ def test_nothing_to_undo(encoding: str | None) -> None:
     [
         ("br", b"anything", "content-encoding 'br'"),
         ("gzip", b"not gzip at all", "a broken gzip body"),
-        ("gzip", gzip.compress(b"text", mtime=0)[:-4], "a gzip body that stops in the middle"),
-        ("gzip", gzip.compress(bytes(70 << 20), 1, mtime=0), "a gzip body that grows out of all proportion"),
+        ("gzip", gzip.compress(b"text", mtime=0)[:-4], "an incomplete gzip body"),
+        ("gzip", gzip.compress(bytes(70 << 20), 1, mtime=0), "a gzip body that decompresses to too many bytes"),
         ("gzip", gzip.compress(b"text", mtime=0) + b"and more", "a broken gzip body"),
-        ("deflate", zlib.compress(b"text") + b"and more", "something behind the end of a deflate body"),
+        ("deflate", zlib.compress(b"text") + b"and more", "extra bytes after the end of a deflate body"),
         ("deflate", b"\xff\xff", "a broken deflate body"),
-        ("deflate", zlib.compress(b"text")[:-1], "a deflate body that stops in the middle"),
+        ("deflate", zlib.compress(b"text")[:-1], "an incomplete deflate body"),
     ],
     ids=["unknown", "broken", "cut", "bomb", "garbage", "garbage behind deflate", "broken deflate", "cut deflate"],
 )

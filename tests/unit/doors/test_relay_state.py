@@ -438,7 +438,7 @@ def test_a_native_answer_that_falls_silent_is_cut_behind_what_came(begun: bool) 
     relayed.pass_time(_TIMES.idle + 1)
     assert relayed.state.finished
     if begun:
-        assert relayed.state.cut == "the upstream fell silent"
+        assert relayed.state.cut == "the upstream stopped sending"
         assert relayed.body.startswith(b"event: a") and b"keep-alive" not in relayed.body
         streamed = [one.response_body.response.body_mutation.streamed_response for one in relayed.said]
         assert not any(part.end_of_stream for part in streamed)

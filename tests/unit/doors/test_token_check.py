@@ -66,10 +66,10 @@ def test_claims_name_the_owner_the_name_and_the_team() -> None:
         (EC.sign({name: value for name, value in CLAIMS.items() if name != "exp"}), "exp, iss and aud"),
         (EC.sign({name: value for name, value in CLAIMS.items() if name != "aud"}), "exp, iss and aud"),
         (EC.sign({name: value for name, value in CLAIMS.items() if name != "iss"}), "exp, iss and aud"),
-        (EC.sign({name: value for name, value in CLAIMS.items() if name != "sub"}), "names the owner"),
-        (EC.sign({**CLAIMS, "sub": 7}), "names the owner"),
-        (EC.sign({**CLAIMS, "sub": "secret\n"}), "names the owner"),
-        (EC.sign({**CLAIMS, "sub": "s" * 201}), "names the owner"),
+        (EC.sign({name: value for name, value in CLAIMS.items() if name != "sub"}), "owner's name"),
+        (EC.sign({**CLAIMS, "sub": 7}), "owner's name"),
+        (EC.sign({**CLAIMS, "sub": "secret\n"}), "owner's name"),
+        (EC.sign({**CLAIMS, "sub": "s" * 201}), "owner's name"),
         (EC.sign({**CLAIMS, "exp": NOW - 60}), "expired"),
         (EC.sign({**CLAIMS, "nbf": NOW + 61}), "not valid yet"),
         (unsigned({"alg": "ES256", "kid": "ec"}, {**CLAIMS, "exp": "soon"}, b"secret"), "signature"),
@@ -202,7 +202,7 @@ def test_no_subject_is_the_owner_of_another_source(subject: str) -> None:
 
 @pytest.mark.parametrize("subject", ["", "a\nb", "a\x00b", "a\u202eb", "a\u2028b", "\ud800"])
 def test_a_subject_that_a_line_or_a_database_would_read_otherwise_is_refused(subject: str) -> None:
-    with pytest.raises(TokenRefused, match="names the owner"):
+    with pytest.raises(TokenRefused, match="owner's name"):
         check(EC.sign({**CLAIMS, "sub": subject}))
 
 

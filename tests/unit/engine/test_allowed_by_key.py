@@ -40,7 +40,7 @@ def test_every_model_of_a_body_counts(body: bytes, code: str | None) -> None:
 def test_an_upstream_chooses_no_model_for_a_key_with_models() -> None:
     assert _code(b"{}", Access(tools=("function",)), named=True) is None
     assert _code(b'{"model":"qwen3","tools":["mcp"]}', Access(models=("qwen*",)), named=True) is None
-    with pytest.raises(InvalidRequest, match="Name one in 'model'") as refused:
+    with pytest.raises(InvalidRequest, match="Name one of them in 'model'") as refused:
         check_body(_KEY, b'{"prompt":"x"}', named=True)
     assert refused.value.param == "model"
     assert _code(b'{"model":"qwen3"}', named=True) is None

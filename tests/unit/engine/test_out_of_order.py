@@ -62,7 +62,7 @@ def test_a_response_without_tools_takes_nothing_of_one(what: str) -> None:
 
 def test_a_state_that_the_input_does_not_lead_to_is_refused() -> None:
     machine = StateMachine()
-    with pytest.raises(ExchangeStateError, match="new does not become calling now"):
+    with pytest.raises(ExchangeStateError, match="the state new may not change to calling now"):
         machine.go(State.CALLING)
     machine.receive(Input.REQUEST)
     with pytest.raises(ExchangeStateError, match="new does not become streaming now"):

@@ -43,7 +43,7 @@ def test_a_key_is_changed_while_machines_serve(starts: list[str]) -> None:
     [
         (["a"], "b", "sealing.keys lacks 1"),
         # Old machines could not open what this one seals.
-        (["a"], "ba", "Put it second"),
+        (["a"], "ba", "Put the key second"),
         # Since one seals with b, who has a alone could not open that.
         (["a", "ab", "ba"], "a", "sealing.keys lacks 1"),
         # And a is given up on purpose only.

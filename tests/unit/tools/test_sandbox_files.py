@@ -438,7 +438,9 @@ def test_its_own_files_are_brought_in_and_taken_out(home: Path, tmp_path: Path) 
     assert not one.copied
 
 
-@pytest.mark.parametrize(("way", "said"), [("bring_in", "brought to the code"), ("take_out", "could not be kept")])
+@pytest.mark.parametrize(
+    ("way", "said"), [("bring_in", "copied to the interpreter"), ("take_out", "could not be saved")]
+)
 def test_files_that_cannot_be_carried_are_told(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, said: str
 ) -> None:

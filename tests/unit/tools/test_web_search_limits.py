@@ -132,7 +132,7 @@ async def test_words_are_found_in_all_of_a_page_whatever_its_length() -> None:
     found = await _open(page, "find_in_page", pattern="RAIN")
     assert found.count("rain") == 2 and "\n\n[…]\n\n" in found and "further parts" not in found
     for pattern in ("", "  "):
-        assert "does not hold these words" in await _open(page, "find_in_page", pattern=pattern)
+        assert "does not contain these words" in await _open(page, "find_in_page", pattern=pattern)
 
 
 async def test_only_what_fits_is_asked_and_a_title_is_cut() -> None:

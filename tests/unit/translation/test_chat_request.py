@@ -138,9 +138,9 @@ def test_two_outputs_of_one_call_are_one_message() -> None:
         ([{"role": "user"}], r"input\[0\].content"),
         ([{"role": "user", "content": 3}], r"input\[0\].content"),
         ([{"role": "user", "content": [{"type": "input_text"}]}], r"input\[0\].content\[0\]"),
-        ([{"role": "user", "content": [{"type": "input_audio"}]}], "takes no audio"),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "does not accept audio"),
         ([{"role": "user", "content": [{"type": "input_image", "file_id": "file_1"}]}], r"content\[0\].file_id"),
-        ([{"role": "system", "content": [{"type": "input_image", "image_url": "x"}]}], "text only"),
+        ([{"role": "system", "content": [{"type": "input_image", "image_url": "x"}]}], "only text"),
     ],
 )
 def test_what_cannot_be_said_is_refused(items: list[dict[str, Any]], text: str) -> None:

@@ -244,7 +244,7 @@ def test_a_refusal_of_pictures_or_sound_names_their_place(status: int, kind: str
     error = media_refusal(status, words, sent)
     assert error is not None
     assert (error.status, error.code, error.param) == (400, "unsupported_parameter", sent[kind])
-    assert f"takes no {'images' if kind == 'image' else 'audio'}." in error.message and words in error.message
+    assert f"does not accept {'images' if kind == 'image' else 'audio'}." in error.message and words in error.message
     assert media_refusal(status, words, {}) is None and media_refusal(409, words, sent) is None
     assert media_refusal(status, "Something else.", sent) is None
 

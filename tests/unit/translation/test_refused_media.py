@@ -55,14 +55,14 @@ def test_an_image_that_the_model_cannot_read_is_the_clients(status: int, words: 
     error = outcome.json["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "unsupported_parameter")
     assert error["param"] == "input[1].content[1]"
-    assert "takes no images" in error["message"] and words in error["message"]
+    assert "does not accept images" in error["message"] and words in error["message"]
 
 
 def test_audio_and_images_of_tools_are_named_by_their_place() -> None:
     body = json.dumps({"error": {"message": LLAMACPP.format("audio")}}).encode()
     outcome = run(asked(AUDIO), [body], status=500, headers=JSON, profile="llamacpp")
     assert outcome.json["error"]["param"] == "input[1].content[1]"
-    assert "takes no audio" in outcome.json["error"]["message"]
+    assert "does not accept audio" in outcome.json["error"]["message"]
     calls = [
         {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": [IMAGE]},

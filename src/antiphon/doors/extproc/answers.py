@@ -143,7 +143,7 @@ class Inflate:
                 self._decoder = zlib.decompressobj(self._window(data[0]))
             elif self._decoder.eof:
                 if self._name != "gzip":
-                    self.fault = f"something behind the end of a {self._name} body"
+                    self.fault = f"extra bytes after the end of a {self._name} body"
                     break
                 self._decoder = zlib.decompressobj(_GZIP)
             try:
@@ -154,14 +154,14 @@ class Inflate:
                 break
             room -= len(parts[-1])
             if self._decoder.unconsumed_tail or room < 0:
-                self.fault = f"a {self._name} body that grows out of all proportion"
+                self.fault = f"a {self._name} body that decompresses to too many bytes"
             data = self._decoder.unused_data
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def end(self) -> None:
         """Mark the end of the input. A truncated body sets `fault`."""
         if not self.fault and (self._decoder is None or not self._decoder.eof):
-            self.fault = f"a {self._name} body that stops in the middle"
+            self.fault = f"an incomplete {self._name} body"
 
     def _window(self, first: int) -> int:
         """Choose zlib's `wbits` from the first byte. By the standard, the body begins with zlib's method number (8),

@@ -389,7 +389,7 @@ class RelayState:
         body = self._take_waiting()
         if finish.outcome == "cut":
             self.finished = True
-            self.cut = "the upstream fell silent"
+            self.cut = "the upstream stopped sending"
             if body:
                 self.outgoing.append(wire.response_body(body, False))
             return
@@ -473,10 +473,10 @@ class RelayState:
     def _silence(self, limit: float) -> UpstreamError:
         """Return the error for a silent upstream. The client may be the cause: if the client does not read, Envoy stops
         reading from the upstream without a message to the sidecar. Envoy does so only after its buffers are full."""
-        said = f"nothing came for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
+        said = f"the upstream sent no byte for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
         if self._given < _FILLS:
             return UpstreamError(UpstreamFault.TIMED_OUT, said)
-        more = f"after {self._given} bytes of the stream: the upstream is silent, or the client does not read"
+        more = f"after {self._given} bytes of the stream. Either the upstream is silent, or the client does not read"
         return UpstreamError(UpstreamFault.HELD, f"{said} {more}")
 
 

@@ -156,7 +156,13 @@ class ExtProcDoor:
         wanted, secret = self._context.secret, presented.secret
         if self._socket is not None or (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
             return None
-        return CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
+        return CallFailed(
+            GrpcStatus.UNAUTHENTICATED,
+            (
+                f"the gRPC metadata {SECRET_HEADER} is missing or wrong: Envoy must send the secret of the setting "
+                "sidecar.secret"
+            ),
+        )
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         """Serve one stream. The transport calls this method only after `refusal` has returned None."""

@@ -58,5 +58,5 @@ def _unescape(match: re.Match[str]) -> str:
     if char in "/\\":
         raise InvalidRequest("Escaped slashes are not allowed in a path.", code="invalid_url")
     if char == "\0":
-        raise InvalidRequest("The path holds a null character.", code="invalid_url")
+        raise InvalidRequest("The path contains a null character.", code="invalid_url")
     return char if char in _UNRESERVED else match[0].upper()

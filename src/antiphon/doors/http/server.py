@@ -371,7 +371,10 @@ class HttpDoor:
             given = request.headers.get(SECRET_HEADER, "")
             call.trusted = hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode())
             if not call.trusted and self._private and not self._context.router.is_open(call.path):
-                raise Unauthorized("This port is reserved for the gateway.", code="missing_secret")
+                raise Unauthorized(
+                    ("Only the gateway may use this port. Send the request to the gateway's address for clients."),
+                    code="missing_secret",
+                )
         if not call.trusted:
             forged = self._context.owners.header
             headers = tuple((name, value) for name, value in _without_private(headers) if name != forged or not forged)
@@ -390,7 +393,10 @@ class HttpDoor:
         """Serve a request that creates a response. `path` is the path of the API if the request came on another
         path."""
         if not self._drive_exchanges and call.path == RESPONSES_PATH:
-            raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
+            raise NotFound(
+                ("This port does not create responses. Send the request to the gateway's address for clients."),
+                code="unknown_url",
+            )
         exchange = self._context.new_exchange()
         exchange.hold = hold
         observed = self._context.telemetry.observe("http", call.id, caller, call.headers)

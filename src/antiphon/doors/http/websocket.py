@@ -75,7 +75,7 @@ def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active:
     """
     if not limits.enabled:
         raise ApiError(
-            "WebSocket connections are switched off here. Use POST with an event stream.",
+            "This server accepts no WebSocket connections. Send a POST request with 'stream': true instead.",
             status=426,
             type="invalid_request_error",
             code="upgrade_not_supported",
@@ -84,7 +84,8 @@ def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active:
     origin = request.headers.get("origin")
     if origin is not None and not _is_allowed(origin, request.headers.get("host", ""), limits.origins):
         raise ApiError(
-            "Web pages of this origin may not open WebSockets here. Ask the operator to add the origin to "
+            "This server accepts no WebSocket connections from web pages of this origin. Ask the operator to add the "
+            "origin to "
             "'websocket.origins'.",
             status=403,
             type="invalid_request_error",
@@ -242,8 +243,8 @@ class WebSocketConnection:
         if self._shared.take(len(frame), self._memory):
             return frame
         return Unavailable(
-            "All WebSocket connections together hold as much memory as this server allows "
-            f"({self._shared.limit} bytes, 'websocket.total_bytes'). Try again shortly.",
+            f"The WebSocket connections of this server have reached their memory limit ({self._shared.limit} bytes, "
+            "'websocket.total_bytes'). Try again shortly.",
             code="overloaded",
         )
 

@@ -54,7 +54,7 @@ def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
         if not (isinstance(model, str) and access.allows_model(model)):
             raise no_such_model(str(model)[:256])
     if named and access.models and not models:
-        raise InvalidRequest("Your API key allows some models only. Name one in 'model'.", param="model")
+        raise InvalidRequest("Your API key allows only some models. Name one of them in 'model'.", param="model")
     if access.tools:
         for param, kind in declared_tools(request):
             access.check_tool(kind, param)

@@ -19,11 +19,9 @@ owner's share. All owners together reserve at most the budget.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Literal
 
 from antiphon.errors import AtCapacity, RequestTooLarge
-
-_MEASURES: Final = {"bytes": "take as much", "requests": "are as many"}
 
 
 class Budget:
@@ -87,18 +85,17 @@ class Budget:
     def refuse(self, owner: str = "") -> AtCapacity:
         """Return the error for a request that may fit later, and call `refused` with the error. `owner` is set when the
         owner's share is used up."""
-        held = _MEASURES[self._unit]
         if owner:
             full = AtCapacity(
-                f"Your requests in flight, including background responses that run, {held} as this server "
-                f"allows one owner at once ({self.share} {self._unit}, '{self._share_setting}'). Wait until "
-                "some of them end, then try again.",
+                f"Your requests in flight, including running background responses, have reached this server's limit "
+                f"for one owner ({self.share} {self._unit}, '{self._share_setting}'). Wait until some of them end, "
+                "then try again.",
                 self._share_setting,
                 owner=owner,
             )
         else:
             full = AtCapacity(
-                f"The requests in flight {held} as this server allows at once ({self.limit} {self._unit}, "
+                f"The requests in flight have reached this server's limit ({self.limit} {self._unit}, "
                 f"'{self.setting}'). Try again shortly.",
                 self.setting,
             )
@@ -111,8 +108,8 @@ class Budget:
         if owner:
             limit, setting, whose = self.share, self._share_setting, " for one owner"
         return RequestTooLarge(
-            f"This request, with the objects that it refers to, exceeds the {limit} {self._unit} that this server "
-            f"allows{whose} at once ('{setting}'). Send a smaller request, or split it.",
+            f"This request and the objects that it refers to exceed this server's limit{whose} ({limit} {self._unit}, "
+            f"'{setting}'). Send a smaller request, or split it.",
             code="request_too_large",
         )
 

@@ -104,8 +104,8 @@ def parse_request(
     route = options.routes.choose(request.model)
     if prompt is not None and route.mode == "native":
         raise unsupported_parameter(
-            f"The upstream of the model '{request.model}' gets requests unchanged and cannot use prompts "
-            "stored on this server. Leave 'prompt' out and send its text as 'instructions' or 'input'.",
+            f"This server forwards requests for the model '{request.model}' unchanged, so they cannot use the prompts "
+            "that this server stores. Leave 'prompt' out and send its text as 'instructions' or 'input'.",
             "prompt",
         )
     if not route.serves(request.model):
@@ -139,7 +139,7 @@ def open_sealed(sealer: Sealer, owner: str, text: str, param: str) -> bytes:
     text, and `InvalidRequest` for an invalid text. Both errors name `param`."""
     if not is_sealed(text):
         raise ForeignContent(
-            "The encrypted content was not made by this server. Leave this item out.",
+            "Another server created the encrypted content. Leave this item out.",
             param=param,
             code="invalid_encrypted_content",
         )

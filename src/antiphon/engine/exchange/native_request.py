@@ -149,7 +149,7 @@ class NativeRequest(Phase):
         outcome = answer.pass_end()
         if outcome == "error":
             status = core.call.status
-            refused = ApiError("The upstream refused.", status=status) if status else None
+            refused = ApiError("The upstream refused the request.", status=status) if status else None
             core.note_failure(core.failure_of(refused or not_answered(core.call.local_reply)))
         self._tell_usage()
         core.finish(outcome)

@@ -135,7 +135,7 @@ class ResponseEnd(Phase):
         """Add the id of the response that has the tool calls to the error's message."""
         known = self.core.known
         if self.core.counts and known.stored:
-            error.message = f"{error.message} The response '{known.response_id}' has its tool calls."
+            error.message = f"{error.message} The stored response '{known.response_id}' contains its tool calls."
         return error
 
     def _compaction(self) -> bytes:

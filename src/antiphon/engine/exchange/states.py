@@ -183,7 +183,7 @@ class StateMachine:
     def go(self, state: State) -> None:
         """Change the state. Raises `ExchangeStateError` when the current input does not allow the transition."""
         if state not in self._allowed:
-            raise ExchangeStateError(f"{self.state.value} does not become {state.value} now")
+            raise ExchangeStateError(f"the state {self.state.value} may not change to {state.value} now")
         self.state = state
         if state is State.DONE:
             self._allowed = frozenset()

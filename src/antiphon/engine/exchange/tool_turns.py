@@ -55,7 +55,7 @@ from antiphon.types.views import CodeArguments
 _CODE: Final = msgspec.json.Decoder(CodeArguments)
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIMIT: Final = "The limit of tool calls for this response is reached. Answer with what is known."
-_TOO_MUCH: Final = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
+_TOO_MUCH: Final = "The results of this response's calls together exceed the limit ('tools.result_bytes')."
 _OUTCOME_UNKNOWN: Final = (
     "The outcome of this call is unknown: the response ended before the tool answered. The call is not sent again."
 )

@@ -50,8 +50,8 @@ class Access(Struct, frozen=True):
         """
         if not _fits(kind, self.tools):
             raise InvalidRequest(
-                f"Your API key does not allow tools of type '{kind[:64]}'. Send the request without it, or ask the "
-                "operator for a key that allows it.",
+                f"Your API key does not allow tools of type '{kind[:64]}'. Send the request without this tool, or ask "
+                "the operator for a key that allows it.",
                 param=param,
                 code="tool_not_allowed",
             )

@@ -121,7 +121,7 @@ class Background:
                 return True
             if worker is not None and response_id not in await self._jobs.held(worker):
                 return False
-        raise InternalError("The response could not be ended: its stream grows too fast. Try again.")
+        raise InternalError("The server could not end the response, because its stream grows too fast. Try again.")
 
     async def claimed_items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
         """Return the output of a response that has claimed tool calls, or None when the response has no claim."""

@@ -303,7 +303,9 @@ class LateSaves:
         many withdrawals wait, this method only logs the response."""
         if len(self._waiting) >= self._most:
             _log.error(
-                "late_save_not_undone", response_id=record.id, error=("Too many withdrawals wait for the database.")
+                "late_save_not_undone",
+                response_id=record.id,
+                error=("Too many responses wait for the database to delete them."),
             )
             return
         self._waiting[record.id] = record

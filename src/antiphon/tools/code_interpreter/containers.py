@@ -305,7 +305,8 @@ class ContainerRooms:
         except (SandboxFailed, StoreError) as failure:
             _log.error("container_files_not_brought", container=row.id, machine=row.machine, error=str(failure))
             raise ContainerFailed(
-                "The container's files are on another machine and cannot be brought here at the moment. Try again."
+                "The container's files are on another machine, and this machine cannot copy them at the moment. Try "
+                "again."
             ) from None
 
     async def _make(self, use: ContainerUse, owner: str, request: ContainerRequest) -> ContainerRow:

@@ -290,7 +290,7 @@ async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
     found = re.search(r"escaped:([a-z,]+);", run.output)
     if found:
         return f"code in the sandbox could perform forbidden operations: {found[1]}"
-    return f"it broke: {run.output[-300:].strip() or run.lost or 'no answer'}"
+    return f"the sandbox failed: {run.output[-300:].strip() or run.lost or 'no answer'}"
 
 
 def make_home(home: Path, user: int | None = None) -> Path:

@@ -184,7 +184,7 @@ class Machine:
         if answer is None or answer.get("ready") is not True:
             await self.end()
             if answer is None:
-                raise SandboxNotStarted(f"it broke: {self._output.take()[-300:].strip() or 'no answer'}")
+                raise SandboxNotStarted(f"the interpreter failed: {self._output.take()[-300:].strip() or 'no answer'}")
             raise SandboxNotStarted(str(answer.get("refused")))
 
     async def _open_requests(self) -> int:

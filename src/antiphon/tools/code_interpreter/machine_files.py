@@ -71,7 +71,7 @@ class MachineFiles:
             try:
                 disk.carry(self._home / "files", inner, outside, now, self._user)
             except OSError as error:
-                why = f"The container's files cannot be brought to the code: {error.strerror}."
+                why = f"The container's files cannot be copied to the interpreter: {error.strerror}."
                 raise SandboxFailed(why) from None
             self._known = now, disk.scan(inner, limit)
 
@@ -86,7 +86,7 @@ class MachineFiles:
                 disk.carry(inner, self._home / "files", inside, now, self._user)
             except OSError as error:
                 _log.error("container_files_not_kept", error=error.strerror, container=self._home.name)
-                raise SandboxFailed(f"The container's files could not be kept: {error.strerror}.") from None
+                raise SandboxFailed(f"The container's files could not be saved: {error.strerror}.") from None
             self._known = disk.scan(self._home / "files", limit), now
 
     @contextmanager

@@ -365,7 +365,7 @@ def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiErro
         if said.MEDIA_REFUSED[kind].search(message) is not None:
             quoted = message if len(message) <= _MAX_PLAIN else f"{message[:_MAX_PLAIN]}…"
             return unsupported_parameter(
-                f"Invalid '{where}': this model's server takes no {said.MEDIA_NAMES[kind]}. Send text, or "
+                f"Invalid '{where}': the server of this model does not accept {said.MEDIA_NAMES[kind]}. Send text, or "
                 f"choose another model. The server's message: {quoted}",
                 where,
             )

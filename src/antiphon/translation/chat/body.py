@@ -100,7 +100,7 @@ def translate_request(
             items = keep_latest(items, context_tokens - fixed // 4 - (request.max_output_tokens or 0))
     if request.logprobs and not profile.logprobs:
         raise unsupported_parameter(
-            "This model's server gives no log probabilities; leave 'top_logprobs' and "
+            "The server of this model returns no log probabilities. Leave 'top_logprobs' and "
             "'message.output_text.logprobs' out.",
             "top_logprobs" if request.top_logprobs else "include",
         )

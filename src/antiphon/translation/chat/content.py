@@ -137,7 +137,7 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
         if len(parts) == 1 or role != "user":
             return quoted(rb"\n".join(_text(place, part) for place, part in parts))
     elif role != "user":
-        raise invalid_parameter(f"{where}.content", f"{role} messages take text only")
+        raise invalid_parameter(f"{where}.content", f"{role} messages accept only text")
     if not parts:
         return _EMPTY
     made = [bytes(_part(place, part, rules)) for place, part in parts]
@@ -209,7 +209,7 @@ def _text(where: str, part: InputPart) -> bytes:
     value = part.refusal if part.type == "refusal" else part.text if part.type in _TEXT else ABSENT
     if first(value) != b'"':
         raise invalid_parameter(
-            where, f"a part of type {str(part.type)[:64]!r} cannot stand here, or its text is missing"
+            where, f"a part of type {str(part.type)[:64]!r} is not allowed here, or its text is missing"
         )
     return bytes(value)[1:-1]
 
@@ -229,7 +229,7 @@ def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
         return _file(where, part, rules)
     if kind == "input_audio":
         if not rules.profile.audio_input:
-            raise _unsupported(where, "This model's server takes no audio; send text.")
+            raise _unsupported(where, "The server of this model does not accept audio. Send text.")
         if first(part.input_audio) != b"{":
             raise missing_parameter(f"{where}.input_audio")
         rules.note("audio", where)
@@ -249,7 +249,7 @@ def _inside(part: bytes) -> bytes:
 
 def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
     if not rules.profile.images:
-        raise _unsupported(where, "This model's server takes no images; send text.")
+        raise _unsupported(where, "The server of this model does not accept images. Send text.")
     _check_source(where, image_url=_says(part.image_url), file_id=part.file_id is not None)
     if first(part.image_url) == b"{":
         # The client sent the image part in the form of Chat Completions.
@@ -339,7 +339,7 @@ def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputP
         return _image(where, InputPart(image_url=Raw(data), detail=part.detail), rules)
     if rules.profile.files != "part":
         raise _unsupported(
-            where, f"This model's server takes no files of this kind ({name[:64]}). Send the file's text."
+            where, f"The server of this model does not accept files of this type ({name[:64]}). Send the file's text."
         )
     return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (encode(name), data))
 

@@ -247,4 +247,4 @@ def rejected(note: str) -> Support:
 def logprobs(profile: UpstreamProfile) -> Support:
     """The support for log probabilities. A request can ask for log probabilities with `include` or with
     `top_logprobs`."""
-    return SENT if profile.logprobs else rejected("this server gives no log probabilities")
+    return SENT if profile.logprobs else rejected("this server returns no log probabilities")

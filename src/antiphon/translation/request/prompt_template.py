@@ -168,7 +168,7 @@ class _Values:
             where = f"input[{number}]"
             message = read_value(where, _MESSAGE, source)
             if message.type != "message":
-                raise invalid_value(f"{where}.type", "a prompt holds messages only")
+                raise invalid_value(f"{where}.type", "a prompt may contain only messages")
             yield self._message(where, source, message)
 
     def _message(self, where: str, source: Raw, message: PromptMessage) -> Raw:
