@@ -189,7 +189,7 @@ def test_all_that_is_wrong_is_told_at_once(
     assert main(["config", "--config", str(file)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("antiphon: 7 settings are wrong:\n")
-    for wrong in ("listn is not", "upstream.uri is", "upstream.timeout is", "log must hold", "ANTIPHON_DOR is not"):
+    for wrong in ("listn is not", "upstream.uri is", "upstream.timeout is", "log must be", "ANTIPHON_DOR is not"):
         assert wrong in said, wrong
     assert "\n  workers: " in said and "\n  timeouts.drain: " in said
 
@@ -200,7 +200,7 @@ def test_rules_between_settings_are_all_told(tmp_path: Path, capsys: pytest.Capt
     assert main(["config", "--config", str(file)]) == 2
     said = capsys.readouterr().err
     assert "3 settings are wrong" in said
-    for wrong in ("api_key is not set", "sidecar.grpc listens on TCP", "'a' is there twice"):
+    for wrong in ("api_key is not set", "sidecar.grpc listens on TCP", "'a' is in two entries"):
         assert wrong in said, wrong
 
 

@@ -65,7 +65,7 @@ def test_a_state_that_the_input_does_not_lead_to_is_refused() -> None:
     with pytest.raises(ExchangeStateError, match="the state new may not change to calling now"):
         machine.go(State.CALLING)
     machine.receive(Input.REQUEST)
-    with pytest.raises(ExchangeStateError, match="new does not become streaming now"):
+    with pytest.raises(ExchangeStateError, match="the state new may not change to streaming now"):
         machine.go(State.STREAMING)
     machine.go(State.CALLING)
     machine.receive(Input.CANCEL)
