@@ -76,8 +76,8 @@ def extract(path: Path, name: str, max_bytes: int) -> Document:
     """Extract the text and title of the file at `path`. `name`: the uploaded file's name. The suffix of `name` and the
     file's first bytes select the reader. Raises `Unreadable`.
 
-    `max_bytes`: the maximum characters of the text. The unpacked XML of an office file may have eight times as many
-    bytes.
+    `max_bytes`: the maximum number of characters of the text. The unpacked XML of an office file may have eight times
+    as many bytes.
     """
     with path.open("rb") as file:
         start = file.read(8)

@@ -7,9 +7,9 @@ One task looks for files to ingest after each call of `wake` and after each fini
 `idle` seconds, because other processes add files too. Each file has a separate task. At most `ingest` tasks (a setting)
 run concurrently.
 
-Invariants: at most one worker holds the claim of a file, and writes of a lost claim change nothing. After each attempt,
-the worker marks the file as completed or failed, or schedules another attempt. If a process crashes, another worker
-ingests the files of that process again after the claims expire.
+Invariants: at most one worker holds the claim of a file. If a worker has lost its claim, the worker's writes change
+nothing. After each attempt, the worker marks the file as completed or failed, or schedules another attempt. If a
+process crashes, another worker ingests the files of that process again after the claims expire.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Defines the messages between a serving process and its document reader process.
 
-The messages have a separate module, so that the serving process does not import the libraries for documents
-(`reader_process.py`).
+The messages are in a separate module, so that a serving process can import them without the libraries that read
+documents (`reader_process.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ LENGTH = struct.Struct(">I")
 
 
 class ReadRequest(msgspec.Struct):
-    """A request to read a file and split its text. `size`, `overlap`: the tokens of a chunk, and of the overlap of two
-    chunks. `max_bytes`: the maximum characters of the text. `max_tokens`: the maximum tokens of the text. `seconds`:
-    the maximum CPU time."""
+    """A request to read a file and split its text. `size`: the maximum number of tokens of a chunk. `overlap`: the
+    maximum number of tokens that two consecutive chunks share. `max_bytes`: the maximum number of characters of the
+    text. `max_tokens`: the maximum number of tokens of the text. `seconds`: the maximum CPU time."""
 
     path: str
     name: str

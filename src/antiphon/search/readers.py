@@ -3,8 +3,8 @@
 Lives here: the pool of reader processes, the timeout for reading a file, and the reaction to a crash. Not here: the
 code that runs in the process (`reader_process.py`).
 
-A process reads one file after another, because starting a process takes a third of a second. After `files_per_process`
-files or a crash, the pool replaces the process.
+A reader process reads one file after another, because the start of a process takes a third of a second. After
+`files_per_process` files or a crash, the pool replaces the process.
 
 If a process died while it was idle, the next file is not the cause. So the pool reads this file with another process.
 If a reused process dies before its first answer, the pool reads the file once more, in a new process.
@@ -110,7 +110,8 @@ class DocumentReaders:
                         yield piece
                 return
             except _Died as death:
-                # If a new process died, the file is the cause. A reused process may have been dying before this file.
+                # If a new process died, the file is the cause. A reused process may have been dying before it got this
+                # file.
                 if answered or process.files == 1:
                     raise _failed(_why_ended(death.status)) from None
                 _log.warning("reader_died_idle", status=death.status)

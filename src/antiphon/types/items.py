@@ -32,9 +32,9 @@ class InputItem(Struct, gc=False):
     """Any input item, with the keys that Antiphon reads. `translation/item_kinds.py` handles the other keys.
 
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a call of a custom
-    tool. Only shell calls and patch calls have `action`, `operation` and `environment`. Only items that declare tools
-    have `tools`. `source` is the whole unchanged item, for items that Antiphon returns or stores exactly as the client
-    sent them. Items of hosted tools from earlier turns have a `source`.
+    tool. `action`, `operation` and `environment` are fields of shell calls and patch calls. `tools` is a field of items
+    that declare tools. `source` is the whole unchanged item, for items that Antiphon returns or stores exactly as the
+    client sent them. Items of hosted tools from earlier turns have a `source`.
     """
 
     type: str | None = None
@@ -72,7 +72,7 @@ class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
 
 
 class InputPart(Struct, gc=False):
-    """Any content part of an input message or tool output."""
+    """A content part of an input message or a tool output, of any type."""
 
     type: str | None = None
     text: Raw = ABSENT
