@@ -156,7 +156,7 @@ def _warnings() -> list[Warned]:
 
 
 class JournalParts:
-    """The journal of one process: `recorder` of finished requests, and `live`, the reporter of requests in flight."""
+    """The journal of one process. `recorder` records finished requests, and `live` reports requests in flight."""
 
     def __init__(self, settings: Settings, stores: Stores) -> None:
         self._console = settings.console
@@ -184,7 +184,7 @@ class JournalParts:
         self.live.start()
 
     def sweeper(self) -> Sweeper:
-        """Return the sweep of old entries, contents and snapshots."""
+        """Return the sweeper that deletes old entries, contents and snapshots."""
         return Sweeper("journal", self.sweep, _SWEEP_SECONDS, self._stores.retention.take_turn)
 
     async def sweep(self) -> tuple[int, ...]:
@@ -202,7 +202,7 @@ class JournalParts:
 
 
 def open_journal(settings: Settings, stores: Stores, opened: AsyncExitStack) -> JournalParts | None:
-    """Start the recorder, and register the end of the journal in `opened`. Returns None without the console."""
+    """Start the recorder, and register the journal in `opened`, which closes it. Returns None without the console."""
     if not settings.console.enabled:
         return None
     parts = JournalParts(settings, stores)

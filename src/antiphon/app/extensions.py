@@ -43,7 +43,8 @@ _TYPES = frozenset(name.split(".")[1] for name in all_names() if name.startswith
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """One loaded entry point. `package` is its distribution and version, and `value` the object that it names."""
+    """One loaded entry point. `package` is its distribution and version, and `value` is the object that the entry point
+    names."""
 
     kind: Literal["tool", "profile"]
     name: str

@@ -58,7 +58,7 @@ def with_admin_token(settings: Settings) -> Settings:
 def make_sealer(settings: Settings) -> Sealer:
     """Return the sealer for data that clients store and send back. The sealer uses the configured keys, or a key file
     in the data folder. Raises `ConfigError`."""
-    # A payload is at most the text of one response, encoded as JSON once more.
+    # A sealed payload is at most the text of one response, encoded as JSON a second time.
     limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
     return Sealer(_sealing_keys(settings), max_bytes=limit)
 

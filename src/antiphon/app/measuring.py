@@ -236,7 +236,7 @@ async def close_tracer(tracer: Tracer | None) -> None:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(closed.set)
 
-    # A daemon thread, because the interpreter would wait for a pool's thread before it exits.
+    # A daemon thread closes the tracer, because the interpreter would wait for a pool's thread before it exits.
     threading.Thread(target=close, name="close-tracer", daemon=True).start()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):

@@ -109,7 +109,7 @@ def make_adoption(
         ) as data:
             if problems := await data.obstacles(old, new):
                 raise NotMovable(" ".join(problems))
-            # The audit row comes first, because an interrupted move has already moved data.
+            # This function stores the audit row first, because an interrupted move may already have moved data.
             await stores.audit.note(AuditEntry("server", "adopt-owner", old, new))
             async with aclosing(data.move(old, new)) as moving:
                 async for kind in moving:

@@ -23,8 +23,8 @@ class Sweeper:
     """Calls `sweep` immediately and then every `seconds`. Sweeps never overlap, and none starts after `aclose`. `sweep`
     deletes expired objects, and returns the number of deleted objects of each kind.
 
-    `take_turn` returns whether this process runs the next sweep. If this process does, no other process runs a sweep
-    for `seconds`.
+    `take_turn` returns whether this process runs the next sweep. After it has returned True, no other process runs a
+    sweep for `seconds`.
     """
 
     def __init__(

@@ -70,7 +70,8 @@ def make_permit(
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
 
-    # Two resolvers, so that host names from clients cannot occupy the resolver threads for the operator's hosts.
+    # Clients' host names and the operator's hosts have separate resolvers, so that clients cannot occupy the resolver
+    # threads for the operator's hosts.
     names, own_names = resolver(), resolver()
 
     async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:

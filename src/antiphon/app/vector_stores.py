@@ -113,8 +113,8 @@ def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[E
     headers: Headers = ()
     if given.api_key is not None:
         headers = (("authorization", f"Bearer {given.api_key.get_secret_value()}"),)
-    # Slightly shorter than the embedder's timeout, so that a slow server is reported as a timeout, not as a cancelled
-    # call.
+    # This timeout is slightly shorter than the embedder's timeout. So the embedder reports a slow server as a timeout,
+    # not as a cancelled call.
     patience = given.seconds * 0.95
     upstream = HttpUpstream(UpstreamTarget(given.url, headers=headers), head_seconds=patience, idle_seconds=patience)
     counted = upstream if metrics is None else CountedUpstream(upstream, metrics, "embeddings", "embeddings")

@@ -1,6 +1,6 @@
 """Parses the command line: the commands, their actions and their help, as one argparse parser.
 
-This module lists the commands in the order of their use. For an unknown word, its error message suggests the nearest
+This module lists the commands in the order of their use. The error message for an unknown word suggests the nearest
 known word. This module also runs the commands `antiphon version` and `antiphon completion`. Every other command has its
 code in a separate module, and `entry.py` runs it. `command_arguments.py` has the arguments of each command, and
 `flags.py` has the setting of each flag.
@@ -250,7 +250,7 @@ def _add_actions(
                 parser = below.add_parser(word, description=title)
             of_action = dict(arguments.get(action, {}))
             if action != "export":
-                # An export is JSON anyway.
+                # The output of `export` is always JSON, so `export` needs no flag.
                 of_action.setdefault("--json", {"action": "store_true", "help": "print the result as JSON"})
             if "--token-env" in of_action:
                 owner = parser.add_mutually_exclusive_group(required=action != "usage")

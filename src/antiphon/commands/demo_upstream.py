@@ -10,8 +10,8 @@ The last message of a request decides the answer. The first rule that matches ap
   `error 429`, or `error` with another status from 400 to 599, the server returns that status.
 - The message contains `break`: the server starts an answer, then cuts the connection.
 - The request offers tools, and the message matches one: the server calls that tool. A message matches a tool if it
-  contains the tool's name or a word of the name. A question matches if the request offers a single tool. `tool_choice`
-  can require a call. The server makes one call per city in the message (`in Paris and Rome`), unless
+  contains the tool's name or a word of the name. If the request offers a single tool, every question matches that tool.
+  `tool_choice` can require a call. The server makes one call per city in the message (`in Paris and Rome`), unless
   `parallel_tool_calls` is false. The server guesses the arguments from the message. A string argument is the city or
   the whole message. The argument `code` is a program that draws the numbers in the message.
 - The message contains `count to 20` (up to 10000): the server counts.
@@ -19,9 +19,9 @@ The last message of a request decides the answer. The first rule that matches ap
 - The message contains `before` or `remember`: the server repeats the user's earlier messages in the same request.
 - Any other message: the server answers `You said: …`, with the number of messages.
 
-The server sends `reasoning_content` first for the model `demo-reasoner`, with a `reasoning_effort`, or for the word
-`think`. Each word counts as a token, for `max_tokens` and for `usage`. A stream sends one word at a time, `pause`
-seconds apart. `/v1/models` lists the two models. A request for any other model gets a 404.
+The server sends `reasoning_content` first if the model is `demo-reasoner`, if the request has `reasoning_effort`, or if
+the message contains `think`. Each word counts as a token, for `max_tokens` and for `usage`. A stream sends one word at
+a time, `pause` seconds apart. `/v1/models` lists the two models. A request for any other model gets a 404.
 
 Invariant: an answer depends only on the request. The server stores nothing, and the same request gets the same bytes.
 """

@@ -21,8 +21,8 @@ from antiphon.supervisor.worker_orders import STREAM_ENDED, take_early_end
 _log = structlog.get_logger(__name__)
 
 _NOTICE_SECONDS = 2.0
-"""The default of `timeouts.notice` for `extproc`: twice the interval of Envoy's health checks, of which one must
-fail."""
+"""The default of `timeouts.notice` for `extproc`: twice the interval of Envoy's health checks, so that at least one
+check fails in this time."""
 
 
 def run(arguments: argparse.Namespace) -> int:

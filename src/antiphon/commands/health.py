@@ -1,7 +1,7 @@
 """Implements `antiphon health`: checks whether a running instance answers; containers use it as their health check.
 
 If no address is given, the command tries the sidecar's address in the settings, and then the address for clients.
-Therefore it works with a running `extproc`, `serve` or `up`.
+Therefore the command works with a running `extproc`, `serve` or `up`.
 
 This module sends an HTTP request over a plain socket, with TLS and a client certificate if needed. This module reads a
 few settings without the settings model, and does not validate them, because the running process has validated them.

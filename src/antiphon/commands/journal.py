@@ -61,7 +61,7 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
         code=arguments.code or "",
         failed=arguments.failed,
     )
-    # Otherwise the command would make an empty database in a folder that no gateway uses.
+    # Without this check, the command would create an empty database in a folder that no gateway uses.
     backend_of(settings.state, settings.data).check_there()
     async with aclosing(await opened_stores(settings)) as stores:
         follow = Follow(stores.journal, chosen)
@@ -125,7 +125,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 
 async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
-    # Otherwise the command would make an empty database in a folder that no gateway uses.
+    # Without this check, the command would create an empty database in a folder that no gateway uses.
     backend_of(settings.state, settings.data).check_there()
     async with aclosing(await opened_stores(settings)) as stores:
         entry = await stores.journal.get(arguments.id)
@@ -243,7 +243,7 @@ def _steps(entry: Entry) -> Iterator[str]:
     spans = sorted(entry.detail.spans, key=lambda span: (span.start, span.end))
     whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
     for span in spans:
-        # A background response waits in the queue before its attempt begins, so its time in the queue is before the
+        # A background response waits in the queue before its attempt begins. The span of this wait has a negative
         # start.
         start, end = max(0.0, span.start), max(0.0, span.end)
         begins = min(int(start / whole * _WIDTH), _WIDTH - 1)

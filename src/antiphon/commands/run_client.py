@@ -159,7 +159,8 @@ async def _until_its_end(command: Sequence[str], environ: Mapping[str, str], sig
 
 
 def _in_foreground() -> bool:
-    """Whether this process and the client get the signals of a terminal's keys."""
+    """Whether this process is in the terminal's foreground. The terminal then sends the signals of its keys to this
+    process and to the client."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:

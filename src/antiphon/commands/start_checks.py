@@ -1,4 +1,4 @@
-"""Checks the files that settings name at the start of a gateway, and logs warnings for the operator.
+"""At the start of a gateway, checks the files that settings name, and logs warnings for the operator.
 
 This module finds unusable certificates, a listener that exposes the gateway's API keys, and file contents that other
 machines cannot read. `app/trust.py`, `doors/listening.py` and `envoy/clusters.py` use the certificates.

@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     async def serve() -> int:
         return await _Up(arguments, settings, file, where, console).run()
 
-    # Not uvloop, because its subprocesses inherit file descriptors that they should not have.
+    # The command does not use uvloop, because subprocesses of uvloop inherit file descriptors that they should not
+    # have.
     try:
         return asyncio.run(serve())
     except (ConfigError, NotStarted):
@@ -247,8 +248,8 @@ class _Up:
     # Generations
 
     async def _start(self, generation: Generation) -> bool:
-        """Start a generation that replaces the current one. If it raises `AntiphonError`, the current generation
-        continues."""
+        """Start a generation that replaces the current one. If this method raises `AntiphonError`, the current
+        generation continues."""
         try:
             await generation.start()
         except BaseException:

@@ -1,4 +1,4 @@
-"""The settings: names, types, defaults, descriptions, and rules between settings.
+"""Defines the settings: their names, types, defaults and descriptions, and the rules between settings.
 
 Each section is a frozen pydantic model in the module of its subject. Code that needs settings takes the section object,
 and does not copy its fields. `section.py` defines the base class of sections, and `problems.py` formats errors.

@@ -1,4 +1,4 @@
-"""Settings that identify owners, and the keys that separate their data.
+"""Settings for owners: how Antiphon identifies them, the keys of clients, and the keys that encrypt data.
 
 This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
 """

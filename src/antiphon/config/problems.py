@@ -73,7 +73,8 @@ def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lam
         try:
             words = form.format(**problem.get("ctx", {}))
         except (KeyError, ValueError):
-            # A validator of another package may raise an error with one of pydantic's type names but other context.
+            # A validator of another package may raise an error with one of pydantic's type names but with different
+            # context values.
             words = otherwise
         if kind == "value_error":
             words = rules_words(problem["loc"], words)

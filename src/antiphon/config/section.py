@@ -73,7 +73,8 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def section_in(kind: object) -> type[Section] | None:
-    """The section class in the type of a setting: the type itself, or the type of its elements. None without one."""
+    """The section class in the type of a setting: the type itself, or the type of its elements. None if the setting has
+    no section class."""
     parts = (one for one in (kind, *typing.get_args(kind)) if isinstance(one, type))
     return next((one for one in parts if issubclass(one, Section)), None)
 

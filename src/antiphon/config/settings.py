@@ -322,7 +322,7 @@ class Settings(Section):
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret in the settings in clear text, including secrets in URLs. For a header value like `Bearer …`,
-        only the part after the scheme."""
+        the result has only the part after the scheme."""
         return tuple(dict.fromkeys(text.rpartition(" ")[2] for text in _secrets(self)))
 
     def redacted(self) -> dict[str, Any]:
@@ -369,8 +369,8 @@ def load_settings(
 
     Raises `ConfigError`, which names each wrong setting. `flags` is a nested mapping of the settings that flags set.
     `defaults` override the defaults of the model. A variable's name is `ANTIPHON_` and the path, with two underscores
-    between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). If no source sets the upstream's URL,
-    `OPENAI_API_ENDPOINT` does. If no source sets the URL for traces, OpenTelemetry's variables do.
+    between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). If no source sets the upstream's URL, the variable
+    `OPENAI_API_ENDPOINT` sets it. If no source sets the URL for traces, OpenTelemetry's variables set it.
     """
     wrong: list[str] = []
     values = without_unknown(read_file(file), Settings, wrong, f"{file}: ") if file is not None else {}

@@ -76,7 +76,8 @@ def merged(
     """Return the whole configuration with Antiphon's parts. The function calls `tell` with one line for each change.
     `by_token` is whether the settings tell owners apart by the client's token.
 
-    Raises `ConfigError` when the target does not exist or is ambiguous, or when a name of Antiphon's exists already.
+    Raises `ConfigError` when the target does not exist or is ambiguous, or when the configuration already uses one of
+    Antiphon's names.
     """
     whole = _bootstrap(_copied(theirs))
     place = _find(whole, wanted)

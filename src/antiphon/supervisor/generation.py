@@ -1,8 +1,8 @@
-"""One generation of `antiphon up`: the processes that serve with one set of settings.
+"""Manages one generation of `antiphon up`: the processes that serve with one set of settings.
 
 This module starts and ends the processes, waits until they are ready, and hands over to the next generation.
-`commands/up.py` starts another generation, and `supervision.py` restarts a child. A child's process is in
-`children.py`, its settings in `child_settings.py`, and its output in `child_output.py`. `envoy_process.py` queries
+`commands/up.py` starts another generation, and `supervision.py` restarts a child. `children.py` manages a child's
+process, `child_settings.py` makes its settings, and `child_output.py` forwards its output. `envoy_process.py` queries
 Envoy, and `merged_metrics.py` merges metrics.
 
 Invariants: a failing `start` leaves the former generation unchanged. A request ends in the generation in which it
@@ -95,7 +95,7 @@ class Generation:
         self._admin: EnvoyAdmin | None = None
         self._keeping: set[asyncio.Task[NoReturn]] = set()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Completed with the error when the parent stops restarting one of the processes."""
+        """A future that gets the error when the parent stops restarting one of the processes."""
         self._clock = asyncio.get_running_loop().time
         self._last: float | None = None
 
@@ -143,7 +143,7 @@ class Generation:
             # The next Envoy closes the admin listener, so this process opens its connection to the former Envoy first.
             await former._admin.is_live()
             before = former._binary
-        # Raises `ConfigError` before any process starts, if the configuration is wrong.
+        # `prepare` raises `ConfigError` before any process starts, if the configuration is wrong.
         binary = self._binary = await EnvoyProcess.prepare(settings, self._folder, self._around.folder, before)
         for number, place in enumerate(endpoints(settings)):
             self._add_worker(f"sidecar {number}", place.http, "extproc", "--worker", str(number))

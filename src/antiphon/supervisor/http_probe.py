@@ -1,4 +1,4 @@
-"""A small HTTP client for probes of Antiphon's own processes.
+"""Implements a small HTTP client for probes of Antiphon's own processes.
 
 The client connects to a Unix socket, or to a port with or without TLS. This module also builds the TLS context for
 Antiphon's own ports. `envoy_process.py`, `generation.py` and `listen_address.py` interpret the answers.

@@ -1,9 +1,9 @@
 """Runs a serving process: event loop, garbage collection, signals, draining and the end.
 
 This module runs the event loop and schedules Python's cycle collector. This module also handles signals and the
-parent's pipe, drains the process and guarantees its end. It notifies the service manager (systemd, `Type=notify`) of
-readiness, reloads and the end, with the datagram of sd_notify(3). `commands/extproc.py` and `commands/serve.py` run the
-servers.
+parent's pipe, drains the process and guarantees its end. This module notifies the service manager (systemd,
+`Type=notify`) of readiness, reloads and the end, with the datagram of sd_notify(3). `commands/extproc.py` and
+`commands/serve.py` run the servers.
 
 By default, Python's cycle collector runs when the number of new objects exceeds a threshold. A request leaves almost no
 new objects, so hours may pass between runs. But one reference cycle may keep a request's body and a partial response in
@@ -13,11 +13,11 @@ memory, so each failed call may hold megabytes. Antiphon's code avoids cycles wh
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
 is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take
 about 40 ms). The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately. After its
-parent's end a process drains only briefly, because another process may need its port. The process always ends. If it
-still runs `CLOSING_SECONDS` after the drain's deadline, a thread that does not depend on the event loop ends it. That
-thread logs where the process hung. Without `NOTIFY_SOCKET` in the environment, the module sends nothing to a service
-manager. Sending never waits and never raises. If the service manager is unreachable, the log has one line, and the
-manager applies its own timeout.
+parent's end a process drains only briefly, because another process may need its port. The process always ends. If the
+process still runs `CLOSING_SECONDS` after the drain's deadline, a thread that does not depend on the event loop ends
+it. That thread logs where the process hung. Without `NOTIFY_SOCKET` in the environment, the module sends nothing to a
+service manager. Sending never waits and never raises. If the service manager is unreachable, the log has one line, and
+the manager applies its own timeout.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class StopSignals:
                         for number in os.read(self._reading, 64):
                             self._on_signal(number)
                     else:
-                        # The parent never writes to the pipe, so "readable" means that it closed its end.
+                        # The parent never writes to the pipe, so "readable" means that the parent has closed its end.
                         selector.unregister(key.fd)
                         self._on_parent_gone()
         _end_by_force(self._loop)

@@ -1,4 +1,4 @@
-"""The folder of one run of `antiphon up`: its sockets and generated files.
+"""Manages the folder of one run of `antiphon up`, which contains the run's sockets and generated files.
 
 This module chooses the folder's path, creates the folder and removes it. `generation.py` writes the content of the
 folder.

@@ -7,9 +7,9 @@ servers, resolves host names and checks IP addresses.
 
 Source: the schema `MCPTool` of OpenAI's API specification.
 
-Invariants: the values of `headers` and `authorization` appear in no error message and in no `repr`. Antiphon connects
-to a server that a client names only over https, at a public address, and if `mcp.allow` permits the URL. A server that
-the operator registered may have any address.
+Invariants: the values of `headers` and `authorization` appear in no error message and in no `repr`. If a client names
+the server's URL, Antiphon connects only over https, only to a public address, and only if `mcp.allow` permits the URL.
+A server that the operator registered may have any address.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ null."""
 _MAX_LISTS = 256
 """The maximum number of servers whose lists of tools are cached."""
 _MAX_DESCRIPTION = 4_000
-"""The maximum characters of a tool's description."""
+"""The maximum number of characters of a tool's description."""
 
 
 class Mcp:

@@ -10,8 +10,8 @@ in the query scores higher than any other match. A namespace's name in the query
 
 Invariants:
 - The same query on the same declarations returns the same tools in the same order.
-- A search returns declarations as the client sent them. Limits of number and size keep the result small enough for a
-  conversation.
+- A search returns declarations as the client sent them. The number and the size of the declarations are limited, so
+  that the result fits into a conversation.
 - A search compares at most 16 words of a query and about 128 words of each tool. A thread runs the search, so that
   large declarations do not delay other requests.
 """

@@ -3,8 +3,8 @@
 This module sends the HTTP request to each service, with the allowed domains, and parses the response. `web_search.py`
 formats results and pages for the model, and removes results of blocked domains.
 
-The operator configures a service's address, so the address may be private. The service receives the query and, at most,
-the user's country, and no other data of the client.
+The operator configures a service's address, so the address may be private. Of the client's data, the service receives
+only the query and, at most, the user's country.
 
 Invariant: a provider returns results or raises `ToolFailed`. The message of `ToolFailed` contains no API key and no
 address of the service.

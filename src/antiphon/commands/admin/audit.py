@@ -34,7 +34,7 @@ def acted(action: str, object: str = "", owner: str = "", detail: Mapping[str, o
 
 
 def actor() -> str:
-    """The user who runs this command, as the audit names the user."""
+    """The name of the user who runs this command, in the form that the audit uses."""
     return f"cli:{_user()}"
 
 

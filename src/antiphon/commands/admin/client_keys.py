@@ -74,7 +74,7 @@ async def client_key_action(settings: Settings, arguments: argparse.Namespace, s
 
 
 def read_seconds(flag: str, text: str) -> float:
-    """The seconds of a time such as `90d`, `12h`, `30m` or `45s`. Raises `ConfigError`."""
+    """Convert a duration such as `90d`, `12h`, `30m` or `45s` to seconds. Raises `ConfigError`."""
     found = _TIME.fullmatch(text)
     if found is None:
         raise ConfigError(f"{flag} {printable(text[:20])}: write a number and s, m, h or d, for example 90d")

@@ -4,8 +4,9 @@ This module runs the actions and prints their results. `whole_state.py` has the 
 `client_keys.py` has the actions on client keys. `owners.py` moves data to another owner. The package `stores` has the
 SQL.
 
-`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines except files come from
-one database snapshot. All actions work while servers use the data folder, but `vacuum` delays the servers' writes.
+`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines except those about files
+come from one database snapshot. All actions work while servers use the data folder, but `vacuum` delays the servers'
+writes.
 
 Invariant: without `--yes` no data is deleted.
 """
@@ -211,7 +212,7 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
         return 1
     if folder is not None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-    # The audit row comes first, because an interrupted export has already shown data.
+    # The command stores the audit row first, because an interrupted export may already have shown data.
     async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("export", owner=owner, detail={"files": folder is not None}))
     # If standard output is a terminal, the exported lines themselves show the progress.
@@ -285,7 +286,7 @@ async def _delete(settings: Settings, owner: str, *, sure: bool, as_json: bool) 
         print(told if as_json else f"Would delete {counted}. To delete it, run the command with --yes.")
         return 1
     async with aclosing(await opened_stores(settings)) as stores:
-        # The audit row comes first, because an interrupted deletion has already deleted data.
+        # The command stores the audit row first, because an interrupted deletion may already have deleted data.
         await note_action(settings, stores.audit, acted("delete-owner", owner=owner, detail=_named(found)))
         await OwnersContainers(settings.data, stores.containers).delete(owner)
         for file in [file async for file in _files(stores, owner)]:
@@ -311,7 +312,7 @@ async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_
     async with aclosing(await _owner_data(settings)) as data, aclosing(await opened_stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
         if sure and not await data.obstacles(old, new):
-            # The audit row comes first, because an interrupted move has already moved data.
+            # The command stores the audit row first, because an interrupted move may already have moved data.
             detail = {"to": new, **_named(found)}
             await note_action(settings, stores.audit, acted("move-owner", owner=old, detail=detail))
         counted = MovedCounts(_counted(found), _named(found))

@@ -51,7 +51,7 @@ def read_token(variable: str) -> str:
 
 
 def hashed_owner(token: str, settings: Settings) -> str:
-    """The owner of a token that no key of the settings names: the token's hash. Raises `ConfigError`."""
+    """Return the owner of a token that is no configured key: the token's hash. Raises `ConfigError`."""
     headers, resolver = _presented(token, settings)
     return replace(resolver, client_keys=None).resolve(headers).owner
 

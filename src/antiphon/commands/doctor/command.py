@@ -89,7 +89,7 @@ def _show(finding: Finding, where: str) -> None:
     finding."""
     if finding.where != where:
         print(printable(finding.where))
-    # Model names and error texts come from the upstream.
+    # Model names and error texts come from the upstream, so this function escapes control characters.
     print(f"  {finding.verdict:8} {printable(finding.what)}")
     if finding.advice:
         print(f"           → {printable(finding.advice)}")

@@ -365,8 +365,8 @@ async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
 
 
 def prefix_question(section: str) -> str:
-    """The question to the operator when `GET /models` is not found. Some servers have a right prefix but no list of
-    models."""
+    """The question to the operator when `GET /models` is not found. For some servers the prefix is right, but they have
+    no list of models."""
     return f"is the prefix of {section}.url right (…/v1)?"
 
 

@@ -64,14 +64,14 @@ _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
     "developer role": lambda profile: profile.developer_role == "developer",
     "images": lambda profile: profile.images,
 }
-"""Whether a profile uses the feature of a probe."""
+"""For each probe, a function that returns whether a profile uses the probed feature."""
 
 _NEEDED = {
     "streaming": "streamed requests get no answer from this server",
     "max_tokens": "requests with max_output_tokens fail",
     "usage in streams": "every streamed request fails",
 }
-"""The failures of all requests when the server rejects a field that the profile sends."""
+"""For each feature that the profile uses: which requests fail if the server rejects the feature."""
 
 _ADVICE = {
     "tools": "start the server with tool calling, for vLLM --enable-auto-tool-choice --tool-call-parser NAME",

@@ -3,7 +3,7 @@
 Other packages use only these names:
 - `open_rooms` returns `ContainerRooms`, which manages all containers. `CodeInterpreter` is the tool.
 - `try_out` tests whether this machine can confine code, and returns a `Trial`.
-- `OwnersContainers` counts, exports and deletes an owner's containers.
+- `OwnersContainers` counts, exports, moves and deletes an owner's containers.
 
 `local.py` is the sandbox, which needs only Linux with Landlock. `containers.py` manages the containers. `tool.py`
 defines the function that the model sees. `interpreter.py`, `confinement.py` and `space.py` run inside the sandbox's

@@ -1,7 +1,7 @@
 """Manages containers. A container is a sandbox with files and variables that belongs to one owner and expires.
 
-This module creates, lists, uses, expires and deletes containers. This module also copies uploaded files into
-containers, and assigns ids to files.
+This module creates, lists, uses and deletes containers, and decides when a container expires. This module also copies
+uploaded files into containers, and assigns ids to files.
 
 `local.py` implements the sandbox. `sharing.py` gives one request exclusive use of a container, and copies files between
 machines. `neighbours.py` runs code in another process. Implementations of `ContainerRows` store a container's row.
@@ -68,8 +68,8 @@ class Ran:
 
 
 class ContainerRooms:
-    """All containers. `limit`: the maximum number of containers of all owners. `per_owner`: the maximum number per
-    owner."""
+    """Manages all containers. `limit`: the maximum number of containers of all owners. `per_owner`: the maximum number
+    per owner."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Runs inside the sandboxed process: a program that executes Python code and keeps the code's variables between runs.
+"""Runs inside the sandboxed process, executes Python code, and keeps the code's variables between runs.
 
 The main function first confines its own process and then runs the code that it receives. `confinement.py` and
 `space.py` confine the process. `machine.py` starts the process, applies timeouts and copies files. The Python that the

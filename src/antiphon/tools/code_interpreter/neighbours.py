@@ -189,11 +189,11 @@ class Neighbours:
         assert self._folder is not None
         return self._folder / f"code-{process}"
 
-    # To others
+    # Calls to other processes
 
     async def _hand(self, holder: str, ask: Ask) -> CodeRun | None:
-        """Send a request to the process `holder` and return its result. Returns None if `holder` cannot be reached, so
-        that `holder` has not run the code. Raises `SandboxFailed`."""
+        """Send a request to the process `holder` and return its result. Returns None if `holder` cannot be reached. In
+        that case `holder` has not run the code. Raises `SandboxFailed`."""
         if self._folder is None or not _PROCESS.fullmatch(holder):
             return None
         message = framed(ask)
@@ -246,7 +246,7 @@ class Neighbours:
                 writer.close()
         return None
 
-    # For others
+    # Calls from other processes
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._is_ours(writer) or len(self._guests) >= _MOST_GUESTS:

@@ -81,7 +81,7 @@ class OwnersContainers:
         for head in await self._rows.every(old):
             holder = new_id("move")
             try:
-                # A lease without an owner is also possible on an expired container, and does not restart the
+                # This call names no owner, so it also gets the lease of an expired container. It does not restart the
                 # container's idle time.
                 row = await self._rows.take(head.id, holder, _LEASE_SECONDS)
                 if row is None:

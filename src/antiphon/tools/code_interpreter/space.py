@@ -96,9 +96,9 @@ def counter(control: int) -> Callable[[int], None]:
     """Start the counter process, which reads commands from the socket `control`. Returns a function that sends the
     seccomp listener's descriptor to the counter.
 
-    The counter answers each line with a line. `<number>` sets how many files the code may create from now on. `held?`
-    asks whether the process has deleted files that are still open, because such files use disk space. The counter ends
-    when this process ends, or when the parent closes `control`.
+    The counter answers each line that it reads with one line. `<number>` sets how many files the code may create from
+    now on. `held?` asks whether the process has deleted files that are still open, because such files use disk space.
+    The counter ends when this process ends, or when the parent closes `control`.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     watched = os.getpid()
