@@ -209,8 +209,8 @@ class PassedOn:
         return ApiResponse(answer.status, (*kept, *unheard, *length), whole, failure=why)
 
     def _why(self, answer: UpstreamAnswer, body: bytes, upstream: str) -> Failure | None:
-        """The cause of an error answer for the log, or None for a success. The text of the answer is left out, because
-        an upstream may quote the request in it."""
+        """The cause of an error answer for the log, or None for a success. The cause leaves out the text of the answer,
+        because an upstream may quote the request in it."""
         if answer.status < 400:
             return None
         told = map_upstream_answer(answer.status, answer.headers, body, self._secrets)
@@ -430,7 +430,7 @@ class PassedEntry:
         self._model = model[:_MODEL_LENGTH]
 
     def call(self, upstream: str) -> None:
-        """Record that the upstream is called."""
+        """Record that the model call begins, and its upstream."""
         self._upstream, self._called = upstream, time.perf_counter() - self._started
 
     def answered_by(self, upstream: str) -> None:

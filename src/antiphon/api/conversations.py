@@ -118,7 +118,7 @@ class Conversations(Area):
         owner_room: StorageQuota | None = None,
         strict: bool = False,
     ) -> None:
-        """With `strict`, items and parts of unknown types are refused. Without `strict`, they are left out."""
+        """With `strict`, the API refuses items and parts of unknown types. Otherwise it leaves them out."""
         self._owner_room = owner_room
         self._strict = strict
         self._store = conversations
@@ -198,7 +198,8 @@ class Conversations(Area):
         errors=(409,),
     )
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`POST /v1/conversations/{id}/items`: append up to 20 items. If one item is wrong, none is added."""
+        """`POST /v1/conversations/{id}/items`: append up to 20 items. If one item is wrong, the API adds none of
+        them."""
         tolerance = self._read_include(request)
         check_body(request.access, request.body)
         given_items = read_body(request, AddItems).items

@@ -65,7 +65,7 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """The allowed purposes of an upload."""
 
 FileDeleted = Callable[[str, str], Awaitable[None]]
-"""A function that is called with the owner and the file id before a file is deleted."""
+"""A function that the API calls before it deletes a file. The arguments are the owner and the file's id."""
 
 _Found = TypeVar("_Found")
 
@@ -125,8 +125,9 @@ class Files(Area):
         make_id: IdFactory = new_id,
         clock: Clock = now,
     ) -> None:
-        """`max_bytes`: the maximum size of a file. `on_delete`: functions that are called for each deleted file, for
-        example to remove it from vector stores. `room` checks how many bytes of files an owner or a team may store."""
+        """`max_bytes`: the maximum size of a file. `on_delete`: functions that the API calls before it deletes a file,
+        for example to remove the file from vector stores. `room` checks how many bytes of files an owner or a team may
+        store."""
         self._files = files
         self._limit = max_bytes
         self._on_delete = on_delete

@@ -181,7 +181,7 @@ def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
 
 
 class EventFrames:
-    """Converts the events that Antiphon itself generates into frames. Such events arrive whole.
+    """Converts the events that Antiphon itself generates into frames. The class always gets whole events.
 
     `told` has headers of the answer. The first event carries them in a field `headers`, because a WebSocket message has
     no HTTP headers.
@@ -256,7 +256,7 @@ class NativeFrames(EventFrames):
         return found
 
     def missing(self) -> ApiError | None:
-        """Return the `error` event that was held back, or an error for a stream without a terminal event.
+        """Return the `error` event that the class held back, or an error for a stream without a terminal event.
 
         None if the stream had a terminal event. The error of a cut stream is a 502 (`upstream_cut`).
         """

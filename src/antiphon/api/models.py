@@ -6,9 +6,9 @@ applies the operator's allow-list and aliases, and caches lists for a short time
 here: the decision whether a request may use a model, which the exchange makes. Not here either: the table of supported
 fields (`translation/request/field_support.py`).
 
-Invariants: a client never sees a list that an upstream sent for other credentials. If clients' credentials are
-forwarded, the cache has one entry per credential, under a keyed digest. Capabilities need no call of an upstream, and
-reveal the names of upstreams, but none of their addresses or keys.
+Invariants: a client never sees a list that an upstream sent for other credentials. If Antiphon forwards clients'
+credentials, the cache has one entry for each credential, under a keyed digest. Capabilities need no call of an
+upstream, and reveal the names of upstreams, but none of their addresses or keys.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ModelSource:
     """The way in which Antiphon lists the models of one upstream.
 
     The request carries the client's Authorization if `passthrough` is true, and the client headers in `headers`. If
-    `allowed` is not empty, only those models are shown.
+    `allowed` is not empty, the list has only the models in `allowed`.
     """
 
     passthrough: bool = False
@@ -104,8 +104,9 @@ class ModelCatalog(Area):
     """Serves `/v1/models`: the models that clients may use.
 
     `sources` are the upstreams by name. With `routes`, an upstream contributes only the models whose requests would go
-    to that upstream. Exact model names in the setting `models` are listed too. A list stays in the cache for `seconds`.
-    With several upstreams, each has `patience` seconds to answer. An upstream that fails hides only its models.
+    to that upstream. The list also has the exact model names in the setting `models`. A list stays in the cache for
+    `seconds`. With several upstreams, each has `patience` seconds to answer. An upstream that fails hides only its
+    models.
     """
 
     def __init__(
@@ -134,8 +135,8 @@ class ModelCatalog(Area):
         """`GET /v1/models`: list the models that the client's key allows. Raises `ApiError` if every upstream fails.
 
         Codex sends `client_version` and reads the field `models`, which describes how to prompt each model. Codex logs
-        an error if the field is missing. Antiphon knows no such descriptions of an upstream's models. It therefore
-        sends an empty field, and Codex uses its built-in descriptions.
+        an error if the field is missing. Antiphon knows no such descriptions of an upstream's models. Antiphon
+        therefore sends an empty field, and Codex uses its built-in descriptions.
         """
         told = query_value(request, "client_version") is not None
         models = [one for one in await self._models(request) if request.access.allows_model(one.id)]
@@ -237,7 +238,8 @@ class ModelCatalog(Area):
         return read_models(bytes(body))
 
     def _upstream_headers(self, headers: Headers) -> Headers:
-        """The client headers that are forwarded to at least one upstream. The lists may depend on them."""
+        """The client headers that Antiphon forwards to at least one upstream. The upstreams' lists may depend on these
+        headers."""
         return tuple(
             (name, value) for name, value in headers if any(source.sends(name) for source in self._sources.values())
         )
@@ -261,8 +263,8 @@ def _permit(listed: tuple[ModelObject, ...], allowed: tuple[str, ...]) -> tuple[
 def read_models(body: bytes) -> tuple[ModelObject, ...]:
     """Return the models in an upstream's list: OpenAI's shape, a bare array, or Ollama's and Gemini's `models`.
 
-    Entries without a model's name are skipped. Raises `UpstreamFailed` (502, `models_unreadable`) if the body has none
-    of these shapes.
+    The function skips entries without a model's name. Raises `UpstreamFailed` (502, `models_unreadable`) if the body
+    has none of these shapes.
     """
     try:
         value = decode_any(body)

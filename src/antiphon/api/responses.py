@@ -222,7 +222,7 @@ class Responses(Area):
             )
         headers: Headers = SSE_HEADERS
         if query_flag(request, "include_obfuscation"):
-            # The stored events are sent unchanged.
+            # Antiphon sends the stored events unchanged.
             headers = (*headers, ("antiphon-ignored", "include_obfuscation"))
         return ApiResponse(200, headers, b"", self._background.followers.follow(request.owner, response_id, after))
 

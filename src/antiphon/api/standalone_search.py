@@ -9,8 +9,8 @@ answer. Not here: searching and reading pages (`tools/web_search.py`), and the l
 The sidecar stores nothing between requests. Therefore the URL of a page serves as its id, and the sidecar finds a link
 by counting the links of the page again.
 
-Invariants: if a command fails, the text of the answer reports it, because an error would end the client's turn. No
-command exceeds the limits in the request's `settings`.
+Invariants: if a command fails, the text of the answer reports it, because an error would make the client abandon its
+current task. No command exceeds the limits in the request's `settings`.
 """
 
 from __future__ import annotations

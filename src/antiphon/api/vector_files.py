@@ -7,7 +7,7 @@ The sidecar adds a file immediately and ingests it in the background. The status
 progress. The answer is the same for a store, a batch or a file that does not exist and for one of another owner. The
 two answers differ only in the id.
 
-Invariant: if one file of a batch cannot be added, none is added.
+Invariant: if Antiphon cannot add one file of a batch, it adds none.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class VectorFiles(Area):
     )
     async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/file_batches`: add the files in `file_ids`, or in `files`, where each has separate attributes and
-        chunking. Raises the errors of `add`. After an error, no file is added."""
+        chunking. Raises the errors of `add`. After an error, the store has none of the files."""
         body, ignored = read_known(request, AddFileBatch)
         new = _batch(body)
         try:

@@ -31,8 +31,8 @@ from antiphon.translation.values import PromptDifference
 from antiphon.types.transport import Headers
 
 Difference = Callable[[str, str, str], Awaitable[PromptDifference | None]]
-"""The first difference between the prompts of an owner's earlier and later response, by their ids. Raises `ApiError`
-if one of them cannot be compared."""
+"""The first difference between the prompts of an owner's earlier and later response, by their ids. Raises `ApiError` if
+one of the two prompts cannot be compared."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 _MOST_TEXT: Final = 2_000_000
 
@@ -91,7 +91,8 @@ class StoreFileJson(TypedDict):
 
 
 class Warned(msgspec.Struct, frozen=True):
-    """A log line of level warning or above. `at` is the line's timestamp. `fields` are without the event."""
+    """A log line of level warning or above. `at` is the line's timestamp. `fields` has the line's fields, without the
+    event."""
 
     at: str
     event: str

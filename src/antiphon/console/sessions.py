@@ -7,7 +7,7 @@ Lives here: the session cookie, the CSRF token, and the check of a presented key
 A session is a sealed cookie, so every replica that has the same `admin.token` recognises it, and no replica stores it.
 
 Invariants: the cookie never holds a token. A session of a client key ends when the key is revoked or expires. Every
-sign-in creates a new session id. Tokens are compared in constant time, by their SHA-256.
+sign-in creates a new session id. The console compares the SHA-256 digests of tokens in constant time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from antiphon.types.transport import Headers, header_value
 COOKIE: Final = "antiphon_console"
 _SEALED_FOR: Final = ("console", "session")
 _TOKEN_SESSION: Final = 3600.0
-"""The longest session, in seconds, of a user who signed in with a token of an issuer, whose expiry is unknown here."""
+"""The longest session in seconds, if the user signed in with an issuer's token. The console does not know when such a
+token expires."""
 _LONGEST_TOKEN: Final = 16_384
 
 Kind = Literal["operator", "key", "token", "gateway"]
@@ -104,7 +105,7 @@ class Sessions:
         try:
             found, kind = self._caller(token, digest)
         except Unauthorized:
-            # Only failures are limited. Otherwise a client without a key could lock out all users.
+            # The console limits only failed attempts. Otherwise a client without a key could lock out all users.
             self._attempts.add("Too many failed attempts to sign in.")
             raise Unauthorized(
                 "This is neither the operators' token nor a valid client key.", code="wrong_token"

@@ -4,8 +4,8 @@ Lives here: the code that pairs calls with their answers, and that splits event 
 exports the model calls as a cassette, which `antiphon replay` serves. Not here: recording
 (`engine/exchange/recording_exchange.py`), the format of cassettes (`recordings/format.py`), and HTML.
 
-Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the calls in their order, and a
-call whose answer did not end is marked as cut.
+Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the calls in their order, and marks
+a call as cut if the call's answer did not end.
 """
 
 from __future__ import annotations

@@ -112,9 +112,9 @@ def make_entry(
 ) -> CassetteEntry:
     """The entry for one exchange, without the secrets and without the headers that a recording must not hold.
 
-    `chunks` are the parts of the answer's body with the seconds from the request to their arrival. Empty parts are left
-    out. The query of `path` is left out, because it may hold a credential. Raises `CannotRecord` if a body is too
-    large, or if it shows a secret in a form that cannot be removed."""
+    `chunks` are the parts of the answer's body with the seconds from the request to their arrival. The entry leaves out
+    empty parts. The entry also leaves out the query of `path`, because a query may hold a credential. Raises
+    `CannotRecord` if a body is too large, or if it shows a secret in a form that cannot be removed."""
     parts = tuple((seconds, data) for seconds, data in chunks if data)
     size = sum(len(data) for _, data in parts)
     for length, limit, name in ((len(request), REQUEST_BYTES, "request"), (size, ANSWER_BYTES, "answer")):

@@ -49,8 +49,8 @@ _MOST_SECRETS: Final = 64
 
 
 def header_secrets(headers: Iterable[tuple[str, str]]) -> Secrets:
-    """The credentials in the headers of a request or a response: tokens, API keys and cookie values. Short words and
-    common placeholders are left out."""
+    """The credentials in the headers of a request or a response: tokens, API keys and cookie values, but no short words
+    and no common placeholders."""
     found = dict[str, None]()
     for name, value in headers:
         if _HEADER.search(name):
@@ -65,8 +65,8 @@ def _is_placeholder(word: str) -> bool:
 
 
 def environment_secrets(environ: Mapping[str, str]) -> Secrets:
-    """The values of variables whose name ends in KEY, TOKEN, SECRET or PASSWORD. Short values and paths are left out,
-    because they may be ordinary words."""
+    """The values of variables whose name ends in KEY, TOKEN, SECRET or PASSWORD. The result leaves out short values and
+    paths, because they may be ordinary words."""
     values = (value for name, value in environ.items() if _VARIABLE.search(name))
     long = (value for value in values if len(value) >= _SHORTEST_VARIABLE and not value.startswith(("/", "~", ".")))
     return tuple(dict.fromkeys(long))[:_MOST_SECRETS]

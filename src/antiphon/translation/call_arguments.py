@@ -184,7 +184,7 @@ class _InputState(Enum):
     OPENING = auto()
     INSIDE = auto()
     CLOSING = auto()
-    # Arguments that do not open with `{"input": "` are parsed when they are complete.
+    # The reader parses arguments that do not open with `{"input": "` when they are complete.
     WHOLE = auto()
     BARE = auto()
 

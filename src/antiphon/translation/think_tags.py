@@ -53,7 +53,7 @@ class ThinkTags:
 
     @property
     def done(self) -> bool:
-        """Whether all further content is text, and no bytes are held back."""
+        """Whether all further content is text, and the parser holds no bytes back."""
         return self._state is _ThinkState.TEXT and not self._fresh
 
     def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
@@ -67,7 +67,8 @@ class ThinkTags:
         data, self._held = self._held + fragment, b""
         if self._state is _ThinkState.START:
             start = _after_blanks(data)
-            # At most 1,024 bytes are held back. Otherwise a long run of blanks would be read again with every fragment.
+            # The parser holds back at most 1,024 bytes. Otherwise it would read a long run of blanks again with every
+            # fragment.
             if len(data) < _MAX_HELD and len(data) - start < len(_OPEN) and _OPEN.startswith(data[start:]):
                 self._held = data
                 return b"", b""
@@ -80,7 +81,7 @@ class ThinkTags:
         return b"", self._text(data)
 
     def end(self) -> tuple[bytes, bytes]:
-        """The reasoning and the text that were held back, at the end of the stream."""
+        """The reasoning and the text that the parser held back, at the end of the stream."""
         held, self._held = self._held, b""
         if self._state is _ThinkState.THINKING:
             if held and self._unclosed is not None:
@@ -119,8 +120,8 @@ class ThinkTags:
         return data, b""
 
     def _text(self, data: bytes) -> bytes:
-        """The text behind the closing tag. Blanks before the text, and a repeated closing tag (seen: MAI-DS-R1), are
-        dropped."""
+        """The text behind the closing tag, without the blanks before the text and without a repeated closing tag (seen:
+        MAI-DS-R1)."""
         while self._fresh:
             data = data[_after_blanks(data) :]
             if data.startswith(_CLOSE):

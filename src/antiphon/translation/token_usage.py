@@ -65,7 +65,7 @@ def _first(*counts: int | None) -> int | None:
 
 
 def _read_leniently(data: bytes) -> ChatUsage:
-    """The valid numbers of a malformed usage object. Invalid numbers are left out."""
+    """The valid numbers of a malformed usage object."""
     value = decode_object(data)
     details: dict[str, Any] = {name: _details(value.get(name)) for name in _DETAILS}
     return ChatUsage(**_counts(value, _COUNTS), **details)

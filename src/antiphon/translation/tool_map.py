@@ -4,8 +4,8 @@ Lives here: the names that chat servers see, and the lookup of the tool that a c
 (`chat/tools.py`), and the items of calls (`translation/events/builder.py`).
 
 Chat servers know only functions with a flat name of at most 64 characters. Responses has several kinds of tools, and
-namespaces. A name that does not fit is shortened and gets a hash of the whole name. So the same tool has the same name
-in every turn.
+namespaces. Antiphon shortens a name that does not fit, and appends a hash of the whole name. So the same tool has the
+same name in every request.
 
 Invariant: within one request a chat name means one tool, and every tool has one chat name.
 """

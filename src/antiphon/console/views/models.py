@@ -79,7 +79,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A hosted tool: whether the server runs it, and what it does otherwise."""
+    """A hosted tool: whether the server runs the tool, and how the server otherwise treats the tool's declaration."""
 
     name: str
     runs: bool

@@ -134,7 +134,7 @@ def _number(text: str) -> int:
 
 
 def compare(old: Sequence[str], new: Sequence[str]) -> list[DiffRow]:
-    """The rows of both texts. Lines beyond `MOST_LINES` are left out."""
+    """The rows of the comparison of two texts. The function leaves out lines beyond `MOST_LINES`."""
     old, new = old[:MOST_LINES], new[:MOST_LINES]
     rows: list[DiffRow] = []
     left_over = _MOST_PAIRED

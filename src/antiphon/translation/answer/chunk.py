@@ -16,8 +16,8 @@ Not here: the effect of a chunk, and the decision how an answer ended (`stream.p
 (`engine/exchange/client_answer.py`).
 
 Invariants: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
-`NotAChunk`. Every emitted annotation is a `url_citation` with all its keys, and its offsets lie in the text. An entry
-of log probabilities has all four keys with the right types, or is left out. `plain_finish` returns lower case, and maps
+`NotAChunk`. Every emitted annotation is a `url_citation` with all its keys, and its offsets lie in the text. Every
+returned entry of log probabilities has all four keys with the right types. `plain_finish` returns lower case, and maps
 every known reason for a cut answer to Chat Completions' name of that reason.
 """
 
@@ -41,7 +41,7 @@ _decode: Final = msgspec.json.Decoder(Chunk).decode
 
 _TEXT_OR_NULL: Final = tuple(b'"n')
 _TEXTS: Final = frozenset({"content", "refusal", "reasoning_content", "reasoning", "text", "input"})
-"""Keys whose values are read as text. The key `arguments` is handled separately."""
+"""Keys whose values are read as text. Other code reads the key `arguments`."""
 
 _Shape = TypeVar("_Shape", bound=Struct)
 
@@ -286,8 +286,8 @@ def _decoded(data: Raw) -> object:
 
 
 def read_logprobs(data: Raw) -> list[Raw]:
-    """The entries for the tokens of the content. Entries for reasoning and refusals are left out, because they belong
-    to no text."""
+    """The entries for the tokens of the content. The result has no entries for reasoning and refusals, because these
+    entries belong to no text."""
     value = _decoded(data)
     entries = value.get("content") if isinstance(value, dict) else None
     return [Raw(encode(made)) for entry in _objects(entries) if (made := _entry(entry)) is not None]

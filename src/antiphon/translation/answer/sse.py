@@ -68,7 +68,7 @@ class SseDecoder:
                 # The second usual case: the bytes are several whole events with one line each.
                 return [ServerSentEvent(b"", one) for one in found]
         if self._after_cr and data:
-            # The CR at the end of the last bytes already counted as a line end, so an LF behind it is skipped.
+            # The CR at the end of the last bytes already counted as a line end, so the parser skips an LF behind it.
             self._after_cr = False
             if data[:1] == b"\n":
                 data = data[1:]
@@ -167,7 +167,7 @@ class EventReader:
         self._events: list[ServerSentEvent] = []
         self._event: ServerSentEvent | None = None
         self._alike: Alike | None = None
-        # Whether the caller took no chunk of the learned pattern. If so, the next event is decoded fully.
+        # Whether the caller took no chunk of the learned pattern. If so, the reader decodes the next event fully.
         self._in_full = False
         # The bytes from which the last events were parsed.
         self._piece = b""
@@ -197,8 +197,8 @@ class EventReader:
             self._events.reverse()
 
     def took(self, size: int) -> None:
-        """Report how many bytes of `data` the caller took as similar chunks. If `size` is 0, the next event is decoded
-        fully."""
+        """Report how many bytes of `data` the caller took as similar chunks. If `size` is 0, the reader decodes the
+        next event fully."""
         if size:
             self._tries = _TRIES
             self.data = self.data[size:]

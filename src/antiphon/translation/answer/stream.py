@@ -279,8 +279,8 @@ class ChatStream:
                     continue
                 delta = choice.message if whole else choice.delta
                 if delta is None:
-                    # Some non-streamed answers hold a delta, and some stream events hold a whole message. A message
-                    # that repeats earlier deltas is skipped.
+                    # Some non-streamed answers hold a delta, and some stream events hold a whole message. The sidecar
+                    # skips a message that repeats earlier deltas.
                     delta = choice.delta if whole else None if self._builder.has_output else choice.message
                 if whole and delta is not None:
                     # In a non-streamed answer each entry of `tool_calls` is a separate call, even if entries share ids
@@ -455,7 +455,7 @@ class ChatStream:
         self._text(text)
 
     def _end_thinking(self) -> None:
-        """Emit the text that was held back because it could have been a tag."""
+        """Emit the text that the parser held back because the text could have been a tag."""
         tags, self._think = self._think, None
         if tags is not None:
             reasoning, text = tags.end()

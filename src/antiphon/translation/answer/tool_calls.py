@@ -7,8 +7,8 @@ names late. Clients of the Responses API get one open item at a time. Not here: 
 
 Invariants:
 
-- calls are opened in the order in which they first appeared;
-- a call is opened only once its name is known;
+- the sidecar opens calls in the order in which they first appeared;
+- the sidecar opens a call only once it knows the call's name;
 - the emitted arguments are the concatenation of the fragments received for that call;
 - the sidecar never emits a call that `tool_choice` or `parallel_tool_calls` forbids.
 """
@@ -147,7 +147,7 @@ class ToolCalls:
         fully."""
         call = self._open
         assert call is not None, "no call is open"
-        # A text that begins with `{` may repeat all arguments, so its chunk is decoded fully.
+        # A text that begins with `{` may repeat all arguments, so the sidecar decodes its chunk fully.
         text, used = self._builder.draft.splice(data, before, behind, b"{")
         if text:
             call.sent.append(text)

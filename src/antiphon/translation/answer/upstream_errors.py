@@ -252,7 +252,7 @@ def _read(body: bytes, secrets: KnownSecrets) -> _Told:
         told.code if _CODE.fullmatch(told.code) and told.code not in said.KNOWN_TYPES - {"insufficient_quota"} else ""
     )
     told.param = _our_param(told.param)
-    # Codes and params pass unchanged, so one that contains a secret is dropped.
+    # Codes and params pass unchanged, so the sidecar drops a code or param that contains a secret.
     told.code, told.param = (
         name if redacted(name, _MAX_MESSAGE, secrets) == name else "" for name in (told.code, told.param)
     )

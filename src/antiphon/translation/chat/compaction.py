@@ -31,7 +31,7 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode, quoted, raw
 from antiphon.types.views import SealedCompaction
 
-# Types of items that affect all later turns of the conversation.
+# Types of items that affect all later responses of the conversation.
 _BROUGHT: Final = frozenset({"additional_tools", "tool_search_call", "tool_search_output", "configuration_update"})
 _NO_CALLS: Final = frozenset({None, "message", "reasoning", "item_reference"})
 # The limit of the latest user messages that a client gets back in addition to the summary.

@@ -361,8 +361,8 @@ def _unsupported(where: str, what: str) -> InvalidRequest:
     return unsupported_parameter(f"Invalid '{where}': {what}", where)
 
 
-# The functions below list the files that a request refers to. A request without files costs nothing. An unreadable part
-# is skipped, because the translation reports it as an error.
+# The functions below list the files that a request refers to. For a request without files, they do no work. They skip
+# an unreadable part, because the translation reports it as an error.
 
 _GONE: Final = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
 

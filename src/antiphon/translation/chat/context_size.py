@@ -1,14 +1,15 @@
-"""Measures how much of a model's context a request takes, and drops the oldest turns of a too long conversation.
+"""Measures how much of a model's context a request takes, and drops the oldest parts of a conversation that is too
+long.
 
 Lives here: the path, the request and the response of each counting API, by the kind of server, and the object that the
 client gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). Not here: the list of
 servers with a counting API (`profiles/`), and the size of a model's context (the setting `context_tokens`). Without
 that setting Antiphon drops nothing, and lists the field `truncation` as ignored.
 
-A turn is a user message with all items up to the next user message. Two turns are dropped together if one contains a
-call and the other contains the output of that call. Instructions, system and developer messages, compactions, searches
-that found tools, and the latest turn always stay. Compactions stay because they summarize items that were dropped
-earlier.
+In this module, a turn is a user message with all items up to the next user message. If one turn contains a call and
+another contains the output of that call, Antiphon drops both turns together. Instructions, system and developer
+messages, compactions, searches that found tools, and the latest turn always stay. Compactions stay because they
+summarize items that are no longer in the conversation.
 
 The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture. The estimate is
 too high for code and JSON, and can be too low for other scripts. So operators should set `context_tokens` somewhat
@@ -133,7 +134,7 @@ def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
     if len(starts) < 2:
         return list(items)
     dropped: set[int] = set()
-    # Assistant items before the first user message belong to no turn, so they are dropped first.
+    # Assistant items before the first user message belong to no turn, so Antiphon drops them first.
     for start, end in zip([0, *starts[:-1]], starts, strict=True):
         if excess <= 0:
             break

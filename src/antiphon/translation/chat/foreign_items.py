@@ -8,8 +8,8 @@ Sources: `AgentMessage` of OpenAI's beta types; Codex's session files (rollouts)
 since 0.138. This Codex puts a message between agents into an `encrypted_content` part, because OpenAI's server encrypts
 such messages. With another server, an `encrypted_content` part holds the model's plain text.
 
-Invariant: the model gets all text that is not encrypted. Encrypted content is replaced by a note, or is listed as
-ignored.
+Invariant: the model gets all text that is not encrypted. Antiphon replaces encrypted content by a note, or lists the
+content as ignored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Converts items into chat messages, and decides the order and grouping of the messages.
 
 Lives here: the code that follows three rules for the messages.
-- A turn's reasoning, text and calls become one assistant message.
+- The reasoning, text and calls of one answer of the model (a turn) become one assistant message.
 - The output of a call directly follows the call, even if the client sent it later.
 - System and developer messages become one system message at the beginning. Some servers accept several.
 Not here: content parts (`content.py`), calls and outputs (`call_items.py`), all other fields (`body.py`).
@@ -228,7 +228,8 @@ class _Grouping:
         return turn
 
     def _close_turn(self) -> None:
-        """End the turn. Reasoning without text or a call behind it is dropped, because no chat message can carry it."""
+        """End the turn. Drops reasoning without text or a call behind it, because no chat message can carry such
+        reasoning."""
         self._put_off()
         self._turn = None
         if self._thoughts or self._details or self._signature is not ABSENT:
@@ -272,7 +273,8 @@ class _Grouping:
         self._thoughts.append(text)
 
     def _unsealed(self, where: str, text: str, name: str) -> SealedReasoning:
-        """Decrypt reasoning. Content that another server encrypted counts as empty, and is listed as ignored."""
+        """Decrypt reasoning. Content that another server encrypted counts as empty, and the response lists it as
+        ignored."""
         try:
             opened = self._sources.unseal(text, f"{where}.encrypted_content")
         except ForeignContent as error:
@@ -363,8 +365,8 @@ class _Grouping:
         turn.calls.append((call_id, name, arguments))
 
     def _answer_more(self, call_id: str, again: str, content: bytes, images: list[Raw], ran_in: str = "") -> None:
-        """Add another output of a call. If the model has already read the first output, the call is repeated with the
-        new id `again`. Otherwise the new output follows the first one."""
+        """Add another output of a call. If the model has already read the first output, the method repeats the call
+        with the new id `again`. Otherwise the new output follows the first one."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             self._show_again(owner, number, again, content, images, ran_in)
@@ -379,8 +381,8 @@ class _Grouping:
     def _show_again(
         self, owner: Turn, number: int, again: str, content: bytes, images: list[Raw], ran_in: str = ""
     ) -> None:
-        """Repeat a call whose tool message the model has already read, with the newer result. The call's reasoning and
-        signature are repeated too, because some servers require them with each call."""
+        """Repeat a call whose tool message the model has already read, with the newer result. The method also repeats
+        the call's reasoning and signature, because some servers require them with each call."""
         turn = self._turn
         if turn is None or not ran_in or turn.round != ran_in:
             turn = self._fresh_turn()

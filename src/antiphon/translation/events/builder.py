@@ -265,7 +265,7 @@ class ResponseBuilder:
 
     @property
     def text_of(self) -> TextOf | None:
-        """The kind of the open text, if its fragments are emitted immediately. The caller may use
+        """The kind of the open text, if the builder emits its fragments immediately. The caller may use
         `ResponseDraft.splice` only if this property is not None."""
         return None if self._open is None else self._open.text_of
 
@@ -284,7 +284,7 @@ class ResponseBuilder:
         open_item.end(item)
 
     def close(self, status: str) -> None:
-        """End the turn, and close the open item, if any, with the status `completed` or `incomplete`."""
+        """End the output of a model call. Closes the open item, if any, with the status `completed` or `incomplete`."""
         if isinstance(self._open, OpenMessage) and status == "completed":
             self._open.phase = "commentary" if self.draft.calling else "final_answer"
         self._close(status)

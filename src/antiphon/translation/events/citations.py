@@ -93,7 +93,7 @@ class Citations:
         yield from self._cut(text)
 
     def end(self) -> bytes:
-        """End the message. Returns the text that was held back, which is plain text."""
+        """End the message. Returns the text that the parser held back, which turns out to be plain text."""
         held, self._held = self._held, ""
         self._length, self._tail = 0, ""
         return fragment_of(held)

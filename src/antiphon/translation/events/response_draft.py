@@ -108,7 +108,8 @@ class ResponseDraft:
         self.later: dict[str, LaterCall] = {}
         """The state of each waiting call of a client's tool, by its call id."""
         self.calling = False
-        """Whether the model calls tools in this turn. If so, the turn's text is not the final answer."""
+        """Whether the model calls tools in the current model call. If so, the text of this model call is not the final
+        answer."""
         self.cut_calls = False
         """Whether a call is incomplete because its arguments have no valid form."""
 
@@ -150,8 +151,8 @@ class ResponseDraft:
         self.append(fragment)
 
     def append(self, fragment: bytes) -> None:
-        """Add text with a delta event, without a check of the limit. The text was counted before, or has only a few
-        bytes, because the end of an item must not fail."""
+        """Add text with a delta event, without a check of the limit. The caller has already counted the text, or the
+        text has only a few bytes. There is no check because the end of an item must not fail."""
         self.text += fragment
         template = self.template
         if template is not None:

@@ -97,8 +97,8 @@ VENDORS = (
         # DeepSeek maps other efforts to the efforts below (documented in guides/thinking_mode). DeepSeek's chat API has
         # no `none`.
         effort_values=("minimal", "low", "medium", "high", "xhigh", "max"),
-        # If a tool-calling turn comes back without its reasoning, DeepSeek answers later requests with a 400
-        # (documented in guides/thinking_mode). The recording
+        # If an assistant message with tool calls comes back without its reasoning, DeepSeek answers later requests with
+        # a 400 (documented in guides/thinking_mode). The recording
         # deepseek/pydantic-test-deepseek-test-deepseek-deferred-capability-with-thinking-1 sends `reasoning_content`.
         replay_reasoning="reasoning_content",
         # DeepSeek refuses images with a 400, "unknown variant `image_url`, expected `text`":

@@ -76,8 +76,8 @@ def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None
 
 
 def known_choice(name: str, value: str | None, allowed: tuple[str, ...], tolerance: Tolerance) -> bool:
-    """Whether the value is None or one of `allowed`. Any other value is left out. Raises `InvalidRequest` in strict
-    mode."""
+    """Whether the value is None or one of `allowed`. Any other value goes into the list of ignored values. Raises
+    `InvalidRequest` in strict mode."""
     if value is None or value in allowed:
         return True
     tolerance.leave_out(f"{name}:{value}", _not_among(name, value, allowed))

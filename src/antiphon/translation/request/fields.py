@@ -9,7 +9,7 @@ the rows:
 - the API's OpenAPI document;
 - the table of supported fields, with its page in the docs.
 
-Lives here, too: the values of `include`, the checks of limits, and the members of `text`, `reasoning` and
+Lives here: the values of `include`, the checks of limits, and the members of `text`, `reasoning` and
 `context_management`.
 
 A field that goes to the chat server unchanged needs only its row. A field that Antiphon acts on also has an attribute
@@ -17,8 +17,8 @@ of `CreateResponse`, and code that reads that attribute.
 
 Not here: fields that only chat servers know (`parameters.py`), items, tools and content parts.
 
-Invariants: a field without a row is unknown, so it is ignored or rejected (`types/tolerance.py`). Every error names its
-field in `param`.
+Invariants: a field without a row is unknown, so Antiphon ignores or rejects it (`types/tolerance.py`). Every error
+names its field in `param`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Field:
     Limits:
 
     - `least` and `most` limit a number, and `longest` limits the length of a text.
-    - `words` are the known values. An unknown value is ignored. OpenAI adds values, and a new value changes only the
-      style of the answer.
+    - `words` are the known values. Antiphon ignores an unknown value, because OpenAI adds values. A new value changes
+      only the style of the answer.
 
     Treatment:
 
@@ -395,8 +395,8 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
 
 
 def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
-    """The number of tokens from which a conversation is compacted. 0 means that the model's context size decides. None
-    means that no entry asks for compaction."""
+    """The number of tokens from which Antiphon compacts a conversation. 0 means that the model's context size decides.
+    None means that no entry asks for compaction."""
     if len(entries) > _MOST_ENTRIES:
         raise array_too_long("context_management", _MOST_ENTRIES, len(entries))
     threshold = None
@@ -421,8 +421,8 @@ def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
 
 
 def check_format(where: str, form: TextFormat) -> None:
-    """Raise `InvalidRequest` unless a text format is complete. An unknown format is refused, because the client relies
-    on the format."""
+    """Raise `InvalidRequest` unless a text format is complete. Antiphon refuses an unknown format, because the client
+    relies on the format."""
     check_choice(f"{where}.type", form.type, FORMATS)
     if form.type == "json_schema":
         if not form.name:
@@ -439,8 +439,8 @@ _MOST_INCLUDES: Final = 32
 
 
 def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
-    """Leave out the values of `include` that OpenAI does not have. Raises `InvalidRequest` in strict mode, and for too
-    many values."""
+    """Record the values of `include` that OpenAI does not have as ignored. Raises `InvalidRequest` in strict mode, and
+    for too many values."""
     if len(values) > _MOST_INCLUDES:
         raise array_too_long("include", _MOST_INCLUDES, len(values))
     for number, include in enumerate(values):

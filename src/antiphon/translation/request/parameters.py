@@ -111,7 +111,8 @@ def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[di
 
 
 def laid_over(below: Mapping[str, Raw], above: Mapping[str, Raw]) -> dict[str, Raw]:
-    """Merge two sets of members. `above` overrides `below`, and two objects are merged member by member."""
+    """Merge two sets of members. `above` overrides `below`. If both values of a member are objects, the function merges
+    the two objects."""
     laid = {**below, **above}
     for name in below.keys() & above.keys():
         if first(below[name]) == first(above[name]) == b"{":

@@ -5,7 +5,7 @@ Not here: the effect of the template's other fields, which are fields of a creat
 store of prompts.
 
 A template's messages come first, like instructions. A template's messages are not part of the response's stored input
-or of later turns. A field of the request overrides the same field of the template.
+or of later responses. A field of the request overrides the same field of the template.
 
 Invariants: a request without a value for a variable of the template gets a 400. A request with a value for a variable
 that the template does not have gets a 400 too. The sidecar never searches a value for variables.
@@ -45,7 +45,7 @@ _TEXT_KINDS: Final = ("input_text", "output_text", "text")
 
 
 class PromptNotLoaded(Exception):
-    """A request refers to a prompt, which must be loaded before the rest of the request can be read."""
+    """A request refers to a prompt. The caller must load the prompt before it can read the rest of the request."""
 
     def __init__(self, reference: PromptReference) -> None:
         super().__init__(reference.id)

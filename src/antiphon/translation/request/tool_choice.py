@@ -50,7 +50,7 @@ def read_tool_choice(
 
     - `tools` are the callable tools among the `declared` ones, and the tools that items of the input declare.
     - `limit` is the maximal number of tools that the choice may name.
-    - `continued`: earlier turns may have declared tools, so the choice may name unknown tools.
+    - `continued`: earlier requests may have declared tools, so the choice may name unknown tools.
       `translation/chat/tools.py` checks unknown names again, with the history.
     """
     if not given(value):
@@ -124,7 +124,7 @@ def _allowed(choice: AnyToolChoice, known: set[_KnownTool] | None, hosted: froze
         elif tool.type in hosted:
             name = _hosted_pair(tool)
         else:
-            # A hosted tool that Antiphon does not run is left out, like its declaration.
+            # Antiphon leaves out a hosted tool that it does not run, as it leaves out the tool's declaration.
             continue
         sought = _hosted_pair(tool, whole=True) if tool.type in hosted else name
         if known is not None and (tool.type, *sought) not in known:

@@ -55,8 +55,8 @@ _REFUSED: Final = {
     "code_interpreter": "the operator has not set it up ('code_interpreter.sandbox')",
     "mcp": "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')",
 }
-"""Hosted tools without which an answer would be wrong, so the request is refused if Antiphon does not run them. The
-values are the reasons, with the setting that enables the tool."""
+"""Hosted tools without which an answer would be wrong. If Antiphon does not run such a tool, it refuses the request.
+The values are the reasons, with the setting that enables the tool."""
 
 _NONE: Final = "this server does not implement it"
 _NOT_HERE: Final = {
@@ -67,7 +67,7 @@ _NOT_HERE: Final = {
     "computer_use_preview": _NONE,
     "programmatic_tool_calling": _NONE,
 }
-"""Known hosted tools that are left out if Antiphon does not run them, each with the reason."""
+"""Known hosted tools that Antiphon leaves out if it does not run them, each with the reason."""
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME: Final = 128
@@ -277,7 +277,7 @@ _INSIDE: Final = {
 def _unused(
     where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], tolerance: Tolerance | None
 ) -> list[str]:
-    """The known members of a declaration that have no effect. Unknown members are left out.
+    """The known members of a declaration that have no effect. The function records unknown members in `tolerance`.
 
     The list is empty for a tool of an extension package, since only that package knows the tool's members. The list is
     also empty without a `tolerance`, because an earlier reading has already listed the members.
