@@ -234,7 +234,7 @@ class OwnerFull(ApiError):
 class AtCapacity(ApiError):
     """The requests in flight have reached the limit that the setting `setting` sets. If `owner` is set, the limit is
     that of one owner, else that of the whole process. A client may retry after a second. Overload causes many of these
-    errors, so `observability/repeated_failures.py` counts them and logs one line for many."""
+    errors. So `observability/repeated_failures.py` counts the errors, and writes one log line for many errors."""
 
     status = 503
 
@@ -287,7 +287,7 @@ def unsupported_parameter(message: str, name: str | None = None) -> InvalidReque
 
 
 def invalid_parameter(name: str, problem: str, code: str = "invalid_value") -> InvalidRequest:
-    """The error for a parameter with any other problem. `problem` is a sentence without its final period."""
+    """The error for a parameter that is wrong in any other way. `problem` is a sentence without its final period."""
     return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code=code)
 
 

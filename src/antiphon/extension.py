@@ -7,18 +7,20 @@ The promise of compatibility, for versions 0.x:
 
 - Every name in `__all__` stays until 1.0, with its parameters, fields and flags. A new version may add names,
   parameters and fields. New parameters and fields come last and have a default.
-- The entry point groups `antiphon.tools` and `antiphon.profiles` stay. So do the attributes `types` and
-  `settings_model` of a tool, and its methods `prepare`, `run` and `aclose`.
+- The entry point groups `antiphon.tools` and `antiphon.profiles` stay. The attributes `types` and `settings_model` of a
+  tool and its methods `prepare`, `run` and `aclose` also stay.
 - Everything else in the package `antiphon` may change in any version.
 
 `tests/integration/test_extensions.py` lists the names and fields, and fails if a change breaks the promise.
 
 The names that a tool uses:
 
-- `ServerTool` is the protocol of a tool. A class that has its members need not inherit from it.
+- `ServerTool` is the protocol of a tool. A class that has the members of `ServerTool` need not inherit from
+  `ServerTool`.
 - `HostedTool` is the declaration of a tool in a request. `read_declared` parses the declaration into a struct that the
   tool defines.
-- `PreparedTool` holds the functions that the model sees, each a `HostedFunction`. Its `kind` is `CallKind.MCP`.
+- `PreparedTool` holds the functions that the model sees, each a `HostedFunction`. The `kind` of each function is
+  `CallKind.MCP`.
 - `HostedCall` is a call that the model makes. `read_arguments` parses the arguments of the call.
 - `ToolResult` is the result of a call. `Source` is a document, such as a web page, that the model may cite.
 - `ToolFailed` tells the model that a call failed. `InvalidRequest` tells the client that a declaration is wrong.

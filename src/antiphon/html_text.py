@@ -70,7 +70,7 @@ def html_links(html: str, most: int) -> list[tuple[str, str]]:
 
 
 def decode_page(data: bytes) -> str:
-    """Decode a page with the encoding that it declares. If that fails, try UTF-8, then Windows-1252."""
+    """Decode a page with the encoding that it declares. If that encoding fails, try UTF-8, then Windows-1252."""
     named = _CHARSET.search(data[:2048])
     for encoding in (_web_encoding(named[1].decode("ascii")) if named else "utf-8", "utf-8", "cp1252"):
         try:

@@ -8,10 +8,10 @@ secrets, which `app/build.py` and the exchange pass in; the choice of upstream t
 The search does not interpret a message, but removes every text that looks like a secret. Texts that help a user (model
 names, parameter names, numbers, public URLs without their query) stay.
 
-For known secrets, the search compares only letters and digits, and ignores case. Therefore it finds a key in upper
-case, split over two lines, quoted or with dashes. The search also finds a key in base64 (at any offset), in hexadecimal
-digits or percent-encoded. For a long key, twelve consecutive characters suffice. Ordinary words may contain a key with
-fewer than eight characters, so the search removes such a key only where it is a separate word.
+For known secrets, the search compares only letters and digits, and ignores case. Therefore the search finds a key in
+upper case, split over two lines, quoted or with dashes. The search also finds a key in base64 (at any offset), in
+hexadecimal digits or percent-encoded. For a long key, twelve consecutive characters suffice. Ordinary words may contain
+a key with fewer than eight characters, so the search removes such a key only where it is a separate word.
 
 Invariants: the running time is linear in the length of the text. The result of `redacted` is one line without control
 characters. This module stores no secret. A text without a secret is returned unchanged.

@@ -12,8 +12,8 @@ respond, code that hangs and a slow name server block only the threads of their 
 loop's default executor, to resolve the host names of upstreams.
 
 Invariants: A caller of `apart` continues only after the work has ended, even if the caller is cancelled meanwhile. So
-no other task touches the data that the thread works on. A request that waits for a thread of a pool gets a thread or a
-503 in bounded time.
+no other task touches the data while the thread works on the data. A request that waits for a thread of a pool gets a
+thread or a 503 in bounded time.
 """
 
 from __future__ import annotations
@@ -155,6 +155,6 @@ async def to_the_end(work: Awaitable[T]) -> T:
 
 
 def look_at(task: asyncio.Future[T]) -> None:
-    """Retrieve the outcome of a task that no caller awaits, so that asyncio does not report it as never retrieved."""
+    """Retrieve the outcome of a task that no caller awaits, so that asyncio does not log an unretrieved exception."""
     if not task.cancelled():
         task.exception()

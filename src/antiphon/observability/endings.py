@@ -4,9 +4,9 @@
 that arrive before their request has ended. `observation.py` makes the log lines and metrics of a response.
 `envoy/failures.py` defines Envoy's log line, and `supervisor/worker_orders.py` sends that line to the worker.
 
-Reporting a response in a batch takes half the time of reporting it between requests, because code and data are in the
-CPU cache. In addition, one write of many lines wakes the reader of the log only once. So a serving process reports
-successful responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
+A report in a batch takes half the time of a report between two requests, because code and data are in the CPU cache. In
+addition, one write of many lines wakes the reader of the log only once. So a serving process reports successful
+responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
 
 A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause, and arrives a moment before
 or after the end of the stream.

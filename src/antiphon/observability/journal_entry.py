@@ -4,8 +4,8 @@ This module turns the steps of a request into spans, and fills the values of the
 of a request (`observation.py`), storing entries (`engine/running/journal.py`), recorded contents
 (`engine/exchange/recording_exchange.py`).
 
-Invariant: an entry has no content of a request, but it has the same error messages as the log line. An `Observation`
-has a `Trail` only if the process has a journal.
+Invariant: an entry has no content of a request, but has the same error messages as the log line. An `Observation` has a
+`Trail` only if the process has a journal.
 """
 
 from __future__ import annotations

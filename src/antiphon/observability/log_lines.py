@@ -51,8 +51,8 @@ def _redact(event: MutableMapping[str, object]) -> None:
 
 
 def as_json(_: object, level: str, event: MutableMapping[str, object]) -> bytes:
-    """Format an event as one JSON line. One function formats the whole line, because it runs for every response. A
-    chain of seven structlog processors would take three times as long."""
+    """Format an event as one JSON line. One function formats the whole line, because this code runs for every response.
+    A chain of seven structlog processors would take three times as long."""
     return render(_complete(level, event))
 
 
@@ -108,7 +108,7 @@ def _any_of_secret(keys: tuple[str, ...]) -> bool:
 
 _OURS: Final = frozenset({"response_id", "owner", "door", "outcome"})
 """The keys whose texts come from the process itself. Each line of a response has these keys. The search for credentials
-skips these texts, because they would take most of its time."""
+skips these texts, because they would take most of the search's time."""
 
 
 def _holds_secret(event: Mapping[str, object]) -> bool:

@@ -5,7 +5,7 @@ numbers, and `exposition.py` renders the text. `api/router.py` and `commands/met
 HTTP. `supervisor/merged_metrics.py` merges the metrics of several processes.
 
 Invariant: a metric is updated once per response or operation, never per chunk. A scrape reads sizes and queue lengths,
-and waits for them at most `_REFRESH_SECONDS`.
+and waits at most `_REFRESH_SECONDS` for these values.
 """
 
 from __future__ import annotations

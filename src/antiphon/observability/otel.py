@@ -74,8 +74,8 @@ class Tracer:
 
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
         """Begin this process's first span for a request with these headers. Returns None when the request is not
-        sampled. If `linked` is True, the headers come from the request that queued the work. In that case the new span
-        also has a link to that request's span."""
+        sampled. If `linked` is True, the headers come from the request that queued the work. The new span then also has
+        a link to that request's span."""
         given = {field: value for field in _CONTEXT.fields if (value := header_value(headers, field)) is not None}
         context = _CONTEXT.extract(given)
         parent = get_current_span(context).get_span_context()
@@ -84,7 +84,7 @@ class Tracer:
         return Span(self._tracer, span, content=self._content) if span.is_recording() else None
 
     def close(self) -> None:
-        """Send the queued spans and stop. Waits for the collector, so callers run it in a thread."""
+        """Send the queued spans and stop. This method waits for the collector, so callers run it in a thread."""
         self._provider.shutdown()
 
 

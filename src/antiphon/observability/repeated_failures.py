@@ -1,6 +1,7 @@
 """Logs repeated failures in few lines: outages of a retried operation, and refusals for lack of capacity.
 
-`Outage` writes one line when an outage begins, and one when it ends. Its callers perform the operation and retry it.
+`Outage` writes one line when an outage begins, and one when it ends. The callers of `Outage` perform and retry the
+operation.
 
 `Refusals` counts requests that are refused for lack of capacity. `engine/exchange/budget.py` refuses the requests, and
 `outcome.py` writes the log lines of single refused requests at level debug. `Refusals` logs the first refusal by a
@@ -51,7 +52,7 @@ class Outage:
     @property
     def seconds(self) -> float:
         """The seconds from the outage's first failure to its last attempt. The value is 0 if the operation works, or if
-        it was not tried for ten minutes."""
+        no caller tried the operation for ten minutes."""
         if not self._failures or self._clock() - self._last > _FORGOTTEN:
             return 0.0
         return self._last - self._since

@@ -2,8 +2,9 @@
 killed.
 
 Each process has a table in shared memory (a file in `/dev/shm`), which outlives the process. This module also reads the
-tables of dead processes. `observation.py` decides which requests are in the table, and `commands/serve.py` logs them.
-Sidecars behind Envoy have no table, because Envoy logs each request of a dead sidecar (`envoy/failures.py`).
+tables of dead processes. `observation.py` decides which requests are in the table. `commands/serve.py` logs the
+requests that a dead process was serving. Sidecars behind Envoy have no table, because Envoy logs each request of a dead
+sidecar (`envoy/failures.py`).
 
 Invariants: a process holds a file lock on its table, and the kernel releases the lock when the process dies. Other
 processes read only unlocked tables. The process writes the whole table once at the start, so that later writes cannot

@@ -1,8 +1,9 @@
 """Fetches files that a client names by URL, guarded against access to this server's own network.
 
-This module fetches all files of a request, with guards and limits. It contains tables of the special-purpose networks,
-and checks the exceptions that the operator configures. The package `translation` uses the files. The tables come from
-IANA's special-purpose address registries (IPv4 and IPv6), and the well-known metadata addresses of cloud providers.
+This module fetches all files of a request, with guards and limits. The module contains tables of the special-purpose
+networks, and checks the exceptions that the operator configures. The package `translation` uses the files. The tables
+come from IANA's special-purpose address registries (IPv4 and IPv6), and the well-known metadata addresses of cloud
+providers.
 
 The guards check the URL's scheme and port, and refuse a URL with credentials. The guards also resolve the host and
 check every address. The connection goes to one of the checked addresses, and the socket refuses any other address. So
@@ -291,7 +292,7 @@ class GuardedFetcher:
         return host, port
 
     async def _addresses(self, host: str, port: int) -> tuple[str, ...]:
-        """Return the host's addresses. Raises `ApiError` unless all of them are allowed."""
+        """Return the host's addresses. Raises `ApiError` unless all addresses are allowed."""
         try:
             found = (host,) if _is_address(host) else tuple(await self._resolve(host, port))
         except (OSError, UnicodeError):
@@ -415,7 +416,7 @@ class _Pinned(AbstractResolver):
 def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
     """Return a factory for sockets that connect only to these addresses, for `aiohttp.TCPConnector`.
 
-    The factory is the last check, after all resolvers. It raises `OSError` for another address.
+    The factory is the last check, after all resolvers. The factory raises `OSError` for another address.
     """
     allowed = {ip_address(address) for address in addresses}
 

@@ -34,7 +34,8 @@ from antiphon.types.transport import Headers
 
 _HEADER_BYTES = 64 * 1024
 _DEFAULTS: Headers = (("user-agent", "antiphon"), ("accept-encoding", "identity"))
-# Servers close idle connections without notice (uvicorn and Node after 5 s), so the pool closes them a little earlier.
+# Servers close idle connections without notice (uvicorn and Node after 5 s), so the pool closes idle connections a
+# little earlier.
 _IDLE_SECONDS = 4.0
 _READ_BYTES = 256 * 1024
 # A body above this size is sent in chunks, so that the write does not block the event loop.
@@ -49,8 +50,8 @@ class UpstreamTarget:
     """The target of model calls: the URL of an upstream or of Envoy's model listener, and how to connect to this URL.
 
     `base_url` ends before `/chat/completions`. `unix_path` is the socket to use instead of the URL's address. The
-    client adds `headers` to every call (the host, an API key, the secret of the model listener). They replace the
-    caller's headers of the same names. `ssl` has the trusted authorities for an https URL.
+    client adds `headers` to every call (the host, an API key, the secret of the model listener). These headers replace
+    the caller's headers of the same names. `ssl` has the trusted authorities for an https URL.
     """
 
     base_url: str

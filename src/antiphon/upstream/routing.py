@@ -15,8 +15,8 @@ and waits for an answer.
 
 Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
 upstream after it has yielded a response. The last upstream's response or failure is returned unchanged. Only an
-upstream with `auth: passthrough` gets the client's credential. Each watch holds at most one idle connection, and none
-after the watch ends. The request to Envoy has a timeout.
+upstream with `auth: passthrough` gets the client's credential. Each watch holds at most one idle connection, and closes
+this connection when the watch ends. The request to Envoy has a timeout.
 """
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ class EnvoyDoorWatch:
             return False
 
     async def run(self) -> None:
-        """Hold an idle connection, and open another one whenever it ends. Runs until its task is cancelled."""
+        """Hold an idle connection, and open another connection whenever the idle connection ends. Runs until its task
+        is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             # `TimeoutError` is a subclass of `OSError`.
@@ -266,7 +267,7 @@ async def watch_door(
 ) -> AsyncIterator[EnvoyDoorWatch]:
     """Watch Envoy's model listener during the `async with` block.
 
-    If Envoy does not answer within `answer` seconds, the watch treats it as hanging. `grace` is the tolerance in
+    If Envoy does not answer within `answer` seconds, the watch assumes that Envoy hangs. `grace` is the tolerance in
     seconds when the watch compares the times at which two connections ended.
     """
     watch = EnvoyDoorWatch(target, grace=grace, answer=answer)

@@ -5,8 +5,8 @@ Not here: the limits of a single request, which have separate settings. Not here
 doors (the HTTP and ext_proc servers) charge requests and bodies, and the runner charges the objects that a request
 refers to. The workers charge their jobs.
 
-A caller checks the budget before it allocates memory, or directly after. No request waits for a budget. A request that
-does not fit gets one of these errors:
+A caller checks the budget before it allocates memory, or directly after the allocation. No request waits for a budget.
+A request that does not fit gets one of these errors:
 
 - 503 when the budget is used up: the client can retry later or at another instance.
 - 429 when the owner's share is used up: some of the owner's other requests must end before a retry.
@@ -129,8 +129,8 @@ class Hold:
         self.refusal: AtCapacity | None = None
 
     def check(self, size: int) -> None:
-        """Raise `AtCapacity` if `size` more bytes or requests do not fit at present. Raise `RequestTooLarge` if they
-        can never fit."""
+        """Raise `AtCapacity` if `size` more bytes or requests do not fit at present. Raise `RequestTooLarge` if this
+        size can never fit."""
         budget, owner = self._budget, self._owner
         if owner and budget.used_by(owner) + size > budget.share:
             if self.size + size > budget.share:

@@ -29,7 +29,7 @@ _ALWAYS_PASSED: Final = _TRACE_HEADERS | {"x-request-id"}
 # the call carries the client's credentials.
 _NATIVE_HEADERS: Final = frozenset({"openai-beta"})
 _ACCOUNT_HEADERS: Final = frozenset({"openai-organization", "openai-project", "idempotency-key"})
-# Headers that describe a connection, its encoding or its server. Antiphon never passes them on.
+# Headers that describe a connection, its encoding or its server. Antiphon never passes these headers on.
 _WIRE_HEADERS: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),

@@ -30,8 +30,8 @@ class CountedRequest(Phase):
         core.known.needs_drive = True
 
     def begin(self) -> None:
-        """Load the stored objects that the request refers to. If there are none, continue immediately. Raises
-        `ApiError`."""
+        """Load the stored objects to which the request refers. If the request refers to no object, continue
+        immediately. Raises `ApiError`."""
         self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:

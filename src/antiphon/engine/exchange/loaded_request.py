@@ -227,7 +227,8 @@ class LoadedRequest:
         return fixed + sum(estimate_tokens(item) for _, item in self.items) >= threshold
 
     def begin(self) -> None:
-        """Load the objects that the request refers to. If there are none, continue immediately. Raises `ApiError`."""
+        """Load the objects to which the request refers. If the request refers to no object, continue immediately.
+        Raises `ApiError`."""
         request, core = self.request, self.core
         # An unstored response only reads its conversation and adds nothing, so the response needs no lock.
         locked = request.conversation is not None and request.store

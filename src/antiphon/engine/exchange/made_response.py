@@ -235,7 +235,8 @@ class MadeResponse(Phase):
         known.needs_drive = compacts or request.compact_threshold is not None or request.background or bool(hosted)
 
     def begin(self) -> None:
-        """Load the objects that the request refers to. If there are none, continue immediately. Raises `ApiError`."""
+        """Load the objects to which the request refers. If the request refers to no object, continue immediately.
+        Raises `ApiError`."""
         self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
@@ -292,7 +293,7 @@ class CompactionTurn(ModelTurn):
         self._kept = [item_body(item) for item in kept]
 
     def begin(self) -> bool:
-        """Let the model summarize the conversation. If the conversation has files, Antiphon may fetch them first.
+        """Let the model summarize the conversation. If the conversation has files, Antiphon may fetch the files first.
 
         Returns False when there is nothing to summarize, but never when the client itself requested the compaction.
         Raises `ApiError`.

@@ -27,7 +27,7 @@ class DeliveryOptions(Struct, frozen=True):
 class ParsedRequest(Struct, frozen=True):
     """A parsed request body with the route of its model. `path` is the request's path.
 
-    `queued` is set if a worker runs a queued background request. It has the id and creation time of the queued
+    `queued` is set if a worker runs a queued background request. `queued` has the id and creation time of the queued
     response.
     """
 

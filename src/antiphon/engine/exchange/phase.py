@@ -228,15 +228,15 @@ class ExchangeCore:
         self.claimed = False
         """Whether the response may hold an idempotency key, or approvals."""
         self.keyed = False
-        """Whether the request holds an idempotency key, so that it continues when its client disconnects."""
+        """Whether the request holds an idempotency key. Such a request continues when its client disconnects."""
         self.counts = False
         """Whether the idempotency key and the approvals stay used when the response ends. True if the response
         succeeded, or if its tool calls may have changed external state."""
 
     @property
     def upstream_name(self) -> str:
-        """The name of the called upstream, for the log. If the route has several upstreams, this is the upstream that
-        answered, once it is known."""
+        """The name of the called upstream, for the log. If the route has several upstreams, the result is the upstream
+        that answered, as soon as its name is known."""
         return self.call.answered_by or self.route.upstream
 
     @property

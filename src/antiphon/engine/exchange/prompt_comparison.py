@@ -113,7 +113,7 @@ class PromptComparison:
         return make_prompt(settings, chat.body, items, loaded.profile, model=_called(loaded.core.route, settings.model))
 
     def _earlier(self, compared: ComparedResponse) -> CachedPrompt:
-        """The earlier prompt. Raises `ApiError` if it cannot be translated."""
+        """The earlier prompt. Raises `ApiError` if Antiphon cannot translate the earlier prompt."""
         loaded, settings = self._loaded, read_settings(compared.body)
         items = _prompt_items(settings, compared, loaded.unseal)
         # `first_difference` compares the tools and the format before the messages. So this code translates the messages
@@ -163,9 +163,9 @@ def _called(route: ModelRoute, model: str) -> str:
 
 
 def _prompt_items(settings: StoredSettings, compared: ComparedResponse, unseal: Unseal) -> list[Named]:
-    """The items of the first model call of the earlier response. They include the items that the response produced
-    before that call: a compaction, and the tool calls that the client had approved. If the response's only item is a
-    compaction, the first model call created this compaction, so the result omits it."""
+    """The items of the first model call of the earlier response. The result includes the items that the response
+    produced before that call: a compaction, and the tool calls that the client had approved. If the response's only
+    item is a compaction, the first model call created this compaction. The result then omits the compaction."""
     items: list[InputItem] = []
     if first(settings.instructions) == b"[":
         # These are the messages of a stored prompt, which come after the request's own instructions.

@@ -51,7 +51,8 @@ class QueuedRequest(Phase):
         core.known.makes_response, core.known.needs_drive = parsed.delivery.generate, True
 
     def begin(self) -> None:
-        """Load the objects that the request refers to. If there are none, continue immediately. Raises `ApiError`."""
+        """Load the objects to which the request refers. If the request refers to no object, continue immediately.
+        Raises `ApiError`."""
         core = self.core
         if core.route.passthrough and core.head.header("authorization"):
             # The sidecar does not store the client's key, so the sidecar first finds out whether the upstream needs a

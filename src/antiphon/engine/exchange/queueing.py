@@ -43,7 +43,7 @@ class QueuedResponse:
 
 
 def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[ToolDeclaration], *, seals: bool) -> None:
-    """Check that the request can run without its client. Raises `InvalidRequest` when it cannot.
+    """Check that the request can run without its client. Raises `InvalidRequest` when the request needs its client.
 
     `kept`: the names of client headers that the model call carries. `seals`: whether the server may store credentials,
     encrypted.

@@ -104,7 +104,7 @@ class RecordingExchange(ResponseExchange):
         """End the request with an error, because an operator cancels it. Returns False if the request is over, or if
         it follows a background response, which a worker makes.
 
-        The request ends at the driver's next call of `receive_time` in which the request waits for another party.
+        The request ends when the driver next calls `receive_time` while the request waits for another party.
         """
         if self.done or self.state is State.FOLLOWING:
             return False
@@ -226,14 +226,15 @@ class RecordingExchange(ResponseExchange):
         self._begun[key] = (kind, name, self._ticks())
 
     def _end_step(self, key: str, error: str) -> str:
-        """End the step that began under this key, and return its name. Returns an empty name if none began."""
+        """End the step that began under this key, and return its name. Returns an empty name if no step began under
+        this key."""
         kind, name, began = self._begun.pop(key, ("", "", 0.0))
         if kind:
             self.steps.append(Step(kind, name, began, self._ticks(), error))
         return name
 
     def _forget_unstored(self) -> None:
-        """Delete the parts of a request with `store: false`, unless the settings allow them."""
+        """Delete the parts of a request with `store: false`, unless the settings allow such recordings."""
         if not self._unstored and not self._core.known.quoted:
             self.parts = None
 
@@ -359,7 +360,7 @@ class RecordedParts:
 
 
 def shown_headers(headers: Headers) -> list[list[str]]:
-    """The headers that a recording may contain. Credentials and cookies are not among them."""
+    """The headers that a recording may contain. The result has no credentials and no cookies."""
     return [[name, value] for name, value in headers if name in _SHOWN or name.startswith(_SHOWN_FAMILIES)]
 
 

@@ -139,8 +139,8 @@ class ResponseExchange:
         self.request_bytes = 0
         """The size of the request's body."""
         self.hold: Hold | None = None
-        """The request's reservation in the process's memory budget. The runner adds the size of loaded objects to
-        it."""
+        """The request's reservation in the process's memory budget. The runner adds the size of loaded objects to this
+        reservation."""
 
     def observe(self, observer: Observer) -> None:
         """Report all later model calls to this observer."""
@@ -348,8 +348,8 @@ class ResponseExchange:
     def receive_too_much(self, error: ApiError) -> None:
         """Fail the response, because the client's stream is too large for its transport.
 
-        This input is allowed in every state. Like a time limit, it has an effect only while the exchange waits for
-        another party.
+        This input is allowed in every state. Like a time limit, this input has an effect only while the exchange waits
+        for another party.
         """
         self._machine.receive(Input.LIMIT)
         if self.state in TIMED:
@@ -448,8 +448,8 @@ class ResponseExchange:
     # Choosing the phase for a request
 
     def _begin(self, path: str, body: bytes, prompt: PromptTemplate | None) -> None:
-        """Choose the phase for the request, and begin it. `prompt` is the request's prompt, or None before it is
-        loaded."""
+        """Choose the phase for the request, and begin this phase. `prompt` is the request's prompt, or None before it
+        is loaded."""
         core = self._core
         try:
             native = self._native(path, body) if prompt is None else None

@@ -38,8 +38,8 @@ class State(Enum):
     FOLLOWING = "following"
     DONE = "done"
 
-    # Every input looks up its state in a dict. The hash of `Enum` is slow, because it is Python code that hashes the
-    # name.
+    # Every input looks up its state in a dict. The hash function of `Enum` is slow, because it is Python code that
+    # hashes the member's name.
     __hash__ = object.__hash__
 
 
@@ -74,8 +74,8 @@ The next turn may also need to prepare tools or to fetch files.
 """
 _DONE: Final = frozenset({State.DONE})
 # The runner sends these inputs before it performs any action for a request. Either the server refuses the request, or
-# an earlier request with the same idempotency key was served. If that earlier response is a background stream, the
-# client follows it again.
+# an earlier request with the same idempotency key was served. If the earlier response is a background response with a
+# stream, the client follows this stream again.
 _AT_ONCE: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: _DONE}
 _AT_ONCE_OR_QUEUED: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: frozenset({State.FOLLOWING, State.DONE})}
 
@@ -123,14 +123,16 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         Input.LIMIT: frozenset({State.STREAMING, *_OVER, *_NEXT_TURN}),
         Input.CANCEL: _OVER,
     },
-    # The exchange reads this body only when it is complete. Until then, the exchange checks only the body's size.
+    # The exchange parses this body only when the body is complete. Until then, the exchange checks only the body's
+    # size.
     State.COLLECTING: {
         Input.DATA: frozenset({State.COLLECTING, *_OVER}),
         Input.END: _OVER | _NEXT_TURN,
         Input.LIMIT: frozenset({State.COLLECTING, *_OVER}),
         Input.CANCEL: _OVER,
     },
-    # The upstream returned an error. The exchange reads only as much of the body as it needs to map the error.
+    # The upstream returned an error. The exchange reads only the beginning of the body, which suffices to map the
+    # error.
     State.REFUSED: {
         Input.DATA: frozenset({State.REFUSED, *_OVER}),
         Input.END: _OVER,
@@ -159,8 +161,8 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.FOLLOWING: {Input.FOLLOWED: _DONE, Input.LIMIT: frozenset({State.FOLLOWING}), Input.CANCEL: _DONE},
     State.DONE: {Input.DATA: _DONE, Input.END: _DONE, Input.LIMIT: _DONE, Input.CANCEL: _DONE},
 }
-"""Maps each state, and each input that it allows, to the possible next states. If a state is among its own next states,
-the input may leave the state unchanged."""
+"""Maps each state, and each input that the state allows, to the possible next states. If a state is among its own next
+states, the input may leave the state unchanged."""
 
 
 class StateMachine:

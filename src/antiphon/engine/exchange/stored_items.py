@@ -3,7 +3,7 @@
 This module assigns ids to input items, builds the stored form of items and the record of a finished response, and reads
 history. Not here: SQL, chat messages.
 
-Invariant: a stored item has an id and a type, and reading it returns the same item.
+Invariant: a stored item has an id and a type. Reading a stored item returns the item that was stored.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem], whe
 def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
     """Prepare the items for the store. Each item gets a type and a new id from the server.
 
-    The store drops a client's ids, because they may be another owner's. A reference between two items gets the new id.
+    The store drops the ids that a client sends, because an id may be another owner's. A reference between two items
+    gets the new id.
     """
     prepared = []
     calls: dict[str, str] = {}

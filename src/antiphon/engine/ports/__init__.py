@@ -1,4 +1,5 @@
 """Defines the engine's ports: plain values, and the Protocols through which the engine reaches stores and networks.
 
-The implementations live in `stores`, `tools`, `search` and `upstream`. They never import each other.
+The packages `stores`, `tools`, `search` and `upstream` contain the implementations. These packages never import each
+other.
 """

@@ -50,8 +50,8 @@ class RequestHead(Struct, frozen=True):
 class StoredItem:
     """An input or output item of a response, as the store holds it and as the endpoint `input_items` returns it.
 
-    `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON that only later requests read. It
-    contains text that the model saw, but that the item lacks (`types/items.py`).
+    `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON that only later requests read.
+    `shown` contains text that the model saw, but that the item lacks (`types/items.py`).
     """
 
     id: str
@@ -95,8 +95,8 @@ class StoredPrompt:
 class ComparedResponse:
     """An earlier response whose prompt a request asks to compare. `body` is its JSON object without `output`.
 
-    `prompt_items` are the items of its history and its input. `output_items` are the items that it produced. `body` is
-    empty if the store has the response but not its whole prompt.
+    `prompt_items` are the items of its history and its input. `output_items` are the items that the response produced.
+    `body` is empty if the store has the response but not its whole prompt.
     """
 
     body: bytes = b""
@@ -261,14 +261,14 @@ class CancelReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """Load the owner's objects that the request refers to. The runner passes them to `receive_context`.
+    """Load the owner's objects to which the request refers. The runner passes these objects to `receive_context`.
 
     When a request has files to fetch, the exchange loads twice, because history and referenced items may name files
     too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when the request only
     reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt may name further
     objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls without an API
     key. This check also has a separate action. `approvals` are the ids of the approval requests that the response
-    `lock_for` answers. This load marks them as used, because each answer is valid for one response only.
+    `lock_for` answers. This load marks the approvals as used, because each answer is valid for one response only.
     """
 
     owner: str
@@ -287,7 +287,7 @@ class LoadContext:
 
 @dataclass(frozen=True, slots=True)
 class PrepareTools:
-    """Get the functions that the model sees for these hosted tools. The runner passes them to `receive_tools`.
+    """Get the functions that the model sees for these hosted tools. The runner passes the functions to `receive_tools`.
 
     If a tool creates stored data, the runner checks the limits of `caller`.
     """
@@ -321,7 +321,7 @@ class CallUpstream(Struct, frozen=True):
 class ReleaseConversation:
     """Release the conversation lock, the idempotency key and the approvals that this response holds.
 
-    The runner releases them before the client gets the last event, so that the client can send its next request
+    The runner performs this action before the client gets the last event, so that the client can send its next request
     immediately. When `counts` is true, the key and the approvals stay used, because the response succeeded or sent a
     call that may have changed external state. The exchange gets no result of this action.
     """

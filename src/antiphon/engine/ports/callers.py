@@ -46,7 +46,8 @@ class Access(Struct, frozen=True):
     def check_tool(self, kind: str, param: str | None = None) -> None:
         """Raise `InvalidRequest` when the client key does not allow tools of the type `kind` (`web_search`, `mcp`).
 
-        The error has the code `tool_not_allowed`. It names `param`, the field of the request that declares the tool.
+        The error has the code `tool_not_allowed`. The error names `param`, the field of the request that declares the
+        tool.
         """
         if not _fits(kind, self.tools):
             raise InvalidRequest(

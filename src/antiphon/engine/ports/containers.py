@@ -9,7 +9,7 @@ If several machines share the rows, a row names the machine that has the current
 of them.
 
 Invariants: A container belongs to one owner. A lookup returns None for a container that is missing, expired or another
-owner's. At any time of the store's clock, a container has at most one holder. A holder whose lease has expired can no
+owner's. By the store's clock, a container has at most one holder at any time. A holder whose lease has expired can no
 longer change the container. Only the code that deletes containers sees expired containers. When a row begins to name a
 snapshot, the same transaction deletes the snapshot's pending row (`files.py`). When a row stops naming a snapshot, the
 same transaction adds a pending row.
@@ -144,7 +144,7 @@ class ContainerContents(Protocol):
     """Stores snapshots in object storage, where all machines can read them. Every method raises `StoreError`."""
 
     def uploading(self) -> AbstractAsyncContextManager[SnapshotWriter]:
-        """Begin a snapshot, and add a pending row for it."""
+        """Begin a snapshot, and add a pending row for the snapshot."""
 
     async def open(self, key: str) -> BlobReader:
         """Open a snapshot."""
@@ -219,7 +219,8 @@ class ContainerRows(Leased, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ContainerRequest:
-    """A client's request for a new container. `memory` is in bytes. `file_ids` are uploaded files to copy into it."""
+    """A client's request for a new container. `memory` is in bytes. `file_ids` are the uploaded files to copy into the
+    container."""
 
     name: str
     memory: int

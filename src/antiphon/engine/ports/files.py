@@ -5,9 +5,9 @@ writes rows and contents together (`stores/files.py`), disks and object storage 
 (`api/files.py`).
 
 A *content* is the bytes of one file. No transaction covers both a content and its row, because the storage of contents
-is separate from the database. A content that does not belong to a file yet, or no longer belongs to one, is a *pending
-blob*. A separate table has a pending row for each pending blob. The data stays consistent if the process crashes after
-any of the steps below. An upload takes these steps:
+is separate from the database. A content that does not belong to a file yet, or no longer belongs to a file, is a
+*pending blob*. A separate table has a pending row for each pending blob. The data stays consistent if the process
+crashes after any of the steps below. An upload takes these steps:
 
 1. Add a pending row with a lease.
 2. Write and seal the content.
@@ -149,7 +149,7 @@ class BlobStore(Protocol):
         """Create a writer for a content under a new key."""
 
     async def open(self, key: str) -> BlobReader:
-        """Open a content. Raises `StoreError` if it does not exist."""
+        """Open a content. Raises `StoreError` if the content does not exist."""
 
     async def delete(self, key: str) -> None:
         """Delete a content, whole or unfinished. A missing content is no error."""

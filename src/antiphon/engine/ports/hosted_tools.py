@@ -76,9 +76,9 @@ class HostedCall:
 class ToolResult:
     """The result of a tool call. The model reads `output`. The finished item gets `fields` (`types/items.py`).
 
-    `sources` are the texts that the model may cite, in the order in which `output` names them. The engine
-    replaces each `{cite:N}` in `output` by the citation mark of the source with index N, counted from 0. `images` are
-    data URLs, for models that accept images.
+    `sources` are the texts that the model may cite. Their order is the order in which `output` names the texts. The
+    engine replaces each `{cite:N}` in `output` by the citation mark of the source with index N, counted from 0.
+    `images` are data URLs, for models that accept images.
 
         ToolResult(call.call_id, "You rolled 17.", {"output": "17"})
     """

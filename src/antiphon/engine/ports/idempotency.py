@@ -73,7 +73,7 @@ def read_key(value: str | None) -> str | None:
 def fingerprint(method: str, path: str, *parts: bytes) -> str:
     """Return the SHA-256 of a request in hexadecimal digits. Equal fingerprints mean that two requests are the same.
 
-    `parts` is the body, or the parts of a form that identify it.
+    `parts` is the body, or the parts that identify a form.
     """
     digest = hashlib.sha256()
     for part in (method.encode(), path.encode(errors="surrogateescape"), *parts):

@@ -233,7 +233,7 @@ class Signals(Protocol):
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
         """Poll the progress of these streams and the jobs that this worker holds, in one round trip.
 
-        If the store has notifications, the method also subscribes to those of the followed responses. Raises
+        If the store has notifications, the method also subscribes to notifications about the followed responses. Raises
         `StoreError`.
         """
 

@@ -126,8 +126,8 @@ class Recording(Struct, frozen=True):
 class EntryFilter(Struct, frozen=True, omit_defaults=True):
     """Selects entries. An empty field selects all entries, and an entry must match every other field exactly.
 
-    `failed` selects entries with a fault. `thread` is the id of a response or of a conversation. It selects the entries
-    that created, continue or use this object. `since` and `until` are in seconds since the epoch.
+    `failed` selects entries with a fault. `thread` is the id of a response or of a conversation. `thread` selects the
+    entries that created, continue or use this object. `since` and `until` are in seconds since the epoch.
 
         EntryFilter(owner="n:anna", model="qwen3", failed=True, since=time.time() - 3600)
     """
@@ -189,7 +189,7 @@ class EntrySum(_Sums, frozen=True):
     """The sums of the entries of one model, upstream or owner (`name`).
 
     `seconds` (duration) and `first` (time to the first byte) are pairs of the median and the 95th percentile in
-    seconds, over the newest entries. They are None without values.
+    seconds, over the newest entries. A pair is None without values.
     """
 
     name: str

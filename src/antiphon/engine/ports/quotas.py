@@ -4,8 +4,9 @@ This module finds the limits that apply to a request. The module also defines th
 refused request, and the port of the shared counters. Not here: the settings (`config/limits.py`), the counters in the
 memory of a process (`engine/running/quotas.py`), the stored counters (`stores/quotas.py`).
 
-Invariants: an amount is a whole number: requests, tokens, or millionths of the prices' currency. A subject's id starts
-with the subject's kind, so an owner and a team with the same name have separate counters.
+To *settle* an amount means to count it as used for good. Invariants: an amount is a whole number: requests, tokens, or
+millionths of the prices' currency. A subject's id starts with the subject's kind, so an owner and a team with the same
+name have separate counters.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class QuotaRules(Struct, frozen=True):
     named: Mapping[Kind, Mapping[str, Amounts]] = {}
 
     def limits(self, caller: Caller, model: str) -> tuple[Limit, ...]:
-        """Return the limits that apply to this caller's requests for this model. A request must fit into all of
-        them."""
+        """Return the limits that apply to this caller's requests for this model. A request must fit into all of these
+        limits."""
         found = [
             *self._limits("key", caller.key_id, (caller.key_id,)),
             *self._limits("owner", caller.owner, (caller.name, caller.owner)),
@@ -255,8 +256,8 @@ def _duration(seconds: float) -> str:
 
 
 class Reservation(Protocol):
-    """The amounts that one request reserves in all limits that apply to the request. The runner reserves them, and the
-    observer settles them."""
+    """The amounts that one request reserves in all limits that apply to the request. The runner reserves the amounts,
+    and the observer settles them."""
 
     caller: Caller
 

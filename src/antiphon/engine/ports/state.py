@@ -173,7 +173,7 @@ class PromptChange:
 
     If `body` is set, the change creates a new version. This version becomes the default unless `make_default` is False.
     With an `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only
-    if `renamed`. With a `metadata` of None, the metadata stays as it is.
+    if `renamed`. If `metadata` is None, the metadata does not change.
     """
 
     body: bytes | None = None

@@ -37,7 +37,7 @@ class CallUsage(Struct, frozen=True):
 
 
 class OwnerName(Struct, frozen=True):
-    """The readable name of an owner, and the owner's team. The team is empty if it is unknown."""
+    """The readable name of an owner, and the owner's team. `team` is empty if the team is unknown."""
 
     name: str
     team: str = ""

@@ -121,8 +121,8 @@ class VectorStore:
 class VectorFile:
     """A file in a vector store, with the state of its ingestion.
 
-    `file_id` is the id of the uploaded file. `created_at` is the time at which a client added it, in seconds since the
-    epoch. `usage_bytes` is the size of its chunks. `error` is set if `state` is `failed`.
+    `file_id` is the id of the uploaded file. `created_at` is the time at which a client added the file, in seconds
+    since the epoch. `usage_bytes` is the size of its chunks. `error` is set if `state` is `failed`.
     """
 
     file_id: str
@@ -234,7 +234,7 @@ class Ingestion(Protocol):
         """Renew these claims for `seconds` from now. Returns the claims that the worker still holds."""
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Release a file. No worker claims it for `pause` seconds. `attempted`: whether the attempt counts."""
+        """Release a file. No worker claims the file for `pause` seconds. `attempted`: whether the attempt counts."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
         """Write these chunks. The first chunk gets the index `first` in the file. `title` is searched with each

@@ -5,10 +5,10 @@ change, and checks keys while the database is unreachable. Not here: the SQL (`s
 settings (`app/keys.py`), the request headers that carry a key (`doors/owners.py`), the callers
 (`commands/admin/client_keys.py`, `api/admin.py`).
 
-Invariants: the caller gets a new token once, and only its SHA-256 and its first characters are stored. A change and its
-audit row are stored in one transaction. No error and no log line has a token. A process accepts a new key, and refuses
-a revoked or expired key, at most `POLL_SECONDS` plus two queries after the change. While the database is unreachable,
-the stored keys stay valid for at most `stale` seconds. The keys of the settings stay valid without the database.
+Invariants: the caller gets a new token once, and only its SHA-256 and its first characters are stored. One transaction
+stores both a change and its audit row. No error and no log line has a token. A process accepts a new key, and refuses a
+revoked or expired key, at most `POLL_SECONDS` plus two queries after the change. While the database is unreachable, the
+stored keys stay valid for at most `stale` seconds. The keys of the settings stay valid without the database.
 """
 
 from __future__ import annotations
@@ -271,5 +271,5 @@ class KeyRing:
             except Exception:
                 _log.error("client_keys_failed", exc_info=True)
             if clock() >= self._read_at + self._stale and not self._is_stale:
-                # Forget the stored keys. The number -1 makes the next `refresh` load all of them again.
+                # Forget the stored keys. The number -1 makes the next `refresh` load all keys again.
                 self._known, self._number, self._is_stale = self._fixed, -1, True

@@ -6,10 +6,10 @@ the decision to keep or forget a response (`doors/http/websocket.py`), and durab
 A remembered response holds the items of this response's turn and of the unstored turns before this turn. Each request
 reads the stored turns from the store again, so that a deletion in the store takes effect.
 
-Invariants: Remembered responses are never written anywhere. Only the owner's connection reads them. A connection holds
-at most `max_bytes` of items, and drops its oldest responses first. All connections of a process share a `SocketMemory`.
-When the `SocketMemory` is full, the least recently used connection forgets all of its responses. The client of that
-connection must then send the whole input again.
+Invariants: Remembered responses are never written anywhere. Only the owner's connection reads remembered responses. A
+connection holds at most `max_bytes` of items, and drops its oldest responses first. All connections of a process share
+a `SocketMemory`. When the `SocketMemory` is full, the least recently used connection forgets all of its responses. The
+client of that connection must then send the whole input again.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class ConnectionMemory:
         self._size += size
 
     def forget(self, response_id: str | None) -> None:
-        """Forget this response, because a turn that continued it failed. No later request can continue it."""
+        """Forget this response, because a turn that continued the response failed. No later request can continue this
+        response."""
         if response_id is not None and response_id in self._known:
             self._drop(response_id)
 

@@ -39,7 +39,8 @@ class Followers:
     """All followers of background responses in one process.
 
     `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. `look` is the
-    number of seconds after which a follower reads the store even without a signal. These reads are only a safeguard.
+    number of seconds after which a follower reads the store even without a signal. These reads without a signal are
+    only a safeguard.
     """
 
     def __init__(

@@ -56,8 +56,8 @@ def encode_claim(record: ResponseRecord, once: OnceOnly | None, *, stored: bool,
 
 
 class LeftCalls:
-    """The claimed tool calls of responses whose process died. A process claims tool calls before it sends them, by a
-    record in the store. All processes read these claims."""
+    """The claimed tool calls of responses whose process died. Before a process sends tool calls, it claims the calls
+    with a record in the store. All processes read these claims."""
 
     def __init__(self, keys: IdempotencyStore, responses: ResponseStore) -> None:
         self._keys = keys
@@ -65,7 +65,7 @@ class LeftCalls:
 
     async def items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
         """Return the output items of a response that has claimed tool calls, including these calls. Returns None when
-        the response has claimed none."""
+        the response has claimed no calls."""
         found = await self._claim(owner, response_id)
         if found is None:
             return None
@@ -136,7 +136,7 @@ class HeldKeys:
 
         Raises `ApiError`.
         """
-        # A cancelled claim may still take effect in the store. With this entry, `release` then releases the key.
+        # A cancelled claim may still take effect in the store. Because of this entry, `release` then releases the key.
         self._held[response_id] = once
         try:
             made = await self._claim(once, response_id)
@@ -190,7 +190,8 @@ class HeldKeys:
         return response_id in self._held or response_id in self._answering or response_id in self._calling
 
     def hand_to_store(self, response_id: str) -> None:
-        """Stop renewing the response's leases, because the response is stored or another process has taken it over."""
+        """Stop renewing the response's leases, because the response is stored, or because another process has taken
+        over the response."""
         self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)
         if self._held.pop(response_id, None) is not None or called is not None:
@@ -237,8 +238,8 @@ class HeldKeys:
 async def read_keyed(
     exchange: ResponseExchange, head: RequestHead, body: bytes, keys: HeldKeys, responses: ResponseStore
 ) -> KeyedRequest | None:
-    """Return the request with its idempotency key, or None if it has no valid key. For an invalid key, the exchange
-    answers with an error."""
+    """Return the request with its idempotency key, or None if the request has no valid key. For an invalid key, the
+    exchange answers with an error."""
     given = head.header(HEADER)
     if given is None:
         return None
@@ -255,7 +256,8 @@ async def read_keyed(
 
 
 class KeyedRequest:
-    """A request with an idempotency key. Its methods look the key up, and fetch the response that the key refers to."""
+    """A request with an idempotency key. The methods look up the key, and fetch the response to which the key
+    refers."""
 
     def __init__(self, exchange: ResponseExchange, once: OnceOnly, keys: HeldKeys, responses: ResponseStore) -> None:
         self._exchange = exchange
@@ -310,7 +312,7 @@ def _not_kept() -> ApiError:
 
 @contextmanager
 def _told_of_the_key(exchange: ResponseExchange) -> Iterator[None]:
-    """Catch an error about the key in the `with` block, and make it the answer to the request."""
+    """Catch an error about the key in the `with` block, and answer the request with this error."""
     try:
         yield
     except ApiError as error:

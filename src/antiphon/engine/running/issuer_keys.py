@@ -67,7 +67,7 @@ class IssuerKeys(Generic[Keys]):
         return max(1.0, self._tried_at + self._pause - now)
 
     async def open(self) -> None:
-        """Download the keys once, and start the task that downloads them again. The process starts even if the issuer
+        """Download the keys once, and start the task that repeats the download. The process starts even if the issuer
         does not answer."""
         await self._try()
         self._task = asyncio.get_running_loop().create_task(self._follow())

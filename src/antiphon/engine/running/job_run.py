@@ -56,7 +56,8 @@ class DoorGone(Exception):
 
 
 class _NoDoor:
-    """The `DoorWatch` without a gateway. Model calls go directly to the model server, so no gateway can break them."""
+    """The `DoorWatch` without a gateway. Model calls go directly to the model server, so no gateway can break a
+    call."""
 
     async def gone(self, at: float) -> bool:
         return False
@@ -306,7 +307,7 @@ class PatientUpstream:
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """Make the call, and retry it until the upstream answers or `seconds` are over."""
+        """Make the call. Retry the call until the upstream answers or `seconds` are over."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._seconds
         pause = _FIRST_PAUSE
@@ -337,7 +338,7 @@ class PatientUpstream:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _tell(self, request: UpstreamRequest, attempt: int, pause: float, cause: str) -> None:
-        """Count a failed attempt in the metrics, and log it if it is one of the first `_MOST_LINES`."""
+        """Count a failed attempt in the metrics. Log the first `_MOST_LINES` failed attempts."""
         if self._metrics is not None:
             self._metrics.upstream_called(request.upstream, "responses", UpstreamFault.UNREACHABLE.value, None)
         if attempt > _MOST_LINES:

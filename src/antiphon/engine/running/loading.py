@@ -84,8 +84,8 @@ class LockedConversations:
         return await self._store.find_items(owner, item_ids)
 
     def forget(self, response_id: str) -> None:
-        """Stop renewing the response's lock, but do not release it. The store has settled the lock, or a job holds
-        it."""
+        """Stop renewing the response's lock, but do not release the lock. The store has released the lock, or a job
+        holds it."""
         self._leases.drop(self._store, response_id)
 
     async def aclose(self) -> None:

@@ -158,13 +158,13 @@ class Quotas:
         key = (limit.subject, limit.measure)
         found = self._leases.get(key)
         if found is None or monotonic() >= found.ends:
-            # The amounts of the old lease belong to a period that is over. The next grant resets them to zero.
+            # The amounts of the old lease belong to a period that is over. The next grant resets these amounts to zero.
             found = self._leases[key] = Lease(limit)
         return found
 
     def _begin_again(self, taken: Sequence[tuple[Lease, Report]]) -> None:
-        """Begin with empty leases, after another process has settled this process's leases. Debts stay, because no
-        lease covers them."""
+        """Begin with empty leases, after another process has settled this process's leases. The method keeps debts,
+        which are used amounts that no lease covers."""
         debts = [(lease.limit, report.debt) for lease, report in taken]
         debts += [(lease.limit, lease.debt) for lease in self._leases.values()]
         self._forget()
@@ -201,7 +201,8 @@ class Quotas:
             self._soon.set()
 
     async def fill(self, reservation: QuotaReservation) -> None:
-        """Lease the amounts that the reservation lacks, and reserve them. Raises `QuotaExceeded` and `Unavailable`."""
+        """Lease the amounts that the reservation lacks, and reserve these amounts. Raises `QuotaExceeded` and
+        `Unavailable`."""
         for tries in range(_PARALLEL_TRIES):
             try:
                 await self._fill_in_time(reservation)

@@ -6,7 +6,7 @@ to save a response with which content (`engine/exchange/response_end.py`), the g
 (`ResponseStore.save`).
 
 Invariants: A save that has begun completes even if the request's task is cancelled. The transaction that stores the
-response also settles its lock and key. If that transaction fails, the saver releases the lock and the key.
+response also releases its lock and binds its key. If that transaction fails, the saver releases the lock and the key.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Saver:
         return task
 
     async def _store_record(self, record: ResponseRecord, saved: asyncio.Future[None]) -> None:
-        """Save the response, and settle or release its lock and key. Sets the outcome on the future `saved`, unless a
-        cancelled request has ended that future."""
+        """Save the response, and release its lock and key if the save did not do so. Sets the outcome on the future
+        `saved`, unless a cancelled request has ended that future."""
         try:
             keys = self._ports.keys
             holds = record.conversation_id is not None or keys.holds(record.id)
@@ -92,8 +92,8 @@ class Saver:
         return record if once is None else replace(record, once=once)
 
     async def _part(self, record: ResponseRecord, *, kept: bool, counts: bool) -> None:
-        """Stop renewing the response's lock and key if the store has settled them. Otherwise release the lock and the
-        key."""
+        """Stop renewing the response's lock and key if the store has already released or bound them. Otherwise release
+        the lock and the key."""
         keys = self._ports.keys
         if kept and record.conversation_id is not None:
             self._ports.conversations.forget(record.id)

@@ -129,7 +129,7 @@ class ClaimPace:
     The worker claims immediately when this process queues a response or frees a slot. A notification from another
     process makes the worker claim after a short random delay, at most every `_HEARD_APART` seconds. The delay spreads
     the load, because hundreds of processes may get the same notification, and only one gets the job. Without a
-    notification, the worker polls the store. It polls less often while there are no jobs.
+    notification, the worker polls the store. The worker polls less often while there are no jobs.
 
     All times are event loop times. `pace` returns the polling intervals. `draw` returns a random number from 0 to 1.
     """

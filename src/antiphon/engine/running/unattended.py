@@ -34,8 +34,8 @@ class Unattended:
         self._tasks: dict[ResponseExchange, asyncio.Task[Finish | None]] = {}
 
     async def hand_out(self, exchange: ResponseExchange, actions: Actions) -> Actions:
-        """Perform `actions` in a separate task, and yield them as they come. The task continues after this generator is
-        closed."""
+        """Perform `actions` in a separate task, and yield each action when it comes. The task continues after this
+        generator is closed."""
         feed = _Feed()
         task = asyncio.get_running_loop().create_task(_perform(actions, feed))
         self._tasks[exchange] = task
@@ -50,8 +50,8 @@ class Unattended:
 
     async def end(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
         """Wait for the end of a request whose client disconnected, and return its `Finish`. Returns None if there is no
-        such request, or if it failed or was broken off. A cancellation does not end this wait. If the process is
-        `stopping`, a cancellation breaks the request off."""
+        such request, or if the request failed or was broken off. A cancellation does not end this wait. If the process
+        is `stopping`, a cancellation breaks the request off."""
         task = self._tasks.get(exchange)
         if task is None:
             return None

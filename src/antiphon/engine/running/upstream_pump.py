@@ -59,7 +59,7 @@ class PartQueue(Generic[Part]):
             self._waiter.set_result(True)
 
     async def get(self, seconds: float) -> Part:
-        """Take the next part. Raises `TimeoutError` when none comes within `seconds`."""
+        """Return the next part. Raises `TimeoutError` when no part comes within `seconds`."""
         if not self._parts and not await self._wait(seconds):
             raise TimeoutError
         part = self._parts.popleft()
