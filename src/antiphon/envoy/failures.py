@@ -7,9 +7,9 @@ Envoy logs failures of passed-through requests, and of sidecars that do not answ
 request, because it retries with the next upstream and the sidecar sees only the last one. Envoy logs a relayed stream
 that ended early, because only Envoy knows which side ended it.
 
-This module selects the requests for these lines. The lines distinguish a client that disconnects from an upstream that
-breaks off. Envoy's lines have the same fields as the sidecar's log lines (`observability/outcome.py`). `bootstrap.py`
-generates the full access log, which a setting enables.
+This module selects the requests for which Envoy writes a log line. The lines distinguish a client that disconnects from
+an upstream that breaks off. Envoy's lines have the same fields as the sidecar's log lines (`observability/outcome.py`).
+`bootstrap.py` generates the full access log, which a setting enables.
 
 A line does not contain the upstream's message. So a line cannot distinguish an unknown model (404) from a wrong path,
 and names the client as the cause of both. A sidecar that dies writes no lines for its requests, so Envoy writes a line

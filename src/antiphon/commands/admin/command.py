@@ -307,7 +307,7 @@ def _counted(found: Sequence[int]) -> str:
 
 
 async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_json: bool) -> int:
-    # An owner without objects may still have sums of usage and keys of requests.
+    # An owner without objects may still have usage sums and idempotency keys.
     found = (await _owners(settings)).get(old, [0] * len(_KINDS))
     async with aclosing(await _owner_data(settings)) as data, aclosing(await opened_stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
