@@ -60,7 +60,8 @@ _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _MODEL_LENGTH = 128
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
-# Headers about the upstream account. A client's copy is forwarded only with the client's own credentials.
+# Headers about the upstream account. Antiphon forwards such a header from a client only together with the client's own
+# credentials.
 _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project", "idempotency-key"})
 
 

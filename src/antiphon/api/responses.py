@@ -54,7 +54,8 @@ from antiphon.types.transport import Headers
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _SENT = frozenset({"traceparent", "tracestate", "x-request-id", "openai-beta"})
-# Headers about the upstream account. A client's copy is forwarded only with the client's own credentials.
+# Headers about the upstream account. Antiphon forwards such a header from a client only together with the client's own
+# credentials.
 _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project"})
 _KEPT = ("content-type", "retry-after")
 _KEPT_PREFIXES = ("openai-", "x-ratelimit-")

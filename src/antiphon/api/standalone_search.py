@@ -295,7 +295,7 @@ def _search(query: SearchQuery, allowed: list[str]) -> _Command:
     wanted = [_domain(one) for one in query.domains or ()]
     if not wanted:
         return _Command(title, "web_search", arguments)
-    # Only domains that both the command and the settings allow. A domain includes its subdomains.
+    # The search uses only domains that both the command and the settings allow. A domain includes its subdomains.
     both = [one for one in wanted if not allowed or any(_within(one, other) for other in allowed)]
     both += [other for other in allowed if any(_within(other, one) for one in wanted if one not in both)]
     if not both:

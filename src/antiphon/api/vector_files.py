@@ -251,7 +251,7 @@ class VectorFiles(Area):
     )
     async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/file_batches`: add the files in `file_ids`, or in `files`, where each has separate attributes and
-        chunking. Raises the errors of `add`. After an error, the store has none of the files."""
+        chunking. Raises the errors of `add`. If the request fails, the API adds none of the files."""
         body, ignored = read_known(request, AddFileBatch)
         new = _batch(body)
         try:

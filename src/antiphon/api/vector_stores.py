@@ -258,7 +258,7 @@ class VectorStoreApi(Area):
         try:
             return await self._search(request, ids, body, named=True)
         except NotFound as error:
-            # A 400 instead of a 404, because the id is in the body and not in the path.
+            # The client gets a 400 instead of a 404, because the id is in the body and not in the path.
             raise InvalidRequest(error.message, param="vector_store_ids", code="not_found") from None
 
     async def _search(

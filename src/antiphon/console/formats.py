@@ -47,7 +47,7 @@ def moment(at: float | None) -> str:
 
 
 def clock(at: float | None, now: float | None = None) -> str:
-    """A time of the day in UTC, with the date if the day is not today's: `05:40:41`, `11-26 05:40:41`."""
+    """A time of the day in UTC, with the date if the day is not today: `05:40:41`, `11-26 05:40:41`."""
     if not at:
         return NONE
     today = time.gmtime(now)[:3] == time.gmtime(at)[:3]

@@ -1,4 +1,5 @@
-"""Helps the pages that list one owner's objects: an operator chooses the owner, and a long list is split into pages.
+"""Helps the pages that list one owner's objects. An operator chooses the owner, and the module splits a long list into
+pages.
 
 Lives here: a page of a list, and the page on which an operator chooses an owner. The module also raises the errors for
 a missing owner and for disabled parts of the API. Not here: the lists themselves (`views/`).

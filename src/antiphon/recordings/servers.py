@@ -242,8 +242,8 @@ class Recorder:
         exchange.chunks.append((round(time.monotonic() - exchange.started, 6), data))
 
     async def _record(self, exchange: _Exchange) -> None:
-        """Append the entry, and report it. No other await comes first, so entries are in the order in which their
-        answers ended."""
+        """Append the entry, and report it. The lock is the first await, so the file has the entries in the order in
+        which their answers ended."""
         async with self._writing:
             outcome = exchange.outcome("")
             try:

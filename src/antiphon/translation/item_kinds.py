@@ -166,8 +166,8 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> list[InputItem]:
     """The items with a known type, in order. `where` names the list in errors. Raises `InvalidRequest` in strict mode.
 
-    A known call whose output has an unknown type loses that output. The translation then refuses the request because
-    the call has no output.
+    If the output of a known call has an unknown type, the call loses its output. The translation then refuses the
+    request because the call has no output.
     """
     kept = []
     for number, item in enumerate(items):

@@ -8,7 +8,7 @@ such a run fully. From each later chunk, the sidecar cuts out the text and makes
 chunk. Without this shortcut, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under
 saturation.
 
-Invariant: if any text stands between the learned bytes, the decoder reads the whole as a chunk that holds only this
+Invariant: if a text is put between the learned bytes, the decoder reads the result as a chunk that holds only this
 text. `learn` proves this invariant: it decodes the learned bytes once around a test text. A text that is the whole
 inside of a JSON string cannot change the rest of the chunk.
 """

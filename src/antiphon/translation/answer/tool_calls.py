@@ -220,7 +220,7 @@ class ToolCalls:
                 call.id = ""
             self._ids.add(call.id)
             self.made += 1
-            # In a call of the server's own custom tool, the input is not JSON (`bare`).
+            # If a chat server sends the call as a custom tool call, the input is not inside JSON (`bare`).
             self._builder.open_call(call.id, self._tools.target(call.name), bare=call.bare)
             self._open = call
         if call.waiting and (last or call.waiting != _PLACEHOLDER):

@@ -50,7 +50,7 @@ _CHAT_REQUEST: Final = cast(
         omit_defaults=True,
     ),
 )
-"""`ChatRequest`, with the fields that go to the server unchanged."""
+"""`ChatRequest`, with additional members for the fields that go to the server unchanged."""
 _USAGE: Final = Raw(b'{"include_usage":true}')
 _JSON_OBJECT: Final = Raw(b'{"type":"json_object"}')
 _SOME_OBJECT: Final = Raw(b'{"type":"json_object","schema":{"type":"object"}}')

@@ -125,7 +125,7 @@ def translate_items(
             leading = False
             _write_turn(entry, messages, profile)
         elif entry.role != "user" and (leading or not profile.system_anywhere):
-            # Many templates fail on a later system message, so its text moves to the first one.
+            # Many chat templates fail on a later system message, so its text moves into the first system message.
             system.append(bytes(entry.content)[1:-1])
         else:
             leading = False
@@ -450,7 +450,7 @@ class _Grouping:
         if item.type == "tool_search_output" and self._search is not None:
             # Tool searches that OpenAI ran have no call id. The output of OpenAI's search follows its call.
             return self._search
-        # The output of a shell may name the item of its call instead of the call.
+        # The output of a shell call may have the id of the call's item instead of the call's id.
         call_id = item.approval_request_id or item.id
         return call_id and self._named_by(call_id)
 

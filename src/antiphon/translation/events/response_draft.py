@@ -55,8 +55,8 @@ class OutputTooLarge(Exception):
 class ResponseDraft:
     """The response under construction, to which all its items write.
 
-    - `events`: the draft makes events.
-    - `obfuscate`: deltas get padding that hides their length.
+    - `events`: whether the draft makes events.
+    - `obfuscate`: whether deltas get padding that hides their length.
     - `max_bytes` limits all text of the response.
     - `number` is the sequence number of the next event.
     """

@@ -75,8 +75,8 @@ class UpstreamProfile:
       the field.
     - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. With None,
       Antiphon sends every effort unchanged. `default` stands for all efforts between none and high.
-    - `structured_output` is the strongest form of `text.format` that the server accepts. An instruction to the model
-      emulates stronger forms.
+    - `structured_output` is the strongest form of `text.format` that the server accepts. For a stronger form, Antiphon
+      adds an instruction to the model.
     - `json_object` says whether the server also accepts the form `json_object`.
     - `json_object_schema` says whether the server obeys `json_object` only with a schema.
     - `named_tool_choice` says how a request demands one tool. `required`: the model sees only the chosen tool, and must

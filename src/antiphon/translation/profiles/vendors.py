@@ -18,7 +18,7 @@ VENDORS = (
         # OpenAI's reasoning models refuse `max_tokens` on Azure too: azure/fantasy-testazurecommon-azure-gpt-5-mini-….
         token_limit_field="max_completion_tokens",
         verbosity=True,
-        # azure/dd-trace-py-openai-v1-azure-chat-completion-streamed.
+        # Recording: azure/dd-trace-py-openai-v1-azure-chat-completion-streamed.
         passed_fields=frozenset({"user"}),
         # Azure refuses unknown keys in messages, as OpenAI does.
         replay_reasoning="off",
@@ -35,7 +35,7 @@ VENDORS = (
         "bedrock",
         title="Amazon Bedrock",
         hosts=("bedrock-runtime.*.amazonaws.com", "bedrock-mantle.*.api.aws"),
-        # bedrock/ruby_llm-chat-audio-models-bedrock--tral-voxtral-mini-3b-2507-can-understand-audio.
+        # Recording: bedrock/ruby_llm-chat-audio-models-bedrock--tral-voxtral-mini-3b-2507-can-understand-audio.
         audio_input=True,
         # The documentation of Bedrock's OpenAI-compatible endpoints lists OpenAI's parameters.
         parameters=STANDARD_PARAMETERS,
@@ -166,7 +166,7 @@ VENDORS = (
                 effort_values=("low", "medium", "high"),
                 replay_reasoning="reasoning",
             ),
-            # groq/pydantic-test-thinking-wire-contrac--soning-wire-contract-groq-qwen3-effort-setting.
+            # Recording: groq/pydantic-test-thinking-wire-contrac--soning-wire-contract-groq-qwen3-effort-setting.
             on_models("qwen/qwen3*", reasoning_effort=True, effort_values=("none", "default")),
         ),
     ),
@@ -265,7 +265,7 @@ VENDORS = (
         passed_fields=frozenset(
             {"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"}
         ),
-        # openai/logfire-otel-integrations-test-openai-test-chat-completions-with-audio-input.
+        # Recording: openai/logfire-otel-integrations-test-openai-test-chat-completions-with-audio-input.
         audio_input=True,
         # OpenAI returns no reasoning, and refuses unknown keys in messages.
         replay_reasoning="off",
