@@ -9,7 +9,7 @@ The rule chooses the first folder in this list whose condition holds:
 1. `.antiphon` in the current folder, if it exists, because an earlier start created it.
 2. `.antiphon` in the current folder, if the current folder is a checkout of Antiphon.
 3. `$XDG_DATA_HOME/antiphon`, or `~/.local/share/antiphon` if that variable is unset, as in the XDG Base Directory
-   Specification. As the specification requires, a relative path in the variable is ignored.
+   Specification. As the specification requires, the rule ignores a relative path in the variable.
 4. `.antiphon` in the current folder, if the user has no home folder.
 
 Invariant: the same current folder and the same environment give the same data folder before and after the first start.
@@ -30,8 +30,8 @@ _NAME = "antiphon"
 
 
 def default_data_folder(current: str, environ: Mapping[str, str]) -> str:
-    """The data folder for a process whose current folder is `current`. A data folder inside `current` is returned as a
-    relative path."""
+    """The data folder for a process whose current folder is `current`. For a data folder inside `current`, the function
+    returns a relative path."""
     if os.path.isdir(os.path.join(current, IN_THE_CURRENT_FOLDER)) or _is_checkout(current):
         return IN_THE_CURRENT_FOLDER
     home = _data_home(environ)

@@ -5,9 +5,9 @@ because containers run `health` every few seconds. The module also handles a SIG
 Not here: the definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a
 server (`supervisor/process.py`).
 
-Invariants: the module of a command is imported only when that command runs. If settings are wrong, the process prints
-them to standard error, one setting per line, and exits with status 2. Without an error, the exit status is the one that
-the command returns.
+Invariants: the process imports the module of a command only when that command runs. If settings are wrong, the process
+prints them to standard error, one setting per line, and exits with status 2. Without an error, the exit status is the
+one that the command returns.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ hexadecimal digits or percent-encoded. For a long key, twelve consecutive charac
 a key with fewer than eight characters, so the search removes such a key only where it is a separate word.
 
 Invariants: the running time is linear in the length of the text. The result of `redacted` is one line without control
-characters. This module stores no secret. A text without a secret is returned unchanged.
+characters. This module stores no secret. The functions return a text without a secret unchanged.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class SecretSearch:
         """The body without the secrets. Returns `body` itself if it contains no secret."""
         for word in self._short:
             if word in body:
-                # As in `without`, a short secret is removed only where it is a separate word. The search is fast if the
-                # pattern begins with the word.
+                # As in `without`, the method removes a short secret only where it is a separate word. The search is
+                # fast if the pattern begins with the word.
                 literal = re.escape(word)
                 body = re.sub(rb"%b(?<![A-Za-z0-9]%b)(?![A-Za-z0-9])" % (literal, literal), _GONE.encode(), body)
         plain = body.translate(_LOWER, _OTHERS)
@@ -123,8 +123,8 @@ def _forms(secret: str) -> list[str]:
     raw = secret.encode("utf-8", "surrogateescape")
     written = [raw.hex(), quote(secret, safe="", errors="replace")]
     for lead in range(3):
-        # The secret may start at any offset of the encoded data, so characters that encode neighbouring bytes are cut
-        # off.
+        # The secret may start at any offset of the encoded data, so the loop cuts off the characters that encode
+        # neighbouring bytes.
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             text = encode(bytes(lead) + raw).decode().rstrip("=")
             written.append(text[0 if not lead else lead + 1 : len(text) - (len(raw) + lead) % 3])
@@ -238,7 +238,7 @@ _IN_ORDER: Final = (
 def redacted(text: str, limit: int, secrets: KnownSecrets = ()) -> str:
     """The text without secrets and internal details, on one line of at most `limit` characters. `secrets` are the known
     secrets."""
-    # The search covers twice as much text as the result keeps, so a secret at the cut is found as a whole.
+    # The search covers twice as much text as the result keeps, so it finds a whole secret at the cut.
     text = without(text[: 2 * limit], secrets)
     trace = _TRACE.search(text)
     if trace is not None:

@@ -135,8 +135,8 @@ def _decoded(text: str) -> bytes | None:
         blob = base64.b64decode(body + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         return None
-    # Base64 can encode the same bytes in several ways, because its last bits may be unused. Only the canonical encoding
-    # is accepted.
+    # Base64 can encode the same bytes in several ways, because its last bits may be unused. This function accepts only
+    # the canonical encoding.
     if base64.urlsafe_b64encode(blob).rstrip(b"=") != body or len(blob) < _KEY_ID + _NONCE + _TAG:
         return None
     return blob

@@ -65,8 +65,8 @@ class Pool:
     async def run(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """Run the work in a thread and return its result. Raises `Unavailable` when no thread becomes free in time.
 
-        When the caller is cancelled, work that already runs in a thread continues. Work that waits for a thread is
-        dropped.
+        When the caller is cancelled, work that already runs in a thread continues. The pool drops work that still waits
+        for a thread.
         """
         submitted, waits = self._submit(work, *given, **named)
         done = asyncio.wrap_future(submitted)
@@ -128,7 +128,7 @@ async def apart(work: Callable[[], T]) -> T:
 
 
 async def stop(task: asyncio.Task[object] | None) -> None:
-    """Cancel a task that runs until it is cancelled, and wait for its end. None: no task was started."""
+    """Cancel a task that would run forever, and wait for its end. If `task` is None, do nothing."""
     if task is not None:
         task.cancel()
         with suppress(asyncio.CancelledError):

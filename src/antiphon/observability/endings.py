@@ -6,15 +6,15 @@ that arrive before their request has ended. `observation.py` makes the log lines
 
 A report in a batch takes half the time of a report between two requests, because code and data are in the CPU cache. In
 addition, one write of many lines wakes the reader of the log only once. So a serving process reports successful
-responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
+responses every `_SECONDS`. Before the first call of `by_time`, `Endings` reports each response immediately.
 
 A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause, and arrives a moment before
 or after the end of the stream.
 
-Invariants: each ended response is reported once, in order, at most `_SECONDS` late. A scrape and the process's end
-report all queued responses. At most `_MOST` reports wait. Each `ask` gets one answer, at the latest after
-`_REPORT_SECONDS` or at the process's end. At most `_MOST_REPORTS` early reports are stored. Without a source of reports
-no request waits.
+Invariants: `Endings` reports each ended response once, in order, at most `_SECONDS` late. A scrape and the process's
+end report all queued responses. At most `_MOST` reports wait. Each `ask` gets one answer, at the latest after
+`_REPORT_SECONDS` or at the process's end. The process stores at most `_MOST_REPORTS` early reports. Without a source of
+reports no request waits.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Endings:
         self._loop = loop
 
     def add(self, tell: Callable[[], None], *, now: bool) -> None:
-        """Queue a report. If `now` is True, all queued reports are written immediately."""
+        """Queue a report. If `now` is True, write all queued reports immediately."""
         self._waiting.append(tell)
         if now or self._loop is None or len(self._waiting) >= self._most:
             self.tell()

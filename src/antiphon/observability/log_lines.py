@@ -9,7 +9,7 @@ full, the line waits in a queue for a thread. All lines to a file use the queue,
 
 Invariants: no line contains the value of a key that holds credentials, or a text with the shape of a credential. Text
 from a client or an upstream reaches a terminal without control characters. No caller waits. The queue holds at most
-`max_bytes`. Further lines, and lines that a full disk rejects, are dropped and counted. When there is room again, a
+`max_bytes`. The output drops and counts further lines, and lines that a full disk rejects. When there is room again, a
 separate line reports the number. Lines are complete and in order; only the last line before a full disk may be
 truncated.
 """
@@ -240,8 +240,8 @@ def _time(stamp: object) -> str:
 
 
 def _shown(value: object, *, spaced: bool = False) -> str:
-    """Return the value as text. A value with control characters is quoted and escaped. A value with spaces is also
-    quoted, unless `spaced` is True."""
+    """Return the value as text. The function quotes and escapes a value with control characters. It also quotes a value
+    with spaces, unless `spaced` is True."""
     text = str(value)
     return text if text.isprintable() and (spaced or " " not in text) else repr(text)
 

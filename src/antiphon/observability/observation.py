@@ -317,7 +317,7 @@ class Observation:
             self._settle(self.reservation, ended, exchange)
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
-        # Failures are reported immediately, so that their log lines follow closely after their causes.
+        # Report failures immediately, so that their log lines follow closely after their causes.
         loud = ended.failure is not None or ended.unknown
         self._telemetry.endings.add(partial(self._tell, ended, at), now=loud)
 

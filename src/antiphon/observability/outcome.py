@@ -130,7 +130,7 @@ def write_outcome(
     bound = log.bind()
     if not bound.is_enabled_for(level):
         return
-    # The fields are added to the context directly, because structlog would copy keyword arguments four times.
+    # Add the fields to the context directly, because structlog would copy keyword arguments four times.
     bound = bound.bind()
     told = structlog.get_context(bound)
     if failure is not None:

@@ -58,7 +58,7 @@ class Outage:
         return self._last - self._since
 
     def failed(self, *, kind: str = "", **said: object) -> None:
-        """Record a failed attempt. `kind` comes from a closed set, and each kind is logged once per outage."""
+        """Record a failed attempt. `kind` comes from a closed set. The object logs each kind once per outage."""
         now = self._clock()
         if not self._failures or now - self._last > _FORGOTTEN:
             self._since, self._failures = now, 0
@@ -90,8 +90,8 @@ class Refusals:
         self._last: dict[str, AtCapacity] = {}
 
     def note(self, full: AtCapacity) -> None:
-        """Record one refusal. The refusal is logged immediately if no line about its setting was written within the
-        last second."""
+        """Record one refusal. The object logs the refusal immediately, unless it wrote a line about the same setting
+        within the last second."""
         setting = full.setting
         self._count(setting)
         self._last[setting] = full

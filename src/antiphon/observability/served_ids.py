@@ -64,7 +64,7 @@ class ServedIds:
             return -1
         place = self._free.pop()
         at, text = place * _SLOT, request_id.encode("utf-8", "replace")[:_LONGEST]
-        # The length is written last, because the process may be killed between the two writes.
+        # The method writes the length last, because the process may die between the two writes.
         table[at + 1 : at + 1 + len(text)] = text
         table[at] = len(text)
         return place

@@ -133,7 +133,7 @@ class _UpstreamAnswer:
         self._body_limit = None if kind == "text/event-stream" else body_limit
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Yield the chunks of the body as they arrive. Can be used once.
+        """Yield the chunks of the body as they arrive. A caller can read the body only once.
 
         Raises `UpstreamCallFailed` when the connection breaks (`CUT`), is silent for `idle_seconds` (`TIMED_OUT`), or
         a body that is no event stream exceeds `body_limit` (`TOO_LARGE`). The caller gets all bytes that arrived before

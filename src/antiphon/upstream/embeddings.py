@@ -1,7 +1,7 @@
 """Requests vectors from an embeddings server: implements the `Embedder` port over `POST /embeddings`.
 
-This module splits texts into batches, parses the response and decides which failures may be retried. `client.py` makes
-the HTTP calls.
+This module splits texts into batches, parses the response and decides after which failures a retry may help.
+`client.py` makes the HTTP calls.
 
 Invariants: the result has one vector for each text. Every vector has length 1, and as many dimensions as the first
 vector that the server sent. No error message contains an input text.

@@ -185,8 +185,9 @@ class GuardedFetcher:
     ) -> dict[str, FetchedFile | ApiError]:
         """Fetch all URLs concurrently, within the limits of one request. Returns the file or the error of each URL.
 
-        Each URL is fetched once. A file's size counts once for each time the request names its URL, because the model
-        gets the file that many times. `fits` returns whether a URL, or the target of a redirect, may be fetched.
+        The fetcher fetches each URL once. A file's size counts once for each time the request names its URL, because
+        the model gets the file that many times. `fits` returns whether the fetcher may fetch a URL or the target of a
+        redirect.
 
         An error is a 400 without `param`, and never raised. The codes are `invalid_file_url`, `file_download_failed`,
         `file_too_large` and `unsupported_file`.

@@ -38,7 +38,7 @@ _DEFAULTS: Headers = (("user-agent", "antiphon"), ("accept-encoding", "identity"
 # little earlier.
 _IDLE_SECONDS = 4.0
 _READ_BYTES = 256 * 1024
-# A body above this size is sent in chunks, so that the write does not block the event loop.
+# The client sends a body above this size in chunks, so that the write does not block the event loop.
 _LARGE_BODY = 1 << 20
 _PART = 64 * 1024
 _STALE_CONNECTIONS = 3
@@ -103,9 +103,9 @@ class Connections:
                 return await self._ask(connection, request)
             except _CUT_CONNECTION:
                 # The server closed a reused connection while this process wrote. The server never saw the request or
-                # never began to answer, so the request is sent again. A new connection that breaks is an error. A
-                # reused connection that broke after `stale_seconds` is also an error, because the server may have begun
-                # the work and crashed.
+                # never began to answer, so the client sends the request again. A new connection that breaks is an
+                # error. A reused connection that broke after `stale_seconds` is also an error, because the server may
+                # have begun the work and crashed.
                 if not more or kept_at is None or time.monotonic() - kept_at > self._stale_seconds:
                     raise
                 more -= 1
@@ -196,8 +196,8 @@ def _connector(target: UpstreamTarget) -> aiohttp.BaseConnector:
 
 
 def server_name(target: UpstreamTarget) -> str | None:
-    """Return the TLS server name when the Host header differs from the URL's host, else None. The name is used for SNI
-    and for the check of the certificate."""
+    """Return the TLS server name when the Host header differs from the URL's host, else None. The client uses the name
+    for SNI and for the check of the certificate."""
     url = urlsplit(target.base_url)
     host = next((value for name, value in target.headers if name == "host"), None)
     if url.scheme != "https" or host is None:

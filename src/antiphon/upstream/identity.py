@@ -6,8 +6,8 @@ kind of server. `engine/exchange/model_routes.py` applies the profile.
 Invariant: no client request waits for the identification. The process repeats its request to an upstream, with growing
 pauses, until the upstream has answered once. The requests for model lists carry the gateway's own credentials or no
 credentials. Each attempt has a timeout, and no attempt begins after `aclose`. The log has one warning for an upstream
-that stays unknown. The warning is written when the answer does not identify the upstream, or after half a minute
-without an answer.
+that stays unknown. The process writes the warning when the answer does not identify the upstream, or after half a
+minute without an answer.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ after a moment. An Envoy that hangs ends no connection and answers no request. S
 and waits for an answer.
 
 Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
-upstream after it has yielded a response. The last upstream's response or failure is returned unchanged. Only an
+upstream after it has yielded a response. The caller gets the last upstream's response or failure unchanged. Only an
 upstream with `auth: passthrough` gets the client's credential. Each watch holds at most one idle connection, and closes
 this connection when the watch ends. The request to Envoy has a timeout.
 """

@@ -61,7 +61,7 @@ def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
 
 
 def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
-    """The types of all tools that a request declares, each with the field name for the error message. The field name is
+    """Yield the type of each tool that a request declares, with the field name for the error message. The field name is
     None for a tool in a nested `tools` field."""
     waiting: list[tuple[str, object]] = [("", request)]
     while waiting:

@@ -97,7 +97,7 @@ class Failure:
         return self.fault in ("upstream", "ours")
 
     def fields(self) -> dict[str, str | int]:
-        """The log fields of the failure, by name. Fields with an empty value are left out."""
+        """The log fields of the failure, by name. The result omits fields with an empty value."""
         told: dict[str, str | int] = {
             "fault": self.fault,
             "cause": self.cause[:_MAX_LENGTH],

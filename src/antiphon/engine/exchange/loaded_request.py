@@ -172,7 +172,8 @@ class LoadedRequest:
         self.compacts = parsed.path == COMPACT_PATH
         """Whether the client requests only a compaction of the conversation, without an answer of the model."""
         self.in_background = parsed.queued is not None
-        """Whether a worker runs this request. The client's own HTTP request was answered when the job was queued."""
+        """Whether a worker runs this request. The server answered the client's own HTTP request when it queued the
+        job."""
         self.builder = self._make_builder(parsed)
         unknown = request.compact_threshold == 0 and parsed.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
@@ -180,7 +181,7 @@ class LoadedRequest:
         self.items: list[Named] = []
         """The items that the model gets: the earlier conversation, then the request's input."""
         self.compacted = False
-        """Whether the conversation was compacted for this response."""
+        """Whether Antiphon has compacted the conversation for this response."""
         self.prepared: tuple[PreparedTool, ...] | None = None
         self._stored: tuple[StoredItem, ...] | None = None
         self._history: tuple[StoredItem, ...] | None = None
@@ -210,7 +211,7 @@ class LoadedRequest:
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether the conversation must be compacted before the model answers."""
+        """Whether Antiphon must compact the conversation before the model answers."""
         if self.compacted or not self.delivery.generate:
             return False
         return self.request.compact or self._is_too_long()

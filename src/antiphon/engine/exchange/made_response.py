@@ -89,7 +89,7 @@ class ModelTurn(Phase, ABC):
         self._size_before, self._untold = self.builder.draft.size, True
         core.ask_upstream("/chat/completions", chat.body, stream=core.known.streaming)
         if self.loaded.in_background:
-            # The HTTP request was answered when the job was queued. A later failure can only fail the response.
+            # The server answered the HTTP request when it queued the job. A later failure can only fail the response.
             if core.known.streaming:
                 core.answer.open_stream(self.loaded.builder)
             core.answer.head_sent = True
@@ -187,7 +187,7 @@ class ModelTurn(Phase, ABC):
         """
         call, used = self.core.call, self.builder.response.usage
         if not self._untold:
-            # The usage was reported when the call ended. A response can also end between two calls.
+            # The turn reported the usage when the call ended. A response can also end between two calls.
             return
         self._untold = False
         if used is not None:

@@ -101,7 +101,7 @@ class ExchangeOptions:
     """The types of hosted tools that the sidecar runs."""
 
     def stores(self, owner: str) -> bool:
-        """Whether this owner's responses may be stored."""
+        """Whether the sidecar may store this owner's responses."""
         return self.never_stored.isdisjoint((owner, "*"))
 
 
@@ -125,7 +125,7 @@ class Known:
         """Whether the client requested an event stream that the sidecar generates. False for a native upstream's
         stream."""
         self.stored = False
-        """Whether the response will be stored."""
+        """Whether the sidecar will store the response."""
         self.quoted = True
         """Whether the log may quote an upstream's error."""
         self.makes_response = False
@@ -147,7 +147,7 @@ class Known:
         self.spent: UsageObject | None = None
         """The token usage of the model turns before the current one."""
         self.failure: Failure | None = None
-        """The reason for the request's failure, for the log. Only the first failure is recorded."""
+        """The reason for the request's failure, for the log. The exchange records only the first failure."""
         self.fallback = ""
         """The name of the upstream that answered as a fallback, or empty."""
 
@@ -305,7 +305,7 @@ class ExchangeCore:
         return map_upstream_answer(call.status, headers, said, self.secrets, sent)
 
     def note_failure(self, failure: Failure) -> None:
-        """Record the reason for the request's failure. Later failures are ignored."""
+        """Record the reason for the request's failure. The method ignores later failures."""
         if self.known.failure is None:
             self.known.failure = replace(failure, status=200) if self.answer.head_sent else failure
 
@@ -363,7 +363,8 @@ class Phase:
         raise self._unexpected("an upstream's head")
 
     def stop_reading(self) -> None:
-        """End the upstream's answer early, because the reader needs no more bytes or a time limit is exceeded."""
+        """End the upstream's answer early, because the reader needs no more bytes, or because the answer exceeds a time
+        limit."""
         raise self._unexpected("an upstream's body")
 
     def receive_end(self, error: UpstreamError | None) -> None:

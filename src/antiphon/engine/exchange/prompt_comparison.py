@@ -128,7 +128,7 @@ def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: 
     """The prompt of a stored response, for `first_difference` between two stored prompts.
 
     `profile` describes the model's server. `unseal` decrypts content that Antiphon encrypted. The prompt contains all
-    turns of the conversation, but no files. Raises `ApiError` if the prompt cannot be translated.
+    turns of the conversation, but no files. Raises `ApiError` if Antiphon cannot translate the prompt.
     """
     settings = read_settings(compared.body)
     items = _prompt_items(settings, compared, unseal)

@@ -5,8 +5,8 @@ the job itself (`queued_request.py`), the store of jobs, the workers.
 
 Invariants: A job contains a client's credentials only with the setting `background.client_credentials: seal`. In that
 case only the job's row has the credentials, encrypted for the owner. The store deletes the credentials when the
-response ends or is deleted. A retried response keeps its id and creation time. The input of a response is stored once,
-when the response is queued.
+response ends or is deleted. A retried response keeps its id and creation time. The store saves the input of a response
+once, together with the job.
 """
 
 from __future__ import annotations

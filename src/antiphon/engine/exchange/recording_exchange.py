@@ -72,8 +72,8 @@ class RecordingExchange(ResponseExchange):
     """A `ResponseExchange` that records its inputs and outputs. `ticks` is a monotonic clock. `search` looks for the
     secrets of the settings.
 
-    `limit` is the maximum of recorded bytes, and 0 if nothing is recorded. `unstored` tells whether requests with
-    `store: false` are recorded too.
+    `limit` is the maximum of recorded bytes. With a `limit` of 0, the exchange records nothing. `unstored` tells
+    whether the exchange also records requests with `store: false`.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 Lives here: the steps at the end of every response. Not here: the reason for the end (the other phases), the form of a
 record (`stored_items.py`).
 
-Invariant: the response is saved before its terminal event is sent.
+Invariant: the store saves the response before the client gets the terminal event.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ The code never awaits. The exchange gets its clock and its source of ids as argu
 An input that the state does not allow raises `ExchangeStateError`, because such an input is a bug of the server.
 Invalid bytes from a client or an upstream never raise an error. The response fails instead.
 
-Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The response is saved before its
-terminal event is sent. After `Finish` the exchange requests no action.
+Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The store saves the response
+before the client gets the terminal event. After `Finish` the exchange requests no action.
 """
 
 from __future__ import annotations
@@ -98,10 +98,9 @@ _STREAMING: Final = State.STREAMING
 
 
 class UnreadRequest(Phase):
-    """A request that names a prompt that is not loaded yet.
-
-    The prompt must be loaded before the request can be parsed. Only the request's bytes and the prompt's name are
-    known. `path` is the request's path, without its query.
+    """A request that names a prompt that is not loaded yet. The exchange can parse the request only after the prompt is
+    loaded. Until then, the exchange has only the request's bytes and the prompt's name. `path` is the request's path,
+    without its query.
     """
 
     def __init__(self, core: ExchangeCore, path: str, body: bytes, reference: PromptReference) -> None:
@@ -167,7 +166,7 @@ class ResponseExchange:
 
     @property
     def awaits_prompt(self) -> bool:
-        """Whether the request's prompt must be loaded before the request can be read."""
+        """Whether the exchange needs the request's prompt before it can parse the request."""
         return self._machine.state is State.CONTEXT and isinstance(self._core.phase, UnreadRequest)
 
     @property
@@ -401,7 +400,7 @@ class ResponseExchange:
         core.phase.receive_head(status, headers)
 
     def _receive_source(self, name: str, tried: int) -> None:
-        """Record which of several upstreams has answered, and how many were called."""
+        """Record which of several upstreams has answered, and the number of upstreams that were called."""
         core, known = self._core, self._core.known
         core.call.answered_by = core.answer.answered_by = name
         if core.route.fell_back(name, tried):
@@ -416,7 +415,7 @@ class ResponseExchange:
         if self._silent:
             self._silent = False
             core.observer.first_data_came()
-        # For speed, the state table is checked at a stream's end, not for each chunk.
+        # For speed, the exchange checks the state table at a stream's end, not for each chunk.
         if machine.state is not _STREAMING:
             machine.receive(_DATA)
             if machine.state in _OVER:

@@ -1,4 +1,4 @@
-"""Implements the phase in which hosted tools are prepared or run, before the first model turn or between two turns.
+"""Implements the phase that prepares or runs hosted tools, before the first model turn or between two turns.
 
 Lives here: the requests to prepare tools and to run calls, and the next step after all calls have ended. Also: the
 claim, a record that the store writes before calls run that may change external state. Not here: the calls of a turn and

@@ -110,8 +110,8 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     },
     # Hosted tools run between two model turns.
     State.RUNNING: {
-        # CONTEXT: calls that the client approved run before the request is translated, and the translation may load
-        # files.
+        # CONTEXT: calls that the client approved run before the translation of the request, and the translation may
+        # load files.
         Input.TOOL: frozenset({State.RUNNING, State.CALLING, State.CONTEXT, *_OVER}),
         Input.LIMIT: frozenset({State.RUNNING, *_OVER}),
         Input.CANCEL: _OVER,

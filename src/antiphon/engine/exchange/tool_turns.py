@@ -1,4 +1,4 @@
-"""Decides which hosted tool calls run between two model turns, and in which order their items are emitted.
+"""Decides which hosted tool calls run between two model turns, and in which order the client gets their items.
 
 This module chooses the calls that run, orders their items, and builds the outputs for the model and the requests for
 approval. The module also subtracts each turn's tokens from `max_output_tokens`. Not here: running the calls (`tools/`),
@@ -105,7 +105,7 @@ class ToolTurns:
         self._outputs: dict[str, str] = {}
         self._images: dict[str, tuple[str, ...]] = {}
         self.sends = False
-        """Whether a call of this turn may change external state, or was approved by the client."""
+        """Whether this turn has a call that may change external state, or a call that the client approved."""
         self.asks_client = False
         """Whether the client must approve a call or run a function, so that the response ends after this turn."""
 
@@ -386,7 +386,8 @@ class ToolTurns:
 
 
 def citations_of(turns: ToolTurns | None, items: Sequence[Named]) -> Citations | None:
-    """Return the sources to which the citation marks in the model's text refer. None: the model saw no marks."""
+    """Return the sources to which the citation marks in the model's text refer. The result is None if the model saw no
+    marks."""
     if turns is not None:
         return turns.citations
     return Citations(known) if (known := highest_mark(items)) else None

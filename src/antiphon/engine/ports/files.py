@@ -28,9 +28,9 @@ A sweep takes these steps:
 The uploading process renews the lease until the upload ends. So a sweep never deletes the content of a running upload,
 however slow the upload is. The lease uses the database's clock.
 
-Invariants: A file exists whole or not at all. Its row is added after its content is durable, and deleted before its
-content. A file's row or a pending row names every content in a `BlobStore`.
-Every read treats an expired file as missing.
+Invariants: A file exists whole or not at all. The store adds the file's row after the content is durable, and deletes
+the row before the content. A file's row or a pending row names every content in a `BlobStore`. Every read treats an
+expired file as missing.
 """
 
 from __future__ import annotations

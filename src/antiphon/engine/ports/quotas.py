@@ -65,8 +65,8 @@ Amounts = Mapping[Measure | Stock, int]
 
 class QuotaRules(Struct, frozen=True):
     """All quota limits in the settings. `each` has the limits of every owner, key or team. `named` has the limits of
-    single subjects. Owners are listed by name or id, keys by id, teams by name, and models by name or glob. An entry in
-    `named` already contains the limits that it inherits from `each`.
+    single subjects. The settings list owners by name or id, keys by id, teams by name, and models by name or glob. An
+    entry in `named` already contains the limits that it inherits from `each`.
 
         QuotaRules(
             each={"owner": {"requests_per_minute": 60}},
@@ -277,7 +277,7 @@ class Reservation(Protocol):
         """Lease the missing amounts from the shared counters, and reserve the amounts that `take_now` could not
         reserve.
 
-        Raises `QuotaExceeded` (429), and `Unavailable` (503) when the counters cannot be reached.
+        Raises `QuotaExceeded` (429), and `Unavailable` (503) when the process cannot reach the counters.
         """
 
     def add(self, size: int) -> None:

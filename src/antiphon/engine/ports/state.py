@@ -283,7 +283,7 @@ class OwnerData(Protocol):
         """Delete an owner's stored rows except files. The method deletes the rows in batches, so that other requests
         can write between two batches.
 
-        Returns how many chains, conversations, prompts, vector stores, keys and days of usage were deleted.
+        Returns the number of deleted chains, conversations, prompts, vector stores, keys and days of usage.
         """
 
     async def obstacles(self, old: str, new: str) -> list[str]:

@@ -237,8 +237,8 @@ class Ingestion(Protocol):
         """Release a file. No worker claims the file for `pause` seconds. `attempted`: whether the attempt counts."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write these chunks. The first chunk gets the index `first` in the file. `title` is searched with each
-        chunk."""
+        """Write these chunks. The first chunk gets the index `first` in the file. A search compares its words with
+        `title` and with the chunk."""
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
         """Mark the file as completed, so that searches find it. `model` is the embedding model of its vectors, or
@@ -258,7 +258,7 @@ class Ingestion(Protocol):
 class KnownStore:
     """A vector store to search. `number` is its database id. `version` changes when its completed files change.
 
-    Ids and numbers are never reused, not even after the store is deleted.
+    The database never reuses ids and numbers, not even after the deletion of the vector store.
     """
 
     id: str

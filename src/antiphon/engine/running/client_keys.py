@@ -5,10 +5,11 @@ change, and checks keys while the database is unreachable. Not here: the SQL (`s
 settings (`app/keys.py`), the request headers that carry a key (`doors/owners.py`), the callers
 (`commands/admin/client_keys.py`, `api/admin.py`).
 
-Invariants: the caller gets a new token once, and only its SHA-256 and its first characters are stored. One transaction
-stores both a change and its audit row. No error and no log line has a token. A process accepts a new key, and refuses a
-revoked or expired key, at most `POLL_SECONDS` plus two queries after the change. While the database is unreachable, the
-stored keys stay valid for at most `stale` seconds. The keys of the settings stay valid without the database.
+Invariants: the caller gets a new token once. The database stores only the token's SHA-256 and its first characters. One
+transaction stores both a change and its audit row. No error and no log line has a token. A process accepts a new key,
+and refuses a revoked or expired key, at most `POLL_SECONDS` plus two queries after the change. While the database is
+unreachable, the stored keys stay valid for at most `stale` seconds. The keys of the settings stay valid without the
+database.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class WantedKey(Struct, frozen=True):
 
 
 class KeyRefused(InvalidRequest):
-    """A key cannot be made as described. `param` is the field, and `problem` the message without the field's name."""
+    """The description of the key is not valid. `param` is the field, and `problem` the message without the field's
+    name."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"Invalid '{field}': {problem}.", param=field, code="invalid_value")
@@ -78,7 +80,7 @@ class KeyMissing(NotFound):
 
 
 class KeyEnded(InvalidRequest):
-    """The key is revoked or expired, so that it can neither be rotated nor revoked. `problem` names the case."""
+    """The key is revoked or expired. An operator can neither rotate nor revoke such a key. `problem` names the case."""
 
     def __init__(self, key: ClientKey) -> None:
         self.problem = "it is already revoked" if key.revoked_at is not None else "it is expired"
@@ -227,8 +229,8 @@ class KeyRing:
         self._outage = Outage(_log, "client_keys_not_read", "client_keys_read_again")
 
     def get(self, digest: bytes, /) -> Caller | None:
-        """Return the caller of a token's digest, or None. Raises `Unavailable` for an unknown digest while the stored
-        keys cannot be read."""
+        """Return the caller of a token's digest, or None. Raises `Unavailable` for an unknown digest while the process
+        cannot read the stored keys."""
         found = self._known.get(digest)
         if found is None and self._is_stale:
             raise Unavailable(

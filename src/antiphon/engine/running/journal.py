@@ -65,7 +65,7 @@ class JournalRecorder:
         most_bytes: int | None = None,
         held_bytes: int = 32 << 20,
     ) -> None:
-        """`never_stored`: the owners whose contents are recorded nowhere (`*`: all owners). `most_bytes`: the
+        """`never_stored`: the owners whose contents the recorder never records (`*`: all owners). `most_bytes`: the
         maximum bytes of queued contents. `held_bytes`: the maximum bytes of the contents of requests with `store:
         false`."""
         self._store = store

@@ -2,7 +2,7 @@
 viewer.
 
 This module runs one short query a second, and checks that a cancelled request belongs to the viewer. Not here: the
-tables (`stores/live.py`), the list of requests in flight, how a request is cancelled.
+tables (`stores/live.py`), the list of requests in flight, the code that ends a request.
 
 Invariants: without a viewer, a process runs one short query per interval and writes nothing. A failing or slow database
 delays no request. The reporter cancels a request only for its owner, or for a viewer who may act for all owners.

@@ -255,8 +255,8 @@ class StoredFiles:
         """Read the uploaded file of every id. An id whose file cannot be used maps to the client's error (a 400 without
         `param`).
 
-        Each file is read once. Its size counts for each mention in the request, because the model call repeats the file
-        for each mention. Raises `StoreError`.
+        The method reads each file once. The file's size counts for each mention in the request, because the model call
+        repeats the file for each mention. Raises `StoreError`.
         """
         found: dict[str, FetchedFile | ApiError] = {}
         left = self._limit

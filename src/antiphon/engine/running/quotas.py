@@ -49,7 +49,7 @@ exceed limits."""
 HEARTBEAT: Final = 10.0
 """Seconds between two heartbeats of a process that holds leases."""
 DEAD_AFTER: Final = 30.0
-"""Seconds without a heartbeat after which the leases of a process are settled as used."""
+"""Seconds without a heartbeat after which the store counts the leases of a process as used."""
 _TRY_AGAIN: Final = 1.0
 _LAST_REPORTS: Final = 3
 """The number of reports when the process stops. One report may find the current period of a debt, and the next one

@@ -204,8 +204,8 @@ class Runner:
                 yield action
 
     async def go_on(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
-        """Wait for the end of a request that continues after its client disconnected. A cancellation of this call
-        breaks the request off if the process is `stopping`, and is ignored otherwise.
+        """Wait for the end of a request that continues after its client disconnected. If the process is `stopping`, a
+        cancellation of this call breaks the request off. Otherwise the method ignores a cancellation.
 
         Returns the request's `Finish`. None: the request does not continue, or it was broken off.
         """

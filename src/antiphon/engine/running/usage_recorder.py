@@ -45,7 +45,7 @@ class UsageRecorder:
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._outage = Outage(_log, "usage_not_written", "usage_written_again")
-        # The current day as a number and as text. The text is formatted only once a day.
+        # The current day as a number and as text. The recorder formats the text only once a day.
         self._day = (-1.0, "")
 
     @property

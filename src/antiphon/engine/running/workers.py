@@ -291,7 +291,8 @@ class Workers:
             self._metrics.given_back.add()
             await self._give_back(job, pause=pause, attempted=True)
         except (Unavailable, AtCapacity) as full:
-            # The job has not begun, so no outcome is recorded. The job returns to the queue and frees its memory.
+            # The job has not begun, so the worker records no outcome. The job returns to the queue and frees its
+            # memory.
             outcome = ""
             if isinstance(full, AtCapacity) and full.owner:
                 # The owner has reached its limit. Jobs of other owners continue.
