@@ -139,6 +139,18 @@ def test_what_a_command_does_not_know_is_told_with_its_own_usage(
         ("up --port 8080", "did you mean --listen HOST:PORT?"),
         ("up --model x", "unrecognized arguments: --model x\n"),
         ("--verison", "unrecognized arguments: --verison; did you mean --version?"),
+        ("--nope up", "unrecognized arguments: --nope\n"),
+        ("admin backup --too x", "unrecognized arguments: --too; did you mean --to?"),
+        ("admin backup -t x", "unrecognized arguments: -t\n"),
+        ("admin export --ownr=x", "unrecognized arguments: --ownr=x; did you mean --owner?"),
+        ("admin keys rotate --overlp 3h", "unrecognized arguments: --overlp; did you mean --overlap?"),
+        ("up --mode relya --dor http", "unrecognized arguments: --dor; did you mean --door?"),
+        ("up --mode relya", "argument --mode: 'relya' is not one of auto, relay, drive; did you mean relay?"),
+        ("up --mode fast", "argument --mode: 'fast' is not one of auto, relay, drive\n"),
+        ("completion bsh", "is not one of bash, zsh, fish, tcsh; did you mean bash?"),
+        ("run codex --upsteam x", "unrecognized arguments: --upsteam x; did you mean --upstream?"),
+        ("run --verbos", "unrecognized arguments: --verbos; write the arguments of the client after --"),
+        ("tail --lines", "argument --lines: expected one argument"),
         ("help xyz", "there is no command 'xyz'; choose one of"),
         ("serve --parent-pip 3 --nope", "unrecognized arguments: --nope"),
     ],
@@ -369,9 +381,29 @@ try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_antiphon
 try antiphon do
 try antiphon admin back
 try antiphon up --door ""
+try antiphon admin keys ""
+try antiphon admin keys cr
+try antiphon admin keys create --ow
+try antiphon admin backup --t
+try antiphon migrate st
+try antiphon completion f
 """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines() == ["doctor", "backup", "envoy http"]
+    assert done.stdout.splitlines() == [
+        *("doctor", "backup", "envoy http"),
+        *("create list rotate revoke", "create", "--owner", "--to", "status", "fish"),
+    ]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+def test_the_script_of_every_shell_has_the_actions_below_an_action(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user's shell runs the script of bash in the test above. The other shells are not installed everywhere."""
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("rotate", "overlap", "without-keys"):
+        assert word in script, word
 
 
 def test_the_help_of_admin_has_groups_and_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ never repeats a key that is in the wrong place.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn, Protocol, TypedDict, Unpack
+from typing import Any, NoReturn, Protocol, TypedDict
 
 from antiphon import __version__, compiled
 from antiphon.commands import health
@@ -28,7 +29,6 @@ from antiphon.commands.command_arguments import (
     RUN_MORE,
     TRY_ARGUMENTS,
     TRY_EXAMPLES,
-    ArgumentOptions,
     Arguments,
 )
 from antiphon.commands.flags import (
@@ -39,7 +39,6 @@ from antiphon.commands.flags import (
     OF_UP,
     UP_FLAGS,
     FlagGroup,
-    TakesArguments,
     add_flags,
 )
 from antiphon.config.problems import advice, without_keys
@@ -68,7 +67,10 @@ _EXAMPLES = {
     "show": ("antiphon show resp_0123456789", "antiphon show resp_0123456789 -v"),
     "health": ("antiphon health",),
     "version": ("antiphon version --json",),
-    "completion": ("antiphon completion bash > ~/.local/share/bash-completion/completions/antiphon",),
+    "completion": (
+        "antiphon completion bash > ~/.local/share/bash-completion/completions/antiphon",
+        "antiphon completion fish > ~/.config/fish/completions/antiphon.fish",
+    ),
     "admin": (
         "antiphon admin owners",
         "antiphon admin export --token-env ANNA > anna.jsonl",
@@ -172,8 +174,12 @@ def _help(text: str, examples: tuple[str, ...], more: str = "") -> _Help:
     }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command line."""
+def make_parser(*, for_completion: bool = False) -> argparse.ArgumentParser:
+    """Build the parser of the whole command line.
+
+    With `for_completion` each action has a help text, because shtab leaves out actions without one. Without
+    `for_completion` the actions have no help text: argparse would list them a second time in the help of `admin`.
+    """
     parser = Parser(
         prog="antiphon",
         description="The OpenAI Responses API in front of any Chat Completions server.",
@@ -186,7 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, (text, groups) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, **_help(text, _EXAMPLES[name], _MORE))
         _add_arguments(command, OF_COMMANDS.get(name, {}))
-        add_flags(command.settings_group("settings"), *groups)
+        add_flags(command.add_argument_group("settings"), *groups)
     for name, server in CHAT_SERVERS.items():
         command = commands.add_parser(name, help=server.text, **_help(server.text, server.examples, server.more))
         _add_arguments(command, server.arguments)
@@ -196,16 +202,22 @@ def make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help=text, **_help(text, RUN_EXAMPLES, RUN_MORE))
     run.passes_on = True
     _add_arguments(run, RUN_ARGUMENTS)
-    add_flags(run.settings_group("settings"), *OF_UP)
+    add_flags(run.add_argument_group("settings"), *OF_UP)
     _add_actions(
         commands,
         "admin",
         "list, export, delete, back up and move stored data, while servers run or are stopped",
         _ADMIN,
         OF_ADMIN,
+        listed=for_completion,
     )
     _add_actions(
-        commands, "migrate", "manage the schema of the databases, also while servers run", _MIGRATE, OF_MIGRATE
+        commands,
+        "migrate",
+        "manage the schema of the databases, also while servers run",
+        _MIGRATE,
+        OF_MIGRATE,
+        listed=for_completion,
     )
     text = "exit with status 0 if a running instance answers (for container health checks)"
     health.add_arguments(commands.add_parser("health", help=text, **_help(text, _EXAMPLES["health"])))
@@ -214,7 +226,7 @@ def make_parser() -> argparse.ArgumentParser:
     version.add_argument("--json", action="store_true", help="print one JSON object")
     text = "print a completion script for a shell"
     completion = commands.add_parser("completion", help=text, **_help(text, _EXAMPLES["completion"]))
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"), help="the shell")
     return parser
 
 
@@ -225,10 +237,16 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _add_actions(
-    commands: Commands, name: str, text: str, groups: Mapping[str, dict[str, str]], arguments: dict[str, Arguments]
+    commands: Commands,
+    name: str,
+    text: str,
+    groups: Mapping[str, dict[str, str]],
+    arguments: dict[str, Arguments],
+    *,
+    listed: bool,
 ) -> None:
     """Add a command with actions. The help of the command lists the actions in groups, which argparse does not support
-    itself."""
+    itself. If `listed` is True, argparse lists the actions too."""
     described = _help(text, _EXAMPLES[name])
     width = max(len(action) for actions in groups.values() for action in actions)
     for title, actions in groups.items():
@@ -241,13 +259,13 @@ def _add_actions(
         for action, said in actions.items():
             word, _, verb = action.partition(" ")
             if verb and word not in verbs:
-                parser = below.add_parser(word, description=f"Creates, lists and ends client {word}.")
+                group = f"create, list and end client {word}"
+                parser = _add_action(below, word, group, listed=listed)
                 verbs[word] = parser.add_commands("verb", "ACTION")
-            title = f"{said[:1].upper()}{said[1:]}."
             if verb:
-                parser = verbs[word].add_parser(verb, help=said, description=title)
+                parser = _add_action(verbs[word], verb, said, listed=True)
             else:
-                parser = below.add_parser(word, description=title)
+                parser = _add_action(below, word, said, listed=listed)
             of_action = dict(arguments.get(action, {}))
             if action != "export":
                 # The output of `export` is always JSON, so `export` needs no flag.
@@ -257,7 +275,12 @@ def _add_actions(
                 for flag in ("--from" if action == "move-owner" else "--owner", "--token-env"):
                     owner.add_argument(flag, **of_action.pop(flag))
             _add_arguments(parser, of_action)
-            add_flags(parser.settings_group("settings"), {"--data": DATA})
+            add_flags(parser.add_argument_group("settings"), {"--data": DATA})
+
+
+def _add_action(below: Commands, name: str, text: str, *, listed: bool) -> Parser:
+    title = f"{text[:1].upper()}{text[1:]}."
+    return below.add_parser(name, help=text, description=title) if listed else below.add_parser(name, description=title)
 
 
 def _add_arguments(command: argparse.ArgumentParser, arguments: Arguments) -> None:
@@ -284,36 +307,28 @@ def _version() -> str:
 
 
 def run_completion(arguments: argparse.Namespace) -> int:
-    """Print a script that completes commands, actions and flags. `arguments.shell` is `bash`, `zsh` or `tcsh`.
+    """Print a script that completes commands, actions and flags. `arguments.shell` is `bash`, `zsh`, `fish` or `tcsh`.
 
     The library shtab generates the script from the parser, so the script always matches the commands. This function
     reads no settings and starts no process, so a shell may run it at each start: `source <(antiphon completion bash)`.
-    For zsh, write the output to a file `_antiphon` in a folder of `fpath`.
+    For zsh, write the output to a file `_antiphon` in a folder of `fpath`. For fish, write the output to
+    `~/.config/fish/completions/antiphon.fish`.
     """
     import shtab
 
-    print(shtab.complete(make_parser(), shell=arguments.shell))
+    print(shtab.complete(make_parser(for_completion=True), shell=arguments.shell))
     return 0
 
 
-class HelpGroup:
-    """A titled group of flags in the help. The group records its flags, for suggestions after a misspelt flag."""
-
-    def __init__(self, group: TakesArguments, flags: list[str]) -> None:
-        self._group = group
-        self._flags = flags
-
-    def add_argument(self, *names: str, **options: Unpack[ArgumentOptions]) -> None:
-        """See `argparse.ArgumentParser.add_argument`."""
-        self._group.add_argument(*names, **options)
-        self._flags += names
+_NO_FLAG = re.compile(r"-|-\d+|-\d*\.\d+")
+"""A word that begins with a dash and is a value: standard input, or a negative number."""
 
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose error for an unknown word suggests the nearest known word."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._flags: list[str] = []
+        self._unknown: list[str] = []
         self.below: Commands | None = None
         self.without_words = ""
         """The text that the program prints if no command is given."""
@@ -321,16 +336,6 @@ class Parser(argparse.ArgumentParser):
         """Whether the words after `--` belong to another program. The parser stores these words in the attribute
         `rest`."""
         super().__init__(*args, **options)
-
-    def add_argument(self, *args: Any, **options: Any) -> argparse.Action:
-        added = super().add_argument(*args, **options)
-        if added.help != argparse.SUPPRESS:
-            self._flags += added.option_strings
-        return added
-
-    def settings_group(self, title: str) -> HelpGroup:
-        """Add a titled group of flags, which suggestions after a misspelt flag include."""
-        return HelpGroup(self.add_argument_group(title), self._flags)
 
     def add_commands(self, dest: str, metavar: str, help: str | None = None) -> Commands:
         """Add commands below this parser. A command line must have one of them. `dest` is the attribute that gets the
@@ -348,7 +353,10 @@ class Parser(argparse.ArgumentParser):
         if self.passes_on and args is not None and "--" in args:
             at = args.index("--")
             args, rest = args[:at], args[at + 1 :]
+        if self.below is None and args is not None:
+            self._unknown = [word for word in args[: args.index("--") if "--" in args else None] if self._unfit(word)]
         found, unknown = super().parse_known_args(args, namespace)
+        self._unknown = []
         if self.passes_on:
             found.rest = rest
         # A command's parser gets all words after the command, so this parser must report the unknown words.
@@ -357,6 +365,9 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
+        # A misspelt flag often causes another error: the flag that the user meant counts as missing.
+        if self._unknown:
+            message = f"unrecognized arguments: {' '.join(self._unknown)}{self._advice(self._unknown)}"
         # The message does not repeat a misplaced key, because errors end up in logs.
         super().error(without_keys(message))
 
@@ -368,20 +379,34 @@ class Parser(argparse.ArgumentParser):
             if kind == "command":
                 self.exit(2, self.without_words)
             self.error(f"the {kind} is missing; choose one of {', '.join(below.choices)}")
-        wrong = [one for one in words if not any(flag.startswith(one.partition("=")[0]) for flag in self._flags)]
-        if word is None and wrong:
+        wrong = [one for one in words[: words.index(word) if word is not None else None] if self._unfit(one)]
+        if wrong:
             self.error(f"unrecognized arguments: {' '.join(wrong)}{self._advice(wrong)}")
         if word is not None and word not in below.choices:
             near = advice(word, below.choices) or f"; choose one of {', '.join(below.choices)}"
             self.error(f"there is no {kind} {word!r}{near}")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(one) for one in action.choices]
+            raise argparse.ArgumentError(
+                action, f"{value!r} is not one of {', '.join(known)}{advice(str(value), known)}"
+            )
+
+    def _unfit(self, word: str) -> bool:
+        """Return whether argparse would take this word for a flag that the parser does not know."""
+        if not word.startswith("-") or " " in word or _NO_FLAG.fullmatch(word):
+            return False
+        flag = word.partition("=")[0]
+        short = flag if flag.startswith("--") else flag[:2]
+        return not any(known.startswith(short) for known in self._option_string_actions)
+
     def _advice(self, unknown: list[str]) -> str:
-        if self.passes_on:
-            return "; write the arguments of the client after --"
         flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
         for flag in flags:
             if flag in UP_FLAGS:
                 return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
-            if near := advice(flag, self._flags):
+            shown = [one for one, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
+            if near := advice(flag, shown):
                 return near
-        return ""
+        return "; write the arguments of the client after --" if self.passes_on else ""
