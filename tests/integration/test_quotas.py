@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +16,8 @@ import pytest
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import PriceSettings
 from tests.support.background_app import BackgroundApp, Processes, processes
-from tests.support.chat_server import Wait, answer, event, text_stream
+from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
+from tests.support.gateway import start_gateway
 from tests.support.sandbox_trial import trial
 
 KEYS = {"anna": {"keys": ["anna-first-key-of-all", "anna-second-key-here"], "team": "research"}}
@@ -109,6 +111,37 @@ async def test_every_kind_of_request_is_settled_by_its_usage(made: Processes) ->
         while (await _used(app))["owner:n:anna tokens_per_month"] != 4 * one:
             await asyncio.sleep(0.01)
     assert (await _used(app))["owner:n:anna cost_per_month"] == 4 * cost
+
+
+@pytest.mark.slow
+async def test_a_named_owner_inherits_limits_and_has_metrics(tmp_path: Path) -> None:
+    """The workers of `antiphon up` get their settings from their parent."""
+    settings = {
+        "owner": {"keys": {name: [f"key-of-{name}-for-this-test"] for name in ("anna", "bo", "cleo")}},
+        "quotas": {
+            "each_owner": {"tokens_per_month": 1},
+            "owners": {"anna": {"requests_per_minute": 100}, "bo": {"tokens_per_month": None}},
+        },
+        "metrics": {"listen": "127.0.0.1:0", "owners": True},
+        "upstream": {"profile": "generic", "auth": "none"},
+    }
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(settings))
+    async with ChatServer() as chat, aiohttp.ClientSession() as session:
+        gateway = await start_gateway(chat.base_url, tmp_path, "--config", str(file), "--door", "http")
+        try:
+            statuses = []
+            for name in ("anna", "bo", "cleo"):
+                headers = {"authorization": f"Bearer key-of-{name}-for-this-test"}
+                async with session.post(f"{gateway.base_url}/responses", json=ASK, headers=headers) as got:
+                    statuses.append(got.status)
+            metrics = json.loads(await gateway.log_line('"metrics"'))["listen"]
+            async with session.get(f"http://{metrics}/metrics") as got:
+                exposed = await got.text()
+        finally:
+            await gateway.stop()
+    assert statuses == [429, 200, 429]
+    assert 'antiphon_owner_responses_total{owner="bo"} 1' in exposed
 
 
 async def test_a_client_that_leaves_its_background_stream_does_not_lower_its_use(made: Processes) -> None:

@@ -19,6 +19,7 @@ from antiphon.commands.start_checks import (
     log_data_folder,
     warn_of_contents_here,
     warn_of_few_descriptors,
+    warn_of_idle_quotas,
     warn_of_open_listener,
 )
 from antiphon.config.settings import Settings
@@ -252,3 +253,34 @@ def test_contents_that_other_machines_do_not_have_are_told(settings: dict[str, A
     assert [event for event, _ in log.lines] == ["contents_on_this_machine"] * told
     assert "secret" not in repr(log.lines)
     assert all("set blobs.url" in fields["advice"] for _, fields in log.lines)
+
+
+KEYS = {"anna": {"keys": ["sha256:" + "ab" * 32], "team": "lab"}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, []),
+        ({"quotas": {"each_owner": {"cost_per_month": 5}}}, ["quotas.each_owner.cost_per_month"]),
+        ({"quotas": {"models": {"m": {"cost_per_month": 5}}}}, ["quotas.models.m.cost_per_month"]),
+        ({"quotas": {"each_owner": {"cost_per_month": 5}}, "prices": [{"model": "*", "input": 1, "output": 1}]}, []),
+        (
+            {
+                "owner": {"keys": KEYS},
+                "quotas": {
+                    "owners": {"anna": {"requests_per_minute": 1}, "annna": {}, "b:hash": {}},
+                    "teams": {"lab": {}, "lap": {}},
+                    "keys": {"anna/1": {}, "anna/2": {}},
+                },
+            },
+            ["quotas.owners.annna", "quotas.keys.anna/2", "quotas.teams.lap"],
+        ),
+        ({"owner": {"keys": KEYS, "managed_keys": True}, "quotas": {"owners": {"bo": {}}}}, []),
+        ({"quotas": {"owners": {"bo": {}}}}, []),
+    ],
+)
+def test_limits_without_effect_are_told(settings: dict[str, Any], told: list[str], log: _Log) -> None:
+    warn_of_idle_quotas(Settings.model_validate({"upstream": KEYED, **settings}))
+    assert [fields["setting"] for _, fields in log.lines] == told
+    assert {event for event, _ in log.lines} <= {"quota_without_effect"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from antiphon.app.owners import quota_rules
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import UpstreamSettings
 from antiphon.supervisor.child_settings import (
@@ -32,7 +33,14 @@ CASES: dict[str, dict[str, Any]] = {
     "named owners": {
         "upstream": {"auth": "none"},
         "owner": {"keys": {"anna": {"keys": [S], "team": "lab"}, "bo": [S + "2", S + "3"]}, "managed_keys": True},
-        "quotas": {"each_owner": {"tokens_per_minute": 5}, "owners": {"anna": {"tokens_per_minute": None}}},
+        "quotas": {
+            "each_owner": {"tokens_per_minute": 5, "requests_per_minute": 6, "stored_bytes": 7},
+            "each_key": {"requests_per_minute": 3},
+            "each_team": {"file_bytes": 8},
+            "owners": {"anna": {"tokens_per_minute": None}, "bo": {"cost_per_month": 1.5}},
+            "keys": {"key_1": {"requests_per_minute": None}, "key_2": {"tokens_per_month": 9}},
+            "teams": {"lab": {"containers": 2}, "ops": {"file_bytes": None}},
+        },
     },
     "one list of one": {"upstream": {"auth": "none"}, "sealing": {"keys": [f"[{S}"]}},
     "upstreams": {
@@ -68,6 +76,8 @@ def test_a_child_has_the_same_settings(name: str, exclude_defaults: bool, tmp_pa
     file.write_text(json.dumps(values))
     read = load_settings(environ=environ, file=file)
     assert read == settings and read.has_default is settings.has_default
+    # `==` does not see which limits are set, and an unset limit is inherited.
+    assert quota_rules(read.quotas) == quota_rules(settings.quotas)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,12 @@ def test_where_workers_meet(tmp_path: Path, given: str | None, theirs: str) -> N
     placed = placed_in(Settings.model_validate(values), tmp_path / "run" / "0", tmp_path / "run")
     assert placed.code_interpreter.sockets == tmp_path / theirs
     assert placed.place(placed.sidecar.grpc) == f"unix:{tmp_path}/run/0/sidecar-0.grpc.sock"
+
+
+def test_workers_count_by_owner_and_open_no_metrics_port(tmp_path: Path) -> None:
+    metrics = {"listen": "127.0.0.1:9464", "owners": True}
+    placed = placed_in(Settings.model_validate({"metrics": metrics}), tmp_path, tmp_path)
+    assert (placed.metrics.listen, placed.metrics.owners) == (None, True)
 
 
 def test_no_setting_of_the_parents_comes_along(monkeypatch: pytest.MonkeyPatch) -> None:

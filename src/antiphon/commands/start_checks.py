@@ -1,9 +1,10 @@
 """At the start of a gateway, checks the files that settings name, and logs warnings for the operator.
 
-This module finds unusable certificates, a listener that exposes the gateway's API keys, and file contents that other
-machines cannot read. `app/trust.py`, `doors/listening.py` and `envoy/clusters.py` use the certificates.
-`serving_process.py` checks that upstreams answer, and `commands/doctor/command.py` checks their features. The package
-`config` validates the settings. `antiphon envoy-config` checks no files, because its output may be for another machine.
+This module finds unusable certificates, a listener that exposes the gateway's API keys, file contents that other
+machines cannot read, and limits without effect. `app/trust.py`, `doors/listening.py` and `envoy/clusters.py` use the
+certificates. `serving_process.py` checks that upstreams answer, and `commands/doctor/command.py` checks their features.
+The package `config` validates the settings. `antiphon envoy-config` checks no files, because its output may be for
+another machine.
 
 Invariants: with either `door`, an unusable file raises `ConfigError` with the setting and the file. Each warning is one
 line with advice. No line contains a secret.
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 
 import structlog
 
 from antiphon.app.trust import upstream_trust
+from antiphon.config.limits import QuotaLimits
 from antiphon.config.problems import extra_missing
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -32,6 +35,9 @@ CONTENTS_ADVICE = (
     "set blobs.url to a bucket that all machines share"
 )
 """The advice to print if `contents_are_here_alone` returns true."""
+
+IDLE_QUOTA_ADVICE = "correct the name, or add what the limit needs"
+"""The advice for each entry that `idle_quotas` returns."""
 
 _CONSOLE_PACKAGES = ("jinja2", "markdown_it", "nh3")
 
@@ -83,6 +89,7 @@ def warn(settings: Settings) -> None:
     warn_of_open_listener(settings)
     warn_of_few_descriptors(settings)
     warn_of_contents_here(settings)
+    warn_of_idle_quotas(settings)
 
 
 def warn_of_open_listener(settings: Settings) -> None:
@@ -119,6 +126,46 @@ def warn_of_contents_here(settings: Settings) -> None:
         from antiphon.stores.blobs.disk import FILES_FOLDER
 
         _log.warning("contents_on_this_machine", folder=str(settings.data / FILES_FOLDER), advice=CONTENTS_ADVICE)
+
+
+def warn_of_idle_quotas(settings: Settings) -> None:
+    """Log a warning for each entry of `quotas` that limits nothing."""
+    for setting, reason in idle_quotas(settings):
+        _log.warning("quota_without_effect", setting=setting, reason=reason, advice=IDLE_QUOTA_ADVICE)
+
+
+def idle_quotas(settings: Settings) -> list[tuple[str, str]]:
+    """Return the entries of `quotas` that limit nothing, each as a setting and the reason.
+
+    A limit of cost needs `prices`. A name that the settings do not contain may be a typing error. This function checks
+    names only if the settings contain all client keys, because otherwise names come from a database or an issuer.
+    """
+    quotas, owner = settings.quotas, settings.owner
+    named: dict[str, Mapping[str, QuotaLimits]] = {
+        "owners": quotas.owners,
+        "keys": quotas.keys,
+        "teams": quotas.teams,
+        "models": quotas.models,
+    }
+    every = {"each_owner": quotas.each_owner, "each_key": quotas.each_key, "each_team": quotas.each_team}
+    every |= {f"{kind}.{name}": limits for kind, entries in named.items() for name, limits in entries.items()}
+    idle = [
+        (f"quotas.{name}.cost_per_month", "'prices' is empty, so every request costs nothing")
+        for name, limits in every.items()
+        if limits.cost_per_month is not None and not settings.prices
+    ]
+    if owner.source != "bearer" or owner.keys is None or owner.managed_keys:
+        return idle
+    known = {
+        "owners": set(owner.keys),
+        "keys": {f"{name}/{number}" for name, one in owner.keys.items() for number in range(1, len(one.keys) + 1)},
+        "teams": {one.team for one in owner.keys.values()},
+    }
+    for kind, names in known.items():
+        # A name with a colon is an owner id, which the database may contain.
+        unknown = [name for name in named[kind] if name not in names and ":" not in name]
+        idle += [(f"quotas.{kind}.{name}", "'owner.keys' has no such name") for name in unknown]
+    return idle
 
 
 def contents_are_here_alone(settings: Settings) -> bool:

@@ -9,10 +9,11 @@ This module defines these sections as pydantic models, and `settings.py` merges 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from antiphon.config.section import MIB, Section
 
@@ -319,6 +320,14 @@ class QuotaSettings(Section):
     of the model's answers."""
     warn_share: float = Field(default=0.8, gt=0, le=1)
     """Share of a limit at which the sidecar logs `quota_warning`, once per limit and period."""
+
+    @field_serializer("owners", "keys", "teams")
+    def _set_limits(self, named: Mapping[str, QuotaLimits]) -> dict[str, dict[str, Any]]:
+        """Return only the limits that are set. An unset limit is inherited, and `null` is not."""
+        return {
+            name: {limit: getattr(limits, limit) for limit in sorted(limits.model_fields_set)}
+            for name, limits in named.items()
+        }
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
 from antiphon.engine.ports.callers import CLAIMED, NAMED, NO_CALLER, Caller
-from antiphon.engine.ports.quotas import QuotaRules, Stock
+from antiphon.engine.ports.quotas import QuotaRules, Stock, listed_names
 from antiphon.engine.ports.usage_sums import KEY, NUMBERS, By, OwnerName, UsageSum
 from antiphon.errors import OwnerFull
 from antiphon.stores.files import LEAST_ROOM
@@ -153,7 +153,7 @@ class StorageQuota:
         """
         if self._general is not None and stock == "stored_bytes":
             await self._general.check(owner)
-        found = self._rules.stock("owner", (caller.name, owner), stock)
+        found = self._rules.stock("owner", listed_names(owner), stock)
         if found is not None:
             await self._compare((owner,), stock, *found)
         found = self._rules.stock("team", (caller.team,), stock) if caller.team else None

@@ -19,7 +19,6 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from antiphon.config.processes import MetricsSettings
 from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings
 from antiphon.config.urls import shown_text
@@ -72,7 +71,7 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
             "data": settings.data.absolute(),
             "timeouts": times,
             # The parent serves the metrics of all workers, so the workers open no metrics port.
-            "metrics": MetricsSettings(),
+            "metrics": settings.metrics.model_copy(update={"listen": None}),
             "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
             "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
         }

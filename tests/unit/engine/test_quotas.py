@@ -181,6 +181,32 @@ async def test_every_level_has_a_counter_and_named_entries_inherit(counters: _Co
     }
 
 
+@pytest.mark.parametrize(
+    ("caller", "limit"),
+    [
+        (Caller("n:anna", "anna"), 9),
+        (Caller("j:anna", "Anna A."), 9),
+        (Caller("j:mallory", "anna"), 2),
+        (Caller("b:hash"), 8),
+        (Caller("j:bo", "b:hash"), 2),
+    ],
+)
+def test_the_limits_of_an_owner_are_found_by_its_id_and_not_by_a_name_of_its_choice(caller: Caller, limit: int) -> None:
+    owners = {"anna": {"requests_per_minute": 9, "file_bytes": 90}, "b:hash": {"requests_per_minute": 8}}
+    each = {"requests_per_minute": 2, "file_bytes": 20}
+    rules = quota_rules(QuotaSettings.model_validate({"each_owner": each, "owners": owners}))
+    (found,) = rules.limits(caller, "m")
+    assert (found.amount, found.name) == (limit, caller.name or caller.owner)
+    assert rules.limit_of(found.subject, "requests_per_minute") == limit
+
+
+def test_an_entry_without_a_limit_is_an_entry() -> None:
+    settings = {"each_owner": {"requests_per_minute": 2}, "owners": {"anna": {"requests_per_minute": None}}}
+    rules = quota_rules(QuotaSettings.model_validate(settings))
+    assert rules.limits(Caller("n:anna", "anna"), "m") == ()
+    assert rules.limit_of("owner:n:anna", "requests_per_minute") is None
+
+
 async def test_the_slot_of_a_parallel_request_is_free_after_its_end(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"parallel_requests": 2})
     first, _ = await _take(quotas), await _take(quotas)

@@ -28,7 +28,13 @@ from antiphon.app.keys import deployment_keys, key_problems
 from antiphon.app.measuring import close_tracer, open_tracer
 from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
-from antiphon.commands.start_checks import CONTENTS_ADVICE, check_sidecar_files, contents_are_here_alone
+from antiphon.commands.start_checks import (
+    CONTENTS_ADVICE,
+    IDLE_QUOTA_ADVICE,
+    check_sidecar_files,
+    contents_are_here_alone,
+    idle_quotas,
+)
 from antiphon.commands.terminal import printable
 from antiphon.config.problems import how_to_install
 from antiphon.config.processes import TracingSettings
@@ -111,7 +117,7 @@ def _summary(findings: list[Finding]) -> str:
 
 async def _here(settings: Settings) -> AsyncIterator[Finding]:
     """The checks that need no other server."""
-    for check in (_data_folder, _space, _extras, _keys, _extensions):
+    for check in (_data_folder, _space, _extras, _keys, _quotas, _extensions):
         try:
             for finding in check(settings):
                 yield finding
@@ -173,6 +179,12 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         problems = [f"data: {error}"]
     for problem in problems:
         yield Finding(_HERE, "problem", problem)
+
+
+def _quotas(settings: Settings) -> Iterator[Finding]:
+    """One finding for each limit that has no effect."""
+    for setting, reason in idle_quotas(settings):
+        yield Finding(_HERE, "note", f"{setting} limits nothing: {reason}", IDLE_QUOTA_ADVICE)
 
 
 def _extensions(_: Settings) -> Iterator[Finding]:

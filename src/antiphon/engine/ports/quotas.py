@@ -81,9 +81,9 @@ class QuotaRules(Struct, frozen=True):
         """Return the limits that apply to this caller's requests for this model. A request must fit into all of these
         limits."""
         found = [
-            *self._limits("key", caller.key_id, (caller.key_id,)),
-            *self._limits("owner", caller.owner, (caller.name, caller.owner)),
-            *self._limits("team", caller.team, (caller.team,)),
+            *self._limits("key", caller.key_id, caller.key_id, (caller.key_id,)),
+            *self._limits("owner", caller.owner, caller.name or caller.owner, listed_names(caller.owner)),
+            *self._limits("team", caller.team, caller.team, (caller.team,)),
         ]
         models = self.named.get("model", {})
         # The counter belongs to the entry in the settings, not to the model's name, because clients choose model names.
@@ -121,17 +121,27 @@ class QuotaRules(Struct, frozen=True):
         for known in KINDS:
             if known == kind:
                 named = self.named.get(known, {})
-                plain = name.partition(":")[2] if known == "owner" else name
-                amounts = named.get(plain) or named.get(name) or self.each.get(known, {})
+                names = listed_names(name) if known == "owner" else (name,)
+                amounts = next((named[one] for one in names if one in named), self.each.get(known, {}))
                 return {str(one): amount for one, amount in amounts.items()}.get(measure)
         return None
 
-    def _limits(self, kind: Kind, subject: str, names: Sequence[str]) -> list[Limit]:
+    def _limits(self, kind: Kind, subject: str, shown: str, names: Sequence[str]) -> list[Limit]:
         if not subject:
             return []
         named = self.named.get(kind, {})
         amounts = next((named[name] for name in names if name in named), self.each.get(kind, {}))
-        return _of(kind, subject, next(name for name in names if name), amounts)
+        return _of(kind, subject, shown, amounts)
+
+
+def listed_names(owner: str) -> tuple[str, ...]:
+    """Return the names under which the settings may list an owner: the owner id without its prefix, and the owner id.
+
+    The readable name of a caller is not among them. With an identity provider, people may choose that name themselves.
+
+    Example: `listed_names("n:anna")` is `("anna", "n:anna")`.
+    """
+    return owner.partition(":")[2], owner
 
 
 def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
