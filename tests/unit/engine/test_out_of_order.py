@@ -70,7 +70,7 @@ def test_a_state_that_the_input_does_not_lead_to_is_refused() -> None:
     machine.go(State.CALLING)
     machine.receive(Input.CANCEL)
     machine.go(State.DONE)
-    with pytest.raises(ExchangeStateError, match="done does not become done now"):
+    with pytest.raises(ExchangeStateError, match="the state done may not change to done now"):
         machine.go(State.DONE)
 
 
