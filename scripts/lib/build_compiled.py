@@ -99,7 +99,7 @@ def check() -> None:
         {name: source for name, source in sources.items() if name not in compiled},
     )
     if found:
-        raise SystemExit("\n".join(["build_compiled: what compiled modules may not do:", *found]))
+        raise SystemExit("\n".join(["build_compiled: compiled modules must not contain this code:", *found]))
 
 
 def build_compiled(into: Path) -> list[Path]:

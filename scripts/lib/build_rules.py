@@ -61,18 +61,21 @@ def problems(compiled: Mapping[str, str], others: Mapping[str, str]) -> list[str
 def names_taken_by_c(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in _TAKEN_BY_C:
-            yield node, f"C keeps the name _{node.attr} for itself: call the attribute {node.attr} otherwise"
+            yield node, f"the C code reserves the name _{node.attr}: rename the attribute {node.attr}"
         elif isinstance(node, ast.ClassDef):
             for name, statement in _values_of(node):
                 if name in _TAKEN_BY_C:
-                    yield statement, f"C keeps the name _{name} for itself: call the attribute {name} otherwise"
+                    yield statement, f"the C code reserves the name _{name}: rename the attribute {name}"
 
 
 def nested_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
     top = {id(node) for node in _outside_functions(tree)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and id(node) not in top:
-            yield node, f"class {node.name} is inside another or a function: put it into the module"
+            yield (
+                node,
+                f"class {node.name} is inside another class or a function: move it to the top level of the module",
+            )
 
 
 def several_bases(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -80,9 +83,9 @@ def several_bases(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
         bases = [name for name in map(_last_name, node.bases) if name not in _TRANSPARENT]
         concrete = [not (name in classes and "Protocol" in _names_of_bases(classes[name])) for name in bases]
         if sum(concrete) > 1:
-            yield node, f"class {node.name} has several bases that are no Protocols"
+            yield node, f"class {node.name} has several bases that are not Protocols: at most one such base is allowed"
         elif any(concrete[1:]):
-            yield node, f"class {node.name} has a Protocol before its base: the base comes first"
+            yield node, f"class {node.name} lists a Protocol before its base class: list the base class first"
 
 
 def bodies_of_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -93,7 +96,7 @@ def bodies_of_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
                 case ast.Assign(targets=[ast.Name()]) | ast.Expr(value=ast.Constant()):
                     pass
                 case _ if not isinstance(statement, allowed):
-                    yield statement, "the body of a class holds functions and values with one name each, no more"
+                    yield statement, "the body of a class may contain only functions, and assignments of one name each"
 
 
 def fields_of_dataclasses(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -102,7 +105,7 @@ def fields_of_dataclasses(tree: ast.Module, classes: Classes) -> Iterator[Proble
             for statement in node.body:
                 match statement:
                     case ast.AnnAssign(annotation=ast.Name(id="object")):
-                        yield statement, "the field of a dataclass is not annotated as object: say Any"
+                        yield statement, "a field of a dataclass must not be annotated as object: use Any"
 
 
 def leaving_loops(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -115,25 +118,28 @@ def leaving_loops(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
             case _:
                 continue
         for leaving in _leaving(guarded):
-            yield leaving, "break and continue do not lead out of `with`, nor out of `try` with `finally`: use a flag"
+            yield (
+                leaving,
+                "break and continue must not leave a `with` block, or a `try` block with `finally`: use a flag",
+            )
 
 
 def unknown_syntax(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
     for node in ast.walk(tree):
         match node:
             case ast.TryStar():
-                yield node, "there is no except* in compiled modules"
+                yield node, "compiled modules must not use except*"
             case ast.Constant(value=str(text)) if any("\ud800" <= letter <= "\udfff" for letter in text):
-                yield node, "a literal holds no lone surrogate: chr() makes one"
+                yield node, "a literal must not contain a lone surrogate: use chr()"
             case ast.Delete(targets=targets) if any(isinstance(one, ast.Attribute) for one in targets):
-                yield node, "an attribute is not deleted: what may be missing is None"
+                yield node, "code must not delete an attribute: set it to None instead"
 
 
 def no_dictionary(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(attr="__dict__") | ast.Name(id="vars"):
-                yield node, "an object of a compiled class has no __dict__, which vars() shows too"
+                yield node, "an object of a compiled class has no __dict__, so vars() does not work"
 
 
 def values_of_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -141,7 +147,13 @@ def values_of_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in classes:
             known = classes[node.value.id]
             if any(node.attr in _own_values(one) for one in (known, *_ancestors(known, classes))):
-                yield node, f"{node.attr} is a default of the objects of {known.name}, not the class's: say ClassVar"
+                yield (
+                    node,
+                    (
+                        f"{node.attr} is a default value for objects of {known.name}, not a class attribute: "
+                        "declare a ClassVar"
+                    ),
+                )
 
 
 def held_weakly(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -149,7 +161,7 @@ def held_weakly(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
         if isinstance(node, ast.Subscript) and _last_name(node.value) in _WEAK:
             named = {each.id for each in ast.walk(node.slice) if isinstance(each, ast.Name)}
             for name in sorted(named & classes.keys()):
-                yield node, f"{name} is a compiled class, of which there are no weak references"
+                yield node, f"{name} is a compiled class, so weak references to its objects are impossible"
 
 
 def interpreted_subclasses(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -158,7 +170,7 @@ def interpreted_subclasses(tree: ast.Module, classes: Classes) -> Iterator[Probl
         if isinstance(node, ast.ClassDef):
             for base in (classes[name] for name in _names_of_bases(node) - own if name in classes):
                 if not any("Protocol" in _names_of_bases(one) for one in (base, *_ancestors(base, classes))):
-                    yield node, f"{node.name} is interpreted and derives from {base.name}, which is compiled"
+                    yield node, f"the interpreted class {node.name} must not derive from the compiled class {base.name}"
 
 
 Rule = Callable[[ast.Module, Classes], Iterator[Problem]]

@@ -180,7 +180,10 @@ def main() -> int:
         print(*(f"{kind}: {sum(one.kind == kind for one in found)}" for kind in KINDS), sep=", ")
         return 0
     if wrong:
-        print("The rules: docs/style.md. Improve as many sentences as the file has too many.", file=sys.stderr)
+        print(
+            "The rules: docs/style.md. Improve sentences until each file has no more findings than it may have.",
+            file=sys.stderr,
+        )
     return bool(wrong)
 
 

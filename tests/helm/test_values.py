@@ -87,7 +87,7 @@ def test_no_secret_gets_into_a_config_map(path: str) -> None:
         render({"settings": given})
     said = " ".join(str(refused.value).split())
     assert f"settings.{path.replace('*', 'a')} is a secret and does not belong in a ConfigMap" in said
-    assert "name that in secrets." in said and "sk-secret" not in said
+    assert "name that Secret in secrets." in said and "sk-secret" not in said
 
 
 def test_no_list_of_an_owners_keys_gets_into_a_config_map() -> None:

@@ -186,7 +186,7 @@ async def test_no_command_reaches_further_than_the_settings(setup: Setup) -> Non
 
 async def test_pages_may_be_switched_off() -> None:
     async with _opened(pages=False) as alone:
-        assert "only searches work" in await alone.output({"open": [{"ref_id": alone.server.url("/start")}]})
+        assert "Use only search_query" in await alone.output({"open": [{"ref_id": alone.server.url("/start")}]})
 
 
 async def test_the_answer_has_a_limit(setup: Setup) -> None:

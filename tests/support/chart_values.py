@@ -221,21 +221,21 @@ TAKEN: dict[str, Values] = {
 
 # For each case: the values, and a part of the expected error message.
 REFUSED: dict[str, tuple[Values, str]] = {
-    "no chat server": ({}, "No chat server is named. Set settings.upstream.url"),
-    "two on SQLite": ({"settings": UPSTREAM, "replicas": 2}, "More than one replica needs a database that all"),
+    "no chat server": ({}, "The settings name no chat server. Set settings.upstream.url"),
+    "two on SQLite": ({"settings": UPSTREAM, "replicas": 2}, "Several replicas need a shared database"),
     "scaled in memory": (
         {"settings": UPSTREAM, "state": {"kind": "memory"}, "autoscaling": {"kind": "cpu"}},
         "with state.kind: memory each replica would know only its own responses",
     ),
     "no database": (
         postgresql(secrets={}),
-        "Name the Secret that has it in secrets.stateUrl.name, or the one with its parts",
+        "Set secrets.stateUrl.name to the Secret with the URL, or state.database.secretName",
     ),
     "a database named twice": (
         postgresql(state={"kind": "postgresql", "database": {"secretName": "s"}}),
-        "The database is named twice. Take out secrets.stateUrl or state.database.",
+        "Both secrets.stateUrl and state.database name a database. Remove one of them.",
     ),
-    "two by the usual name": ({"settings": UPSTREAM, "replicaCount": 2}, "More than one replica needs a database"),
+    "two by the usual name": ({"settings": UPSTREAM, "replicaCount": 2}, "Several replicas need a shared database"),
     "an Ingress of no host": ({"settings": UPSTREAM, "ingress": {"enabled": True}}, "Set ingress.hosts"),
     "a route of no Gateway": (
         {"settings": UPSTREAM, "httpRoute": {"enabled": True}},
@@ -247,11 +247,11 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "Envoy's port of metrics": (
         {"settings": {**UPSTREAM, "envoy": {"metrics": "0.0.0.0:1"}}},
-        "settings.envoy.metrics is set by the chart",
+        "The chart sets settings.envoy.metrics itself",
     ),
     "no keys": (
         postgresql(secrets={"stateUrl": {"name": "s"}}),
-        "needs keys that all replicas share. Make them",
+        "needs keys that all replicas share. Create two keys",
     ),
     "no bucket": (postgresql(settings=UPSTREAM), "Set settings.blobs.url, or settings.files.enabled: false"),
     "a database that is not used": ({"settings": UPSTREAM, "secrets": KEYS}, "but state.kind is sqlite"),
@@ -265,25 +265,25 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "console on postgresql without a token": (
         postgresql(settings={**UPSTREAM, "files": {"enabled": False}, "console": {"enabled": True}}),
-        "name it in secrets.adminToken.name",
+        "set secrets.adminToken.name",
     ),
     "address of the console": (
         {"settings": {**UPSTREAM, "console": {"enabled": True, "listen": "127.0.0.1:1"}}},
-        "settings.console.listen is set by the chart",
+        "The chart sets settings.console.listen itself",
     ),
-    "gateway without a secret": (postgresql(shape="gateway"), "name it in secrets.sidecarSecret.name"),
+    "gateway without a secret": (postgresql(shape="gateway"), "set secrets.sidecarSecret.name"),
     "TLS inside a pod": ({"settings": UPSTREAM, "sidecarTls": {"secretName": "s"}}, "sidecarTls is for shape: gateway"),
     "what the chart sets": (
         {"settings": {**UPSTREAM, "listen": "0.0.0.0:1"}},
-        "settings.listen is set by the chart",
+        "The chart sets settings.listen itself",
     ),
     "the drain in the settings": (
         {"settings": {**UPSTREAM, "timeouts": {"drain": 1}}},
-        "Remove it and set drain.seconds instead",
+        "Remove this setting and set drain.seconds instead",
     ),
     "a key in the settings": (
         {"settings": {"upstream": {"url": "http://a/v1", "api_key": "sk-secret"}}},
-        "name that in secrets.upstreamKey.",
+        "name that Secret in secrets.upstreamKey.",
     ),
     "an upstream's key in the settings": (
         {"settings": {"upstreams": {"a": {"url": "http://a/v1", "api_key": "sk-secret"}}}},
@@ -291,12 +291,12 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "no upstream's key": (
         {"settings": {"upstreams": {"a": {"url": "http://a/v1", "auth": "inject"}}}},
-        "settings.upstreams.a.auth is inject, but there is no key",
+        "settings.upstreams.a.auth is inject, but no Secret has the key",
     ),
-    "no key": ({"settings": {"upstream": {"url": "http://a/v1", "auth": "inject"}}}, "in secrets.upstreamKey.name"),
+    "no key": ({"settings": {"upstream": {"url": "http://a/v1", "auth": "inject"}}}, "Set secrets.upstreamKey.name"),
     "the key of nobody": (
         {"settings": {"upstreams": {"a": {"url": "http://a/v1"}}}, "secrets": {"upstreamKeys": {"b": {"name": "s"}}}},
-        "secrets.upstreamKeys.b belongs to no upstream. The names of settings.upstreams are: a.",
+        "secrets.upstreamKeys.b belongs to no upstream. settings.upstreams has these names: a.",
     ),
     "KEDA without Prometheus": (postgresql(autoscaling={"kind": "keda"}), "Set autoscaling.keda.prometheus"),
     "least above most": (

@@ -122,7 +122,7 @@ def _setting(path: str) -> tuple[object, object]:
     default: object = None
     for name in path.split("."):
         section = section_in(kind)
-        assert section is not None, f"{path} is no setting"
+        assert section is not None, f"{path} is not a setting"
         field = section.model_fields[name]
         kind, default = field.annotation, field.default
     return kind, default

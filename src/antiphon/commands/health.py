@@ -152,7 +152,7 @@ def _connect(place: str, tls: Mapping[str, object] | None) -> socket.socket:
         return connection
     url = urlsplit(place if "://" in place else f"//{place}")
     if url.hostname is None:
-        raise ValueError("there is no host")
+        raise ValueError("the address has no host")
     secure = tls is not None or url.scheme == "https"
     port = url.port or (443 if secure else 80)
     connection = socket.create_connection((url.hostname, port), timeout=_SECONDS)

@@ -60,7 +60,9 @@ def listen_url(listen: str) -> str:
     except ValueError as error:
         raise ConfigError(f"listen: {error}") from None
     if host == "unix" or port == 0:
-        raise ConfigError(f"listen: {listen} names no port; name the gateway's address with --url http://HOST:PORT/v1")
+        raise ConfigError(
+            f"listen: {listen} has no fixed port; give the gateway's address with --url http://HOST:PORT/v1"
+        )
     return f"http://{join_address(_WILDCARDS.get(host, host), port)}/v1"
 
 

@@ -115,13 +115,19 @@ def objects(
             else []
         ),
         *(
-            ("Routes that lack Antiphon's patch lead to this address, where no server listens.", one)
+            (
+                (
+                    "The patches replace this address, where no server listens. If a patch is missing, requests fail "
+                    "here."
+                ),
+                one,
+            )
             for one in _nowhere(place)
         ),
         *(
             [
                 (
-                    "The answer to requests that match no route of Antiphon.",
+                    "The response to requests that match no route of Antiphon.",
                     _object(_ENVOY_GATEWAY, "HTTPRouteFilter", place, _nothing_here()),
                 )
             ]

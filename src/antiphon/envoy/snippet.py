@@ -61,42 +61,42 @@ _HEADINGS = {
 Options of your HTTP connection manager. Add the entries of lists to your own lists.
 - early_header_mutation_extensions removes headers that clients must not send.
 - local_reply_config: put these mappers before yours. Your body format stays for answers that they do not match.
-- The access logs `failures` and `early_ends` write to Envoy's standard output what only Envoy knows: whether a client
-  left, or the upstream broke off. --file-flush-interval-msec sets their delay.
+- The access logs `failures` and `early_ends` write lines to Envoy's standard output. Only Envoy knows whether a client
+  left or the upstream broke off. Envoy's flag --file-flush-interval-msec sets the delay of these lines.
 - tracing makes the sidecar's spans children of Envoy's.
-- Timeouts: replace your values. Shorter ones end answers for which a model needs long.
-- The path options: without them no route below matches a path such as /v1//responses.""",
+- Timeouts: use these values instead of yours. Shorter timeouts would cut the long answers of a model.
+- The path options: without them, no route below matches a path such as /v1//responses.""",
     "public_listener": """\
-Options of the listener that clients connect to. They limit how long a connection may send nothing, and how long a
+Options of the listener that clients connect to. They limit how long a client may send nothing, and how long a
 client may read nothing of its response. (Only Linux has TCP_USER_TIMEOUT.)""",
     "overload_manager": """\
 Limits of your Envoy process. In mode drive the sidecar writes a response even if its client does not read. Without a
 heap limit, clients that do not read can fill Envoy's memory.""",
     "http_filter": """\
-An entry of http_filters. Put it right before envoy.filters.http.router: after authentication (jwt_authn, ext_authz,
-oauth2), roles, limits and compression. This filter is disabled, and only the route `responses` turns it on. A client
-that your filters reject on this route gets an error object. On other routes the client gets your own answer. jwt_authn
+An entry of http_filters. Put it right before envoy.filters.http.router, and after your filters for authentication
+(jwt_authn, ext_authz, oauth2), rate limits and compression. Only the route `responses` enables this filter. A client
+that your filters reject on this route gets OpenAI's error object. On other routes your own answer stays. jwt_authn
 removes the token unless you set `forward: true`. Antiphon tells owners apart by that token. Without the token, set
 owner.source to `metadata`, and give jwt_authn `payload_in_metadata: claims`. Or set owner.source to `header`, and fill
 the header owner.header with claim_to_headers.""",
     "virtual_host": """\
-Fields of your virtual host. Add them to yours. Every answer gets its request id, and pages of the origins in
-cors.origins may call the API. Leave cors.origins unset if your own cors filter decides. Answers to POST /v1/responses
+Add these fields to your virtual host. They put the request id into every answer. They also let web pages of the
+origins in cors.origins call the API. Leave cors.origins unset if you have a cors filter. Answers to POST /v1/responses
 lack the headers that your virtual host adds. A filter `header_mutation` before all others adds them everywhere.""",
     "routes": """\
 Routes of your virtual host. Put them in this order, before yours. Leave out pass-through routes (model...) that
-clients must not use. Leave out `nothing`, unless every other path shall get a 404. The routes `translated...` and
+clients must not use. Add `nothing` only if all other paths must get a 404. The routes `translated...` and
 `native...` lead to your model clusters: change their actions (cluster, retries, rate limits) as you like.""",
     "clusters": """\
 Clusters. Their circuit breakers are far above Envoy's defaults, which reject the 1,025th stream. `nowhere` has no
-endpoints. `model` is your upstream, and `model_NAME` is the further upstream NAME. If you already have a cluster for an
+endpoints. `model` is the setting `upstream`, and `model_NAME` is `upstreams.NAME`. If you already have a cluster for an
 upstream, name your cluster in the routes instead.""",
     "listener": """\
-One more listener: the model door, through which the sidecar makes its model calls. No other process may reach it. (The
-listeners `upstream_NAME` are inside Envoy. Only the clusters `several_...` reach them.) With console.enabled, the
-listener `console` serves the console at console.listen, and nothing else.""",
+An additional listener, the model door. The sidecar makes its model calls through this listener, and no other process
+may reach it. (The listeners `upstream_NAME` are inside Envoy. Only the clusters `several_...` reach them.) With
+console.enabled, the listener `console` serves the console at console.listen, and nothing else.""",
     "bootstrap_extensions": """\
-Needed for listeners inside Envoy. Put it next to static_resources.""",
+Envoy needs this section for internal listeners. Put it next to static_resources.""",
 }
 
 

@@ -55,8 +55,8 @@ FEATURES: tuple[Feature, ...] = (
         EnvoyVersion(1, 38),
         "filters.http.ext_proc.v3.ExternalProcessor",
         "allow_content_length_header",
-        "Envoy sends a request to the model in chunks instead of with its length; the chat server must accept such "
-        "requests",
+        "Envoy sends requests to the chat server with chunked encoding and no content-length; the chat server must "
+        "accept that",
     ),
 )
 
@@ -70,13 +70,19 @@ class Fix(NamedTuple):
 
 
 FIXES: tuple[Fix, ...] = (
-    Fix(EnvoyVersion(1, 39), "several unexpected answers of an external processor may crash Envoy (CVE-2026-47207)"),
+    Fix(EnvoyVersion(1, 39), "several unexpected responses of an external processor may crash Envoy (CVE-2026-47207)"),
     Fix(
         EnvoyVersion(1, 40),
         "a filter before ext_proc that buffers a request (Lua, Wasm, buffer) may lose 16 KiB of the request's body",
     ),
-    Fix(EnvoyVersion(1, 40), "bytes that follow a WebSocket upgrade too early reach the upstream (CVE-2026-73548)"),
-    Fix(EnvoyVersion(1, 40), "Envoy ignores the typed record of tokens in envoy.ai.token_usage"),
+    Fix(
+        EnvoyVersion(1, 40),
+        "bytes that a client sends before its WebSocket upgrade is accepted reach the upstream (CVE-2026-73548)",
+    ),
+    Fix(
+        EnvoyVersion(1, 40),
+        "Envoy ignores the token counts that the sidecar writes to the metadata envoy.ai.token_usage",
+    ),
 )
 
 

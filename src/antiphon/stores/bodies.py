@@ -90,8 +90,8 @@ class Bodies:
             except InvalidTag:
                 continue
         raise StoreError(
-            "A stored body cannot be decrypted: this process lacks its key, or the body was changed. Append "
-            "the key that sealed it to 'sealing.keys' (or restore sealing.key in the data folder).",
+            "A stored body cannot be decrypted: this process lacks the key, or the body was changed. Append the key "
+            "that encrypted the body to 'sealing.keys' (or restore sealing.key in the data folder).",
             reason="sealed",
         )
 

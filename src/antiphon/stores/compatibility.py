@@ -46,8 +46,8 @@ _SERVES = re.compile(r"-- serves: (\d+)\n")
 _STEP_NAME = re.compile(r"[a-z0-9_]{1,60}")
 _EMPTY = """\
 -- serves: {number}
--- What changes, and why. The number above is the oldest schema whose builds can go on with this step: lower it to the
--- last one before it when the step only adds (and makes no trigger).
+-- Describe the change and its reason here. The number above is the oldest schema whose builds work with this step.
+-- Lower the number to the previous schema if the step only adds tables, columns or indexes, and no trigger.
 """
 
 

@@ -21,7 +21,7 @@ _SAID = json.dumps({"error": {"message": "Said.", "type": "server_error", "param
             b"",
             502,
             "upstream_cut",
-            "cut: the connection ended before the answer: upstream_reset_before_response_started"
+            "cut: the connection ended before the upstream answered: upstream_reset_before_response_started"
             "{connection_termination}",
         ),
         (

@@ -169,7 +169,9 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
         return error
     fault = local_fault(told)
     what = (
-        "the connection ended before the answer" if fault is UpstreamFault.CUT else "Envoy could not reach the upstream"
+        "the connection ended before the upstream answered"
+        if fault is UpstreamFault.CUT
+        else "Envoy could not reach the upstream"
     )
     return transport_failure(UpstreamError(fault, f"{what}: {why}" if why else what))
 

@@ -57,7 +57,8 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIMIT: Final = "The limit of tool calls for this response is reached. Answer with what is known."
 _TOO_MUCH: Final = "The results of this response's calls together exceed the limit ('tools.result_bytes')."
 _OUTCOME_UNKNOWN: Final = (
-    "The outcome of this call is unknown: the response ended before the tool answered. The call is not sent again."
+    "The outcome of this call is unknown, because the response ended before the tool answered. The server does not "
+    "send the call again."
 )
 _UNKNOWN: Final = "This tool does not exist."
 

@@ -124,8 +124,8 @@ def check_schema(
     missing = missing_steps(there, steps)
     if len(there) > len(steps):
         raise StoreError(
-            f"it has schema {there[-1].version} and was written by a newer Antiphon; this one knows only schema "
-            f"{len(steps)} and cannot check the database. Use the newer version"
+            f"a newer version of Antiphon wrote its schema {there[-1].version}; this version knows only schema "
+            f"{len(steps)}, so it cannot check the database. Use the newer version"
         )
     applied = steps[: len(steps) - len(missing)]
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
