@@ -9,8 +9,8 @@ instructions. So this module stores the values as numbers in dictionaries, and a
 metric families from them.
 
 Invariants: only the event loop's thread updates the values. A label without a closed set of values has at most
-`_MOST_VALUES` values, and every further value becomes `other`. A cancelled operation of a store is not counted, because
-its outcome is unknown.
+`_MOST_VALUES` values, and every further value becomes `other`. The module does not count a cancelled operation of a
+store, because the operation's outcome is unknown.
 """
 
 from __future__ import annotations

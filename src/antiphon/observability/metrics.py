@@ -164,8 +164,8 @@ class Metrics:
 
     def storage(self, operation: str) -> AbstractContextManager[None]:
         """Return a context manager for one store operation. The context manager records the duration and the result,
-        and makes a span in the current trace. The result is `error` when the operation raises `StoreError`. A cancelled
-        operation is not counted, because its outcome is unknown."""
+        and makes a span in the current trace. The result is `error` when the operation raises `StoreError`. The context
+        manager does not count a cancelled operation, because the operation's outcome is unknown."""
         return StorageOperation(operation, self._database, self._storage, self._storage_seconds)
 
     def tool_execution(self, tool: str, seconds: float, result: str = "ok") -> None:
@@ -177,8 +177,8 @@ class Metrics:
     # Methods for the values that a scrape reads.
 
     def read(self, one: names.MetricDefinition, source: Callable[[], Reading]) -> None:
-        """Register a function that returns this gauge's value at every scrape. If several functions are registered for
-        a gauge, their results are added."""
+        """Register a function that returns this gauge's value at every scrape. If a gauge has several functions, its
+        value is the sum of their results."""
         self._read[one.name].sources.append(source)
 
     def unfed(self) -> frozenset[str]:

@@ -37,7 +37,8 @@ def is_reference(item: InputItem) -> bool:
 
 
 def is_hollow(item: InputItem) -> bool:
-    """Whether the item is reasoning with only an id. LangChain sends such an item after a stream without a summary."""
+    """Whether the item is a reasoning item that has only an id. LangChain sends such an item after a stream without a
+    summary."""
     return item.type == "reasoning" and not item.encrypted_content and all(map(_is_empty, (item.summary, item.content)))
 
 

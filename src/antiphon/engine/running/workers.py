@@ -58,9 +58,9 @@ _STOPPED = "The server that was running this response stopped before it was comp
 class Pauses:
     """Pauses of a worker, in seconds.
 
-    `full`: before the retry of a job that exceeded a capacity limit. `door`: before a retry after Envoy was down, four
-    times longer each time. `finish`: before each retry of writing a response's end. `stop`: a stopping worker's timeout
-    for store calls.
+    `full`: the pause before the retry of a job that exceeded a capacity limit. `door`: the first pause before a retry
+    after Envoy was down. Each later pause is four times longer. `finish`: the pauses before the retries of the write
+    that ends a response. `stop`: the timeout for store calls of a stopping worker.
     """
 
     full: float = 1.0
