@@ -268,11 +268,12 @@ class Administration(Area):
             Parameter(
                 "by",
                 str,
-                "Fields by which sums are grouped, with commas: day, owner, model, upstream. The default is `model`.",
+                "The fields that group the sums, separated by commas: day, owner, model, upstream. The default is "
+                "`model`.",
             ),
             _SINCE,
             _UNTIL,
-            Parameter("owner", str, "Only the usage of the owner with this id, such as `n:anna`."),
+            Parameter("owner", str, "List only the usage of the owner with this id, such as `n:anna`."),
             limit_parameter(_LONGEST_LIST, _USUAL_LIST),
         ),
         errors=(400,),
@@ -296,7 +297,7 @@ class Administration(Area):
         AuditList,
         parameters=(
             _SINCE,
-            Parameter("owner", str, "Only changes that concern the owner with this id or name."),
+            Parameter("owner", str, "List only changes that concern the owner with this id or name."),
             limit_parameter(_MOST_AUDIT, _USUAL_AUDIT),
         ),
         errors=(400,),

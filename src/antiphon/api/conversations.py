@@ -98,7 +98,12 @@ class Conversation(Struct, kw_only=True):
     metadata: JsonObject
 
 
-INCLUDE = Parameter("include", list[str], "Checked, but without effect, because stored items are always complete.")
+INCLUDE = Parameter(
+    "include",
+    list[str],
+    "Antiphon only checks the values of this parameter. The answer does not depend on them, because stored items "
+    "are always complete.",
+)
 """The query parameter `include` of the operations on items."""
 
 

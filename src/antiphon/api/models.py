@@ -362,7 +362,8 @@ class Capabilities(Area):
             Parameter(
                 "model",
                 str,
-                "The model to describe. Without it, the answer describes models that match no entry of `models`.",
+                "The model to describe. Without it, the answer describes models that match no entry of the setting "
+                "`models`.",
             ),
         ),
         errors=(400, 404),

@@ -69,7 +69,9 @@ _METADATA = msgspec.json.Decoder(dict[str, str] | None)
 _FLAG = msgspec.json.Decoder(bool | None)
 _NUMBER = msgspec.json.Decoder(int | str | None)
 _TEMPLATE = msgspec.json.Decoder(dict[str, Raw])
-_VERSION_PARAMETER = Parameter("version", str, "The version to return. Without it, the default version.")
+_VERSION_PARAMETER = Parameter(
+    "version", str, "The version to return. Without this parameter, the API returns the default version."
+)
 _MAX_ITEMS, _MAX_TOOLS = 1_000, 1_024
 _HOSTED = frozenset(
     {
