@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,18 @@ def test_the_makefile_has_the_usual_names_and_calls_scripts_that_are_there() -> 
         assert (ROOT / script).is_file(), script
     for program in re.findall(r"scripts/lab ([a-z-]+)", text):
         assert program in (ROOT / "scripts" / "lab").read_text(), program
+
+
+def test_the_help_of_api_fuzz_is_its_own_and_installs_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "schemathesis"
+    # An installation would fail: /bin/false is no Python.
+    environ = {**os.environ, "API_FUZZ_FOLDER": str(folder), "PYTHON": "/bin/false"}
+    for flag in ("--help", "-h"):
+        command = [str(ROOT / "scripts" / "lab"), "api-fuzz", flag]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("usage: scripts/lab api-fuzz ") and "schemathesis run" in done.stdout
+    assert not folder.exists()
 
 
 def test_contributing_names_as_many_files_as_the_worked_examples_change() -> None:
