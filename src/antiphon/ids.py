@@ -1,7 +1,8 @@
 """Generates the ids of stored objects, and returns the current time.
 
 This module defines `IdFactory` and `Clock`, the types of two functions that the exchange gets as arguments. The module
-also implements both functions. Not here: the deterministic implementations for tests (`tests/support`).
+also implements both functions, and shortens ids for a terminal. Not here: the deterministic implementations for tests
+(`tests/support`).
 
 Ids begin with the current time, as OpenAI's ids do. So ids created in sequence are adjacent in a database's indexes.
 Therefore a batch of writes changes few index pages. With fully random ids, each new id would change a different page.
@@ -13,6 +14,7 @@ code parses the time out of an id.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +26,10 @@ Clock = Callable[[], float]
 """A function that returns the current time in seconds since the epoch."""
 
 _MAX_LENGTH: Final = 64
+_DIGITS: Final = 48
+_SHORT_DIGITS: Final = 16
+_WHOLE: Final = re.compile(rf"[a-z]{{1,8}}_[0-9a-f]{{{_DIGITS}}}")
+_BEGINNING: Final = re.compile(rf"[a-z]{{1,8}}_[0-9a-f]{{{_SHORT_DIGITS},{_DIGITS - 1}}}")
 _ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
@@ -36,6 +42,17 @@ def new_id(prefix: str, clock: Clock = time.time) -> str:
     """
     # One conversion for time and random bytes together: formatting them separately takes three times as long.
     return f"{prefix}_{(int(clock() * 1000).to_bytes(6, 'big') + os.urandom(18)).hex()}"
+
+
+def shortened(text: str) -> str:
+    """Shorten an id for a terminal to its prefix and its first 16 digits: the time and 16 random bits. A text that has
+    not the form of an id stays whole."""
+    return text[: -_DIGITS + _SHORT_DIGITS] if _WHOLE.fullmatch(text) else text
+
+
+def is_shortened(text: str) -> bool:
+    """Return whether `text` is the beginning of an id, with at least as many digits as `shortened` leaves."""
+    return _BEGINNING.fullmatch(text) is not None
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -108,6 +108,27 @@ async def test_an_entry_is_found_by_its_request_id_within_its_owner(store: Journ
     assert ids([await store.get("req_1"), await store.get("resp_1")]) == ["req_1", "req_1"]
 
 
+async def test_an_entry_is_found_by_a_shortened_id_within_its_owner(store: JournalStore) -> None:
+    begin = "019c1159700000ab"
+    whole = f"{begin}{'0f' * 16}"
+    await store.add([
+        entry(1, id=f"req_{whole}", response_id=f"resp_{whole}", request_id=f"req_{'7' * 48}"),
+        entry(2, id=f"req_{begin[:-1]}c{'0' * 32}", response_id=f"resp_{begin[:-1]}c{'0' * 32}"),
+        entry(3, id=f"req_{'f' * 48}", response_id=f"resp_{'f' * 48}", owner=BOB),
+    ])  # fmt: skip
+    for short in (f"resp_{begin}", f"req_{begin}", f"resp_{whole[:-1]}", f"req_{'7' * 16}"):
+        assert ids([await store.get(short, ALICE), await store.get(short)]) == [f"req_{whole}"] * 2, short
+    for other in (
+        f"resp_{begin[:-1]}",
+        f"resp_{begin}0f1",
+        f"resp_{'f' * 16}",
+        f"resp_{begin[:-1]}_",
+        f"resp_{begin}%",
+    ):
+        assert await store.get(other, ALICE) is None, other
+    assert ids([await store.get(f"resp_{'f' * 16}", BOB)]) == [f"req_{'f' * 48}"]
+
+
 async def test_odd_values_do_not_keep_other_entries_from_being_stored(store: JournalStore) -> None:
     odd = entry(1, model="m" * 5000 + "\ud800", code="\ud83d", cost=10**30, input_tokens=-5, seconds=float(10**30))
     await store.add([odd, entry(2, detail=Detail(message="\udfff", cause="\0"), key_name="n\0")])

@@ -18,7 +18,7 @@ RESPONSE = {
     "message": "response",
     "process": "sidecar 0",
     "request_id": "6f0bd1a4-1d2e-4f6c-9d1e-0a4f6c9d1e0a",
-    "response_id": "resp_6924a1d0c3f081909b1f0c9e7d5a3b21",
+    "response_id": "resp_019c115970000ab4909b1f0c9e7d5a3b2108c4d6e1f2a3b4",
     "door": "extproc",
     "model": "llama3.2",
     "outcome": "completed",
@@ -34,15 +34,35 @@ RESPONSE = {
 def test_a_response_fits_a_terminal() -> None:
     time, rest = console_line(RESPONSE, colors=False).split("  ", 1)
     assert len(time) == 8
-    assert rest == "llama3.2  completed  1234+567 tokens  12.35 s  resp_6924a1d0c3f081909b1f0c9e7d5a3b21"
-    assert len(time) + 2 + len(rest) <= 100
+    assert rest == "llama3.2  completed  1234+567 tokens  12.35 s  resp_019c115970000ab4"
+    assert len(time) + 2 + len(rest) <= 80
 
 
 def test_a_failure_has_its_cause_and_what_to_do_below() -> None:
-    failed = RESPONSE | {"level": "warning", "outcome": "failed", "cause": "CUDA out of memory", "advice": "look there"}
-    first, second = console_line(failed, colors=False).splitlines()
-    assert "  warning  llama3.2  failed  " in first and first.endswith("  CUDA out of memory")
-    assert second.strip() == "→ look there"
+    failed = {name: value for name, value in RESPONSE.items() if not name.endswith("_tokens")}
+    failed |= {"level": "warning", "outcome": "failed", "cause": "CUDA out of memory", "advice": "look there"}
+    first, *below = console_line(failed, colors=False).splitlines()
+    assert first[8:] == "  warning  llama3.2  failed  12.35 s  resp_019c115970000ab4" and len(first) <= 80
+    assert below == ["          CUDA out of memory", "          → look there"]
+
+
+def test_a_failed_request_fits_a_terminal_too() -> None:
+    line = {"message": "request", "method": "POST", "path": "/v1/files", "status": 500, "seconds": 0.5}
+    line |= {"request_id": f"req_{'0a' * 24}", "cause": "disk full"}
+    first, below = console_line(line, colors=False).splitlines()
+    assert first.strip() == f"500  POST /v1/files  0.50 s  req_{'0a' * 8}" and below == "          disk full"
+
+
+def test_an_id_of_another_program_is_whole() -> None:
+    for given in (RESPONSE["request_id"], f"resp_{'0a' * 25}", f"RESP_{'0a' * 24}", "job-2026-11-27"):
+        assert console_line({"message": "request", "request_id": given}, colors=False).endswith(f"  {given}")
+
+
+def test_paths_of_sockets_are_for_failures() -> None:
+    line = {"message": "serving", "process": "sidecar 0", "grpc": "unix:/data/sidecar-0.sock", "http": "127.0.0.1:8089"}
+    assert console_line(line, colors=False).strip() == "serving  [sidecar 0]  http=127.0.0.1:8089"
+    failed = console_line({**line, "level": "warning"}, colors=False)
+    assert failed.endswith("grpc=unix:/data/sidecar-0.sock  http=127.0.0.1:8089")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +145,7 @@ def test_a_color_tells_how_grave_it_is(line: dict[str, Any], painted: str) -> No
         ({"output_tokens": 5}, "m  completed  0+5 tokens"),
         ({"request_id": "req_1"}, "m  completed    req_1"),
         ({"response_id": "resp_1", "request_id": "req_1"}, "m  completed    resp_1"),
-        ({"cause": "two words", "ignored": ("a", "b")}, "m  completed    two words  ignored=\"('a', 'b')\""),
+        ({"cause": "two words", "ignored": ["a", "b.c"]}, "m  completed    two words  ignored=a,b.c"),
         ({"seconds": 1.005, "cause": ""}, "m  completed  1.00 s"),
         ({"seconds": "soon"}, "m  completed"),
     ],

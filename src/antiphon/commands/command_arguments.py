@@ -70,7 +70,10 @@ OF_COMMANDS: dict[str, Arguments] = {
         "--json": {"action": "store_true", "help": "print each request as one line of JSON"},
     },
     "show": {
-        "id": {"metavar": "ID", "help": "id of a response, request id, or id of an entry of the journal"},
+        "id": {
+            "metavar": "ID",
+            "help": "id of a response, request id, or id of an entry of the journal; the first 16 digits are enough",
+        },
         "-v, --verbose": {
             "action": "store_true",
             "help": "also print the recorded requests and answers of the client and of the model server",

@@ -1,8 +1,9 @@
 """Formats and redacts log lines, as JSON or for a terminal, and writes them without blocking the caller.
 
 A terminal line shows the time, the level unless it is `info`, and the event. For a response the line shows the model,
-the outcome, the tokens, the seconds and the id. `logs.py` sets up structlog. The module remembers the newest warnings,
-so that the console can show them.
+the outcome, the tokens, the seconds and the shortened id, which fit into 80 columns. The cause of a failure follows on
+a separate line. `logs.py` sets up structlog. The module remembers the newest warnings, so that the console can show
+them.
 
 While the pipe of standard error has room, `LogOutput.write` writes a line to the pipe immediately. When the pipe is
 full, the line waits in a queue for a thread. All lines to a file use the queue, because a disk may hang.
@@ -34,6 +35,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from antiphon.ids import shortened
 from antiphon.redaction import KEYS, SHORTEST_KEY
 
 _SECRET_KEYS: Final = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
@@ -175,7 +177,8 @@ def colors_wanted() -> bool:
 
 
 def console_line(line: Mapping[str, object], *, colors: bool) -> str:
-    """Format a line for a terminal. The advice and a traceback follow on separate lines."""
+    """Format a line for a terminal. Separate lines below have the cause of a failed response, the ignored parts of its
+    request, the advice and a traceback."""
     paint = _painted if colors else _plain
     name = str(line.get("message", line.get("event", "")))
     parts = [paint(_time(line.get("timestamp")), _DIM)]
@@ -190,8 +193,8 @@ def console_line(line: Mapping[str, object], *, colors: bool) -> str:
         parts.append(paint(_shown(name, spaced=True), _OF_LEVEL.get(level, _RED)))
         if "process" in line:
             parts.append(f"[{_shown(line['process'], spaced=True)}]")
-        parts += [f"{_shown(key)}={_shown(value)}" for key, value in line.items() if key not in _NAMED]
-    below = []
+        parts += [f"{_shown(key)}={_shown(value)}" for key, value in line.items() if _is_shown(key, value, level)]
+    below = _why(line) if name in ("response", "request") else []
     if line.get("advice"):
         below.append(f"{_INDENT}→ {_shown(line['advice'], spaced=True)}")
     if line.get("exception"):
@@ -199,13 +202,18 @@ def console_line(line: Mapping[str, object], *, colors: bool) -> str:
     return "\n".join(["  ".join(part for part in parts if part), *below])
 
 
+def _is_shown(key: str, value: object, level: str) -> bool:
+    """Return whether the line of an event shows this field. Lines at `info` omit the paths of sockets, which are
+    long."""
+    return key not in _NAMED and not (level == "info" and str(value).startswith("unix:"))
+
+
 def _response(line: Mapping[str, object], paint: Callable[[str, str], str]) -> list[str]:
     outcome = str(line.get("outcome", ""))
     parts = [_shown(line.get("model", "")), paint(_shown(outcome), _GREEN if outcome in _GOOD else _RED)]
     if "output_tokens" in line or "input_tokens" in line:
         parts.append(f"{_shown(line.get('input_tokens', 0))}+{_shown(line.get('output_tokens', 0))} tokens")
-    parts += [_seconds(line), _shown(line.get("response_id", line.get("request_id", "")))]
-    return parts + _why(line)
+    return [*parts, _seconds(line), _id(line.get("response_id", line.get("request_id", "")))]
 
 
 def _request(line: Mapping[str, object], paint: Callable[[str, str], str]) -> list[str]:
@@ -215,15 +223,24 @@ def _request(line: Mapping[str, object], paint: Callable[[str, str], str]) -> li
         paint(_shown(status), _GREEN if good else _RED),
         f"{_shown(line.get('method', ''))} {_shown(line.get('path', ''))}",
     ]
-    return [*parts, _seconds(line), _shown(line.get("request_id", "")), *_why(line)]
+    return [*parts, _seconds(line), _id(line.get("request_id", ""))]
 
 
 def _why(line: Mapping[str, object]) -> list[str]:
-    """Return the cause of a failure, and the parts of the request that Antiphon ignored."""
-    parts = [_shown(line["cause"], spaced=True)] if line.get("cause") else []
+    """Return a line with the cause of a failure, and a line with the parts of the request that Antiphon ignored. Each
+    line is present only if the event has the field."""
+    lines = [f"{_INDENT}{_shown(line['cause'], spaced=True)}"] if line.get("cause") else []
     if line.get("ignored"):
-        parts.append(f"ignored={_shown(line['ignored'])}")
-    return parts
+        lines.append(f"{_INDENT}ignored={_ignored(line['ignored'])}")
+    return lines
+
+
+def _ignored(value: object) -> str:
+    return _shown(",".join(map(str, value)) if isinstance(value, list | tuple) else value)
+
+
+def _id(value: object) -> str:
+    return _shown(shortened(str(value)))
 
 
 def _seconds(line: Mapping[str, object]) -> str:

@@ -35,7 +35,7 @@ from antiphon.engine.ports.journal import (
     Slot,
 )
 from antiphon.errors import InvalidRequest, StoreError
-from antiphon.ids import Clock, now
+from antiphon.ids import Clock, is_shortened, now
 from antiphon.stores.bodies import PLAIN, Bodies, pack_recording, unpack_recording
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
@@ -123,6 +123,18 @@ SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) A
     ORDER BY ended_at DESC, id DESC LIMIT 1
   ) AS newest
 ) ORDER BY CASE WHEN id = :id THEN 0 WHEN response_id = :id THEN 1 ELSE 2 END, ended_at DESC, id DESC LIMIT 1
+"""
+_WITH_BEGINNING = "{column} >= :id AND {column} < :end AND {column} <> '' LIMIT 100"
+GET_SHORTENED = f"""
+SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
+  SELECT id FROM (SELECT id FROM requests WHERE {_WITH_BEGINNING.format(column="id")}) AS by_id
+  UNION ALL SELECT id FROM (
+    SELECT id FROM requests WHERE {_WITH_BEGINNING.format(column="response_id")}
+  ) AS by_response
+  UNION ALL SELECT id FROM (
+    SELECT id FROM requests WHERE {_WITH_BEGINNING.format(column="request_id")}
+  ) AS by_request
+) ORDER BY ended_at DESC, id DESC LIMIT 1
 """
 # CROSS JOIN fixes the join order in SQLite.
 _THREAD = """(
@@ -236,9 +248,13 @@ class JournalStore:
 
     async def get(self, entry_id: str, owner: str = "") -> Entry | None:
         """Return the entry with this id. If no entry has this id, return the newest entry with this response id, or
-        else with this request id. An empty `owner` allows entries of any owner. Otherwise an entry of another owner
-        counts as missing."""
+        else with this request id. `entry_id` may be a shortened id, as a terminal's log line shows it. An empty `owner`
+        allows entries of any owner. Otherwise an entry of another owner counts as missing."""
         rows = await self._tables.fetch(GET, {"id": entry_id, "owner": owner})
+        if not rows and is_shortened(entry_id):
+            # All further digits of an id sort before "g".
+            named = {"id": entry_id, "end": f"{entry_id}g", "owner": owner}
+            rows = await self._tables.fetch(GET_SHORTENED, named)
         return _entry(rows[0]) if rows else None
 
     async def choices(self, owner: str = "", *, recent: int = 2000) -> Choices:
