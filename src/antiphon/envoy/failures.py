@@ -25,7 +25,7 @@ import json
 from collections.abc import Sequence
 
 from antiphon.envoy.messages import Config, error_body, log_lines, where
-from antiphon.envoy.routes import NOT_FOUND, NOT_HANDLED, NOTHING, RESPONSES
+from antiphon.envoy.routes import NOT_FOUND, NOT_HANDLED, NOTHING, RESPONSES, UNKNOWN_URL
 from antiphon.types.transport import ENDED_EARLY, LOCAL_REPLY, OWN_JSON, OWN_STREAM
 
 REQUEST_ID: Config = {
@@ -80,13 +80,14 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     unreachable = ("The upstream cannot be reached.", "upstream_unreachable")
     told = {"header": {"key": LOCAL_REPLY, "value": "unreachable:%RESPONSE_CODE_DETAILS%"}}
     nothing = f"xds.route_name == '{NOTHING}' && response.code_details in ['no_healthy_upstream', 'direct_response']"
+    no_page = mapper(nothing, NOT_FOUND, UNKNOWN_URL, "invalid_request_error", status_code=404)
     unhandled = f"xds.route_name == '{RESPONSES}' && response.code_details == 'no_healthy_upstream'"
     return {
         "mappers": [
             # These mappers keep the sidecar's immediate responses unchanged, even if an operator sets a body format for
             # Envoy's own responses.
             *([] if to_sidecar else [_kept(OWN_STREAM, "text/event-stream"), _kept(OWN_JSON, "application/json")]),
-            *([] if to_sidecar else [mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
+            *([] if to_sidecar else [no_page]),
             mapper(
                 "response.code_details.startsWith('ext_proc_error')",
                 "Antiphon's sidecar is not available. Try again shortly.",

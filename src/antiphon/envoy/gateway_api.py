@@ -45,8 +45,8 @@ from antiphon.envoy.gateway_pod import (
     merged_into,
     served_without,
 )
-from antiphon.envoy.messages import Config, error_body
-from antiphon.envoy.routes import EXTPROC, NOT_FOUND, NOTHING
+from antiphon.envoy.messages import Config
+from antiphon.envoy.routes import EXTPROC, NOT_FOUND_BODY, NOTHING
 from antiphon.envoy.several import bootstrap_extensions
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import beside_others, parts
@@ -250,7 +250,7 @@ def _of_gateway(place: GatewayTarget) -> Config:
 
 
 def _nothing_here() -> Config:
-    body = error_body(NOT_FOUND, "invalid_request_error", None)
+    body = NOT_FOUND_BODY
     answer = {"statusCode": 404, "contentType": "application/json", "body": {"type": "Inline", "inline": body}}
     return {"directResponse": answer}
 

@@ -60,9 +60,12 @@ NOT_HANDLED = (
     "router filter, and the route `responses`, as `antiphon envoy-config` prints them."
 )
 NOT_FOUND = (
-    "No endpoint has this path. Check the path for typos. /openapi.json lists all endpoints, for example "
-    "/v1/responses, /v1/models and /v1/files."
+    "Unknown request URL: no endpoint has this path. Check the path for typos. /openapi.json lists all endpoints, for "
+    "example /v1/responses, /v1/models and /v1/files."
 )
+UNKNOWN_URL = "unknown_url"
+"""The code of the error with the message `NOT_FOUND`."""
+NOT_FOUND_BODY = error_body(NOT_FOUND, "invalid_request_error", UNKNOWN_URL)
 
 
 _NATIVE_PATHS = ("/responses", "/responses/compact", "/responses/input_tokens")
@@ -200,7 +203,7 @@ def _nothing(to_nowhere: bool) -> Config:
     if to_nowhere:
         # `local_replies` turns Envoy's error for this cluster into a 404.
         return {"name": NOTHING, "match": {"prefix": "/"}, "route": {"cluster": NOWHERE, "timeout": "0s"}}
-    return direct_response(NOTHING, {"prefix": "/"}, 404, error_body(NOT_FOUND, "invalid_request_error", None))
+    return direct_response(NOTHING, {"prefix": "/"}, 404, NOT_FOUND_BODY)
 
 
 def _passed_on(settings: Settings) -> list[Config]:

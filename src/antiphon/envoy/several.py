@@ -19,7 +19,6 @@ from antiphon.envoy.failures import failed_tries, local_replies
 from antiphon.envoy.messages import (
     Config,
     direct_response,
-    error_body,
     http_manager,
     internal_address,
     internal_http_options,
@@ -29,7 +28,7 @@ from antiphon.envoy.messages import (
     typed,
 )
 from antiphon.envoy.picker import is_picked
-from antiphon.envoy.routes import NOT_FOUND, group_cluster, upstream_routes
+from antiphon.envoy.routes import NOT_FOUND_BODY, group_cluster, upstream_routes
 from antiphon.types.transport import UPSTREAM_HEADER
 
 
@@ -93,7 +92,7 @@ def _group_cluster(group: UpstreamGroup) -> Config:
 
 
 def _upstream_listener(settings: Settings, name: str) -> Config:
-    refused = direct_response("nothing", {"prefix": "/"}, 404, error_body(NOT_FOUND, "invalid_request_error", None))
+    refused = direct_response("nothing", {"prefix": "/"}, 404, NOT_FOUND_BODY)
     manager = http_manager(
         _listener_name(name),
         [*upstream_routes(settings, name), refused],

@@ -34,7 +34,7 @@ from antiphon.envoy.clusters import clusters
 from antiphon.envoy.failures import mapper
 from antiphon.envoy.messages import Config, where
 from antiphon.envoy.picker_listener import picker_listeners
-from antiphon.envoy.routes import NOT_FOUND, NOTHING, NOWHERE, public_routes
+from antiphon.envoy.routes import NOT_FOUND, NOTHING, NOWHERE, UNKNOWN_URL, public_routes
 from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
@@ -142,7 +142,7 @@ def beside_others(found: Parts) -> Parts:
     ours = f"xds.cluster_name in [{', '.join(repr(one['name']) for one in found['clusters'])}]"
     replies = manager["local_reply_config"]
     asked = f"xds.route_name == '{PREFLIGHT}' && response.code_details == 'no_healthy_upstream'"
-    no_page = mapper(asked, NOT_FOUND, None, "invalid_request_error", status_code=404)
+    no_page = mapper(asked, NOT_FOUND, UNKNOWN_URL, "invalid_request_error", status_code=404)
     kept = {
         "early_header_mutation_extensions": manager["early_header_mutation_extensions"],
         "local_reply_config": {**replies, "mappers": [no_page, *(_only(ours, one) for one in replies["mappers"])]},
