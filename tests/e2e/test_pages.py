@@ -97,7 +97,7 @@ async def test_every_answer_says_by_origin_who_may_read_it(door: str, server: Ch
                 assert headers["vary"] == "origin", case
                 assert headers.get("access-control-allow-origin") == (PAGE if origin == PAGE else None), case
                 if "nothing" in path or path == "/metrics":
-                    assert status == 404 and json.loads(body)["error"]["type"] == "invalid_request_error", case
+                    assert status == 404 and json.loads(body)["error"]["code"] == "unknown_url", case
         status, headers = await _preflight(gateway, "/v1/nothing", PAGE)
         assert status in (200, 204) and headers["access-control-allow-origin"] == PAGE and headers["vary"] == "origin"
         # Refused before any route: nobody looked at its origin, and no cache may think so.
