@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def test_the_registered_test_reads_the_block(name: str) -> None:
     assert function in functions, registry()[name]
     # By its name, or all blocks of its page.
     assert f'"{name}"' in text or Path(_NAMED[name].page).name in text
+
+
+def test_ci_repeats_the_tests_that_need_node() -> None:
+    """`.ci/run` installs the SDK for Node late, so the full run skips these tests."""
+    ci = (REPOSITORY / ".ci" / "run").read_text()
+    repeated = next(line for line in ci.splitlines() if line.startswith("REQUIRE_NODE_SDK=1 scripts/test "))
+    users = [
+        path.relative_to(REPOSITORY).as_posix()
+        for path in (REPOSITORY / "tests").rglob("test_*.py")
+        if re.search(r"^from tests\.docs\.running import .*\bnode\b", path.read_text(), re.MULTILINE)
+    ]
+    assert len(users) > 1 and [path for path in users if path not in repeated] == []
+    assert ci.index("scripts/lab clients") < ci.index(repeated)
 
 
 def test_counts_have_a_row_for_each_page() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.docs.blocks import REPOSITORY, block
 from tests.docs.running import Gateway, demo_gateway, node
 
-# `.ci/run` runs this file by its name, with the SDK for Node.
+# `.ci/run` runs this file by its name, after it has installed the SDK for Node.
 pytestmark = [pytest.mark.full, pytest.mark.long]
 EXAMPLES = REPOSITORY / "examples"
 # What each program prints, as a pattern over its lines.
