@@ -76,7 +76,7 @@ def test_the_core_is_pure(path: Path) -> None:
 @pytest.mark.parametrize("name", LEAVES)
 def test_leaves_import_nothing_of_ours(name: str) -> None:
     imported = {one for one in _imported(ROOT / name) if one.startswith("antiphon")}
-    assert imported <= {"antiphon.errors", "antiphon.redaction", "antiphon.observability.log_lines"}
+    assert imported <= {"antiphon.errors", "antiphon.ids", "antiphon.redaction", "antiphon.observability.log_lines"}
 
 
 def test_envoy_is_known_to_commands_only() -> None:
