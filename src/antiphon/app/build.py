@@ -65,7 +65,7 @@ from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.local_keys import prepare_data
 from antiphon.observability.endings import Endings
-from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_READY, RUNNING
+from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, JOURNAL_LOST, NOT_READY, RUNNING
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.repeated_failures import Refusals
@@ -213,6 +213,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     usage_recorder.start()
     opened.push_async_callback(usage_recorder.aclose)
     journal = open_journal(settings, stores, opened)
+    if journal is not None:
+        lost = journal.recorder.lost
+        metrics.read(JOURNAL_LOST, lambda: lost)
     quotas = make_quotas(settings.quotas, stores.quotas, price_of(settings.prices), metrics)
     if quotas is not None:
         quotas.start()

@@ -290,6 +290,12 @@ DISK_FREE = _shared("antiphon_disk_free_bytes", "Space on the data folder's disk
 LOG_DROPPED = _counter(
     "antiphon_log_lines_dropped_total", "Log lines dropped because the reader was too slow or the disk was full."
 )
+JOURNAL_LOST = _counter(
+    "antiphon_journal_lost_total",
+    "Requests, and recorded contents of requests, that the console does not show, because the queue to the database "
+    "was full. Empty without the console.",
+    kind="`entries`: requests; `contents`: contents of requests",
+)
 LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "Time when the current settings were read.")
 BUILD = _shared(
     "antiphon_build_info",

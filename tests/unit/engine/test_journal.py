@@ -171,6 +171,7 @@ async def test_what_does_not_fit_is_counted_and_logged_once() -> None:
     assert store.ids == ["req_0", "req_1", "req_2"]
     assert [len(packed) for _, packed, _ in store.units] == [1]
     assert [(line["entries"], line["contents"]) for line in lines[1:]] == [(3, 5)]
+    assert recorder.lost == {("entries",): 3, ("contents",): 6}
 
 
 async def test_an_outage_loses_nothing_that_fits_and_has_one_line() -> None:

@@ -82,6 +82,8 @@ class JournalRecorder:
         self._writing = False
         self._held: OrderedDict[str, _Noted] = OrderedDict()
         self._held_bytes = 0
+        self.lost: dict[tuple[str, ...], int] = {("entries",): 0, ("contents",): 0}
+        """The number of entries and of contents that this process lost since its start."""
         self._lost = self._lost_contents = 0
         self._lost_at = float("-inf")
         self._noted = asyncio.Event()
@@ -242,6 +244,8 @@ class JournalRecorder:
 
     def _lose(self, *, entries: int = 0, contents: int = 0) -> None:
         """Count lost entries and contents, and log the counts at most once a minute."""
+        self.lost["entries",] += entries
+        self.lost["contents",] += contents
         self._lost += entries
         self._lost_contents += contents
         now = self._clock()
