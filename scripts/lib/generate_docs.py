@@ -276,6 +276,7 @@ Neither clients nor these settings can set fields that Antiphon creates itself, 
 
 ## What does my server support?
 
+<!-- not run: the brackets stand for optional flags -->
 ```sh
 antiphon doctor --upstream http://127.0.0.1:8000/v1 [--model NAME] [--images] [--json]
 ```
@@ -364,8 +365,9 @@ two scrapers check each series in each scrape. Meanwhile the test kills each wor
 and continues it, and stops and kills another worker. Finally the test kills a worker between two scrapes while no
 client sends requests. After that, the metrics contain each count exactly once.
 
-```
-pytest -s "tests/e2e/test_scraped_counters.py::test_scraped_counters_never_go_backwards"
+<!-- not run: the lines below the command are its output; the full tests run this test -->
+```console
+$ pytest -s "tests/e2e/test_scraped_counters.py::test_scraped_counters_never_go_backwards"
 2026-11-23, antiphon up --workers 3, two cores that were busy with other things; no series went backwards or away
 relay: 142 + 142 scrapes of 185 series by two scrapers, 5 workers killed, 1756 of 1757 requests answered, 1732 counted
 http: 141 + 140 scrapes of 180 series by two scrapers, 5 workers killed, 1631 of 1641 requests answered, 1623 counted

@@ -1,6 +1,7 @@
 """Fenced command blocks of the documentation: find them, read their marks, hand one to a test by its name.
 
-Every block in `sh`, `bash`, `console`, `python` or `js` on a page of `PAGES` has a mark on the line directly before it:
+Every block in `sh`, `bash`, `console`, `python` or `js` on a page has a mark on the line directly before it. So does a
+block without a language that begins with a command of `PROGRAMS`:
 
     <!-- run: NAME -->              a test runs the block; `run.tsv` lists NAME and that test
     <!-- not run: REASON -->        no test runs it, and why
@@ -26,9 +27,33 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 REGISTRY = Path(__file__).with_name("run.tsv")
-# Files and folders (every page below them) whose blocks have marks.
-PAGES = ("README.md", "CONTRIBUTING.md", "examples/README.md", "docs/tutorials", "docs/how-to", "docs/contributing")
+# The pages whose blocks have marks, as patterns of their paths in the repository.
+PAGES = (
+    "*.md",
+    "docs/**/*.md",
+    *(f"{folder}/**/*.md" for folder in ("deployments", "envoy", "examples", "lab", "tests")),
+)
 LANGUAGES = frozenset({"sh", "bash", "shell", "console", "python", "py", "js", "javascript", "mjs"})
+# The programs with which a block of commands without a language begins.
+PROGRAMS = frozenset(
+    {
+        *(
+            "antiphon",
+            "curl",
+            "docker",
+            "docker-compose",
+            "envoy",
+            "git",
+            "helm",
+            "jq",
+            "kubectl",
+            "make",
+            "node",
+            "npm",
+        ),
+        *("npx", "pip", "pip3", "psql", "pytest", "python", "python3", "sudo", "systemctl"),
+    }
+)
 
 _FENCE = re.compile(r"(?P<indent>\s*)(?P<marks>`{3,}|~{3,})\s*(?P<language>[\w+-]*)")
 _MARK = re.compile(r"\s*<!--\s*(?P<kind>run|not run):\s*(?P<text>.*?)\s*-->\s*")
@@ -47,18 +72,25 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """All pages whose blocks have marks. A page that does not exist is left out."""
-    found = []
-    for name in PAGES:
-        path = REPOSITORY / name
-        found += sorted(path.rglob("*.md")) if path.is_dir() else [path] if path.exists() else []
-    return found
+    """All pages whose blocks have marks."""
+    return [path for pattern in PAGES for path in sorted(REPOSITORY.glob(pattern))]
+
+
+def _is_command(text: str) -> bool:
+    """Whether a text without a language begins with a command, possibly behind a prompt."""
+    first = next(iter(text.replace("$ ", "", 1).split()), "")
+    return first in PROGRAMS or first.startswith(("scripts/", "./", ".venv/"))
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The command blocks of a page, in order."""
+    """The command blocks of a page in the repository, in order."""
+    return blocks_in(page.relative_to(REPOSITORY).as_posix(), page.read_text())
+
+
+def blocks_in(page: str, markdown: str) -> list[Block]:
+    """The command blocks of a text, in order. `page` is the path of each block."""
     found = []
-    lines = page.read_text().splitlines()
+    lines = markdown.splitlines()
     at = 0
     while at < len(lines):
         opening = _FENCE.match(lines[at])
@@ -72,16 +104,17 @@ def blocks_of(page: Path) -> list[Block]:
             body.append(lines[at].removeprefix(opening["indent"]))
             at += 1
         at += 1
-        if opening["language"] not in LANGUAGES:
+        whole = "".join(f"{line}\n" for line in body)
+        if opening["language"] not in LANGUAGES and (opening["language"] or not _is_command(whole)):
             continue
         mark = _MARK.fullmatch(lines[start - 1]) if start else None
         kind, text = (mark["kind"], mark["text"]) if mark and mark["text"] else (None, None)
         found.append(
             Block(
-                page=page.relative_to(REPOSITORY).as_posix(),
+                page=page,
                 line=start + 1,
                 language=opening["language"],
-                text="".join(f"{line}\n" for line in body),
+                text=whole,
                 run=text if kind == "run" else None,
                 not_run=text if kind == "not run" else None,
             )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import REPOSITORY, Block, all_blocks, counts, registry
+from tests.docs.blocks import REPOSITORY, Block, all_blocks, blocks_in, counts, pages, registry
 
 _BLOCKS = all_blocks()
 _NAMED = {block.run: block for block in _BLOCKS if block.run is not None}
@@ -17,6 +18,29 @@ _NAMED = {block.run: block for block in _BLOCKS if block.run is not None}
 def test_every_block_has_a_mark() -> None:
     unmarked = [f"{block.page}:{block.line}" for block in _BLOCKS if block.run is None and block.not_run is None]
     assert unmarked == [], "put <!-- run: NAME --> or <!-- not run: REASON --> on the line before each"
+
+
+@pytest.mark.parametrize(
+    ("fence", "found"),
+    [
+        ("```sh\nls\n```", True),
+        ("```\nscripts/lab build-wheel\n```", True),
+        ("~~~\n$ antiphon doctor\n~~~", True),
+        ("  ```\n  curl http://127.0.0.1\n  ```", True),
+        ("```\nready: http://127.0.0.1\n```", False),
+        ("```text\nantiphon is a word\n```", False),
+        ("```yaml\na: 1\n```", False),
+    ],
+)
+def test_a_block_of_commands_is_found_without_a_language_too(fence: str, found: bool) -> None:
+    assert bool(blocks_in("x.md", f"Text.\n\n{fence}\n")) == found
+
+
+def test_no_folder_of_pages_is_left_out() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("the sources are no git checkout")
+    assert set(listed.stdout.split()) - {page.relative_to(REPOSITORY).as_posix() for page in pages()} == set()
 
 
 def test_a_reason_is_a_reason() -> None:
