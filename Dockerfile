@@ -1,7 +1,8 @@
 # The sidecar, the HTTP server and the demo upstream in one image. Envoy comes from its own image.
-# What is in it, what each extra adds, and how it is checked: docs/how-to/containers.md
+# docs/how-to/containers.md describes the image's contents, its extras and its tests.
 ARG BASE=python:3.11-slim
-# The stage that installs; only its folder /opt/antiphon goes into the image. Of the same Debian and Python as BASE.
+# BUILD_BASE is the base of the build stage. It must have the same Debian and Python as BASE. Only /opt/antiphon and tini of the
+# build stage go into the image.
 ARG BUILD_BASE=${BASE}
 
 FROM ${BUILD_BASE} AS build
@@ -13,10 +14,10 @@ COPY src ./src
 COPY scripts/lib/build_*.py scripts/lib/locked.py ./scripts/lib/
 # PIP_ARGS points pip at another source, for example a folder of wheels: --build-arg PIP_ARGS="--no-index --find-links /wheels"
 ARG PIP_ARGS=""
-# COMPILED=1 compiles the hot modules (scripts/lib/build_compiled.py). By default the sources alone are installed: compiling
-# takes minutes of a core, many more where another architecture is emulated, and downloads a compiler and all extras.
+# COMPILED=1 compiles the hot modules (scripts/lib/build_compiled.py). By default the image has only the sources. Compiling takes
+# minutes of CPU time, and much longer under emulation. It also downloads a compiler and all extras.
 ARG COMPILED=""
-# What builds, like what runs, is pinned and checked by its hash (requirements.lock).
+# requirements.lock pins the versions and hashes of build tools, as it does for packages at run time.
 RUN { [ "${COMPILED:-0}" = 0 ] || command -v gcc > /dev/null \
         || { apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; }; } \
     && if [ "${COMPILED:-0}" = 0 ]; then more= on=false; else more=compile on=true; fi \
@@ -24,11 +25,11 @@ RUN { [ "${COMPILED:-0}" = 0 ] || command -v gcc > /dev/null \
     && python3 -m venv /opt/tools \
     && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes --no-deps -r /build.txt \
     && HATCH_BUILD_HOOK_ENABLE_CUSTOM=$on /opt/tools/bin/python -m hatchling build --target wheel --directory /wheel
-# Which parts of pyproject.toml's optional dependencies the image has: --build-arg EXTRAS=fast,postgres,s3
+# The extras of pyproject.toml to install: --build-arg EXTRAS=fast,postgres,s3
 ARG EXTRAS=console,fast,jwt,mcp,otel,postgres,s3
-# Left out is what no process of ours reads: the installer, tests of libraries, and in libraries the names for debuggers.
-# (Folders *.libs are left alone: their files were rewritten after linking, and strip damages such files.) Compiled
-# bytecode stays: the file system is read-only, and without it every start and every health check compiles anew.
+# This step removes files that Antiphon never reads: the installer, tests of libraries, and debug symbols of libraries. It does not
+# strip files in *.libs, because strip damages files that were changed after linking. Python's bytecode files stay. The file system
+# may be read-only, so without bytecode files every start and every health check would compile the modules again.
 RUN python3 scripts/lib/locked.py core $(echo "$EXTRAS" | tr , ' ') > /run.txt \
     && python3 -m venv /opt/antiphon \
     && /opt/antiphon/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes --no-deps -r /run.txt \
@@ -50,11 +51,11 @@ ENV PATH=/opt/antiphon/bin:$PATH \
     ANTIPHON_DATA=/var/lib/antiphon \
     ANTIPHON_LOG__FORMAT=json
 USER 10001:10001
-# No VOLUME: Docker makes an anonymous volume of it at every start, and keeps each. Mount a named volume or a tmpfs at
-# /var/lib/antiphon (the data folder) and, for `extproc` on sockets, at /run/antiphon.
+# The image declares no VOLUME, because Docker would create and keep an anonymous volume at every start. Mount a named volume or a
+# tmpfs at /var/lib/antiphon (the data folder) and, for `extproc` on sockets, at /run/antiphon.
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=9s --start-period=10s --retries=6 CMD ["antiphon", "health"]
-# The kernel drops a signal to the first process of a container that has no handler yet, and Python needs a moment to
-# have one. tini has its own at once, and passes signals on to Antiphon, which the kernel then ends like any process.
+# The kernel drops a signal for the first process of a container if that process has no handler yet. Python needs a moment to
+# install its handlers. tini has handlers immediately and forwards signals to Antiphon, which is then not the first process.
 ENTRYPOINT ["tini", "--", "antiphon"]
 CMD ["extproc"]

@@ -13,9 +13,10 @@ from pathlib import Path
 
 _HEAD = """# Code map
 
-Every module of `src/antiphon`, by folder: what it does, what it contains, and what always holds. The sentences are the
-modules' own docstrings; `scripts/docs` writes this page. [How it works](../how-it-works.md) explains the design;
-[where a change goes](../contributing/where-a-change-goes.md) names the one place for each kind of change.
+This page lists every module of `src/antiphon`, by folder. An entry says what the module does, what it contains, and
+which invariants it keeps. `scripts/docs` writes this page from the modules' docstrings. [How it
+works](../how-it-works.md) explains the design. [Where a change goes](../contributing/where-a-change-goes.md) names the
+module for each kind of change.
 """
 
 _SHOWN = ("Lives here", "This module", "This package", "Invariant")

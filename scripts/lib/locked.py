@@ -102,7 +102,7 @@ def main(names: list[str]) -> int:
     try:
         found = locked(lock, wanted)
     except KeyError as missing:
-        print(f"locked: requirements.lock has no {missing}: run scripts/setup --raise {missing}", file=sys.stderr)
+        print(f"locked: requirements.lock lacks {missing}: run scripts/setup --raise {missing}", file=sys.stderr)
         return 1
     sys.stdout.write("".join(entry.text for entry in found))
     return 0

@@ -269,7 +269,7 @@ async def test_files_can_be_switched_off(tmp_path: Path) -> None:
     async with openai.AsyncOpenAI(base_url=gateway.base_url, api_key="alice", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError):
             await client.files.create(file=("a.txt", b"x"), purpose="user_data")
-        with pytest.raises(openai.BadRequestError, match="not available on this server"):
+        with pytest.raises(openai.BadRequestError, match="This server stores no files"):
             await client.responses.create(**ask({"type": "input_file", "file_id": "file-1"}))
     async with (
         aiohttp.ClientSession() as session,

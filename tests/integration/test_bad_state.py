@@ -343,7 +343,7 @@ async def test_an_index_that_is_gone_is_named_with_what_makes_it_again(
 
 async def test_the_doctor_looks_at_a_data_folder_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said, _ = await doctor(tmp_path, capsys, "sqlite:")
-    assert said == [f"ok: {name} is new: the first start makes its schema" for name in ("sessions.db", "vectors.db")]
+    assert said == [f"ok: {name} is new: the first start creates its schema" for name in ("sessions.db", "vectors.db")]
     await (await build(settings(tmp_path / "data", "sqlite:"), door="http")).aclose()
     said, _ = await doctor(tmp_path, capsys, "sqlite:")
     assert all(one.startswith("ok: ") for one in said)

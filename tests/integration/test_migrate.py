@@ -69,7 +69,7 @@ async def test_up_applies_what_status_says_is_missing(
     status, said = await run(capsys, "up")
     assert status == 0 and "applied 0001_" in said
     status, said = await run(capsys, "status")
-    assert status == 0 and "missing" not in said and "or newer can serve" in said
+    assert status == 0 and "missing" not in said and "or newer can use this database" in said
     status, said = await run(capsys, "up")
     assert status == 0 and "nothing was missing" in said
 

@@ -144,13 +144,13 @@ async def test_several_commands_are_told_in_their_order(setup: Setup) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ({"open": [{"ref_id": "turn0search0"}]}, "not known"),
-        ({"open": [{"ref_id": "file:///etc/passwd"}]}, "not known"),
+        ({"open": [{"ref_id": "turn0search0"}]}, "is not a page's address"),
+        ({"open": [{"ref_id": "file:///etc/passwd"}]}, "is not a page's address"),
         ({"open": [{"ref_id": "http://10.0.0.1/"}]}, "cannot be read"),
         ({"click": [{"ref_id": "{start}", "id": 9}]}, "it has 1 links"),
-        ({"finance": [{"ticker": "AMD"}]}, "does not exist here"),
-        ({}, "No command"),
-        ({"search_query": [{"q": ""}]}, "No command"),
+        ({"finance": [{"ticker": "AMD"}]}, "does not have this command"),
+        ({}, "contains no command"),
+        ({"search_query": [{"q": ""}]}, "contains no command"),
     ],
 )
 async def test_what_goes_wrong_is_told_in_the_text(setup: Setup, command: Any, said: str) -> None:

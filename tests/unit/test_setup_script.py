@@ -114,7 +114,7 @@ def test_a_change_of_what_is_needed_is_installed(checkout: _Checkout, changed: s
 
 def test_what_is_not_locked_is_told_before_anything_is_installed(checkout: _Checkout) -> None:
     checkout.write("requirements.lock", "")
-    assert "requirements.lock has no 'aiohttp': run scripts/setup --raise 'aiohttp'" in checkout.setup("demo", status=1)
+    assert "requirements.lock lacks 'aiohttp': run scripts/setup --raise 'aiohttp'" in checkout.setup("demo", status=1)
 
 
 def test_the_newest_are_installed_without_the_lock_file(checkout: _Checkout) -> None:

@@ -216,7 +216,7 @@ class PassedOn:
             return None
         told = map_upstream_answer(answer.status, answer.headers, body, self._secrets)
         failure = refusal(told, State.PASSING, upstream, answer.status)
-        return replace(failure, status=answer.status, cause=f"the upstream answered {answer.status}")
+        return replace(failure, status=answer.status, cause=f"the upstream answered with status {answer.status}")
 
 
 def _passed(path: str) -> Route:

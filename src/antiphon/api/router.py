@@ -190,7 +190,7 @@ class Router:
             # A handler parsed a part of the body with less stack left than `read_body` had for the whole body.
             response = _refused(request, nested_too_deeply(), operation)
         except StoreError as error:
-            refused = store_refusal(error, "The stored data could not be read or changed")
+            refused = store_refusal(error, "The server could not read or change the stored data")
             refused.operation = "store"
             response = _refused(request, refused, operation)
         except Exception as error:

@@ -124,7 +124,7 @@ _ADMIN = {
 }
 _MIGRATE = {
     "Schema": {
-        "status": "list the steps of the schema, and the builds that can serve; exit 1 if a step is missing",
+        "status": "list the schema's steps, and the versions that can use the database; exit 1 if a step is missing",
         "up": "apply the missing steps",
         "down": "undo the last step; without --yes only print it",
     },

@@ -76,7 +76,7 @@ async def _status(schemas: Sequence[Schema], *, as_json: bool) -> int:
             }
         )
         oldest = (
-            f"builds with schema {oldest_schema(applied)} or newer can serve"
+            f"versions of Antiphon with schema {oldest_schema(applied)} or newer can use this database"
             if applied
             else "the database has no tables yet"
         )
@@ -90,7 +90,7 @@ async def _status(schemas: Sequence[Schema], *, as_json: bool) -> int:
         status = 1 if missing else status
         told[-1]["missing"] = len(missing)
         todo = f"; {len(missing)} steps are missing: run 'antiphon migrate up'" if missing else ""
-        said.append(f"{schema.name}: {oldest}; this build has schema {len(schema.steps)}{todo}")
+        said.append(f"{schema.name}: {oldest}; this version has schema {len(schema.steps)}{todo}")
     if as_json:
         print(*map(json.dumps, told), sep="\n")
         return status
@@ -104,9 +104,9 @@ def _rows(schema: Schema, applied: Sequence[AppliedStep]) -> list[list[str]]:
     for one in applied:
         known = schema.steps[one.version - 1] if 0 < one.version <= len(schema.steps) else None
         if known is None:
-            state = "applied by a newer build"
+            state = "applied by a newer version"
         else:
-            state = "applied" if known.sha256 == one.sha256 else "applied, but differs from this build"
+            state = "applied" if known.sha256 == one.sha256 else "applied, but differs from this version"
         rows.append([known.name if known else one.name, state, str(one.serves)])
     return rows + [[step.name, "missing", str(step.serves)] for step in schema.steps[len(applied) :]]
 
@@ -120,7 +120,7 @@ async def _down(schema: Schema, *, sure: bool, as_json: bool) -> int:
         step = step_to_undo(await schema.applied(), schema.steps)
         print(
             f"Would undo {step.name} of {schema.name}, and delete the data that needs this step. First stop every "
-            "process whose build has this step, because such a process applies the step again at its start. To "
+            "process whose version has this step, because such a process applies the step again at its start. To "
             "undo the step, run the command with --yes."
         )
         return 1

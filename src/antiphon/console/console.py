@@ -127,7 +127,7 @@ class Console:
             if error.status >= 500:
                 response = _failed(response, error)
         except StoreError as error:
-            told = store_refusal(error, "The stored data could not be read or changed")
+            told = store_refusal(error, "The server could not read or change the stored data")
             response = _failed(refused(call, told), told)
         except Exception as error:
             _log.error("console_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)

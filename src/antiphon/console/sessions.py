@@ -97,7 +97,7 @@ class Sessions:
         after too many failures."""
         token = token.strip()
         if not token or len(token) > _LONGEST_TOKEN:
-            raise InvalidRequest("Enter the operators' token or a client key.", code="missing_token")
+            raise InvalidRequest("Enter the operators' token (admin.token) or a client key.", code="missing_token")
         sent = token.encode(errors="surrogateescape")
         if self._admin.equals(sent):
             return self._new("operator", Caller(""), "", self._seconds)
@@ -177,7 +177,9 @@ class Sessions:
         if owners.tokens is not None:
             return owners.resolve(bearer), "token"
         if owners.client_keys is None:
-            raise Unauthorized("No client keys are in force.", code="wrong_token")
+            raise Unauthorized(
+                ("This gateway accepts every token, so the console has no client keys to check."), code="wrong_token"
+            )
         found = owners.client_keys.get(digest)
         if found is None:
             raise Unauthorized("Unknown key.", code="wrong_token")

@@ -90,8 +90,8 @@ async def _schema_and_keys(state: StateSettings, data: Path, keys: KeyFingerprin
             missing = missing_steps(applied, schema.steps)
             if not missing:
                 newer = len(applied) - len(schema.steps)
-                more = f", and {newer} of a newer build" if newer else ""
-                serves = f"builds from schema {oldest_schema(applied)} on can serve"
+                more = f", and {newer} steps of a newer version" if newer else ""
+                serves = f"versions of Antiphon with schema {oldest_schema(applied)} or newer can use this database"
                 yield StateFinding("ok", f"{schema.name}: schema {len(schema.steps)}{more}; {serves}")
             elif state.migrate == "check":
                 yield StateFinding(
@@ -104,7 +104,7 @@ async def _schema_and_keys(state: StateSettings, data: Path, keys: KeyFingerprin
                     "note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them"
                 )
             else:
-                yield StateFinding("ok", f"{schema.name} is new: the first start makes its schema")
+                yield StateFinding("ok", f"{schema.name} is new: the first start creates its schema")
     try:
         recorded = await backend_of(state, data).recorded_keys()
     except AntiphonError:

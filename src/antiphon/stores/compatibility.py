@@ -154,8 +154,8 @@ def step_to_undo(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) ->
     last = applied[-1]
     if last.version > len(steps):
         raise StoreError(
-            f"A newer build wrote step {last.name}, and only that build can undo it. Run 'antiphon migrate "
-            "down' of that build."
+            f"A newer version of Antiphon applied step {last.name}, and only that version can undo it. Run 'antiphon "
+            "migrate down' of that version."
         )
     step = steps[last.version - 1]
     if not step.down:

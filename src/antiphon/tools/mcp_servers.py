@@ -131,7 +131,7 @@ def read_declaration(tool: HostedTool) -> McpDeclaration:
         raise invalid_value(f"{where}.server_label", "use 1 to 64 letters, digits, underscores or dashes")
     if declared.tunnel_id is not None:
         raise unsupported_parameter(
-            "Tunnels are not available here; use 'server_url' or 'connector_id'.", f"{where}.tunnel_id"
+            "This server does not support tunnels. Use 'server_url' or 'connector_id'.", f"{where}.tunnel_id"
         )
     if (declared.server_url is None) == (declared.connector_id is None):
         error = missing_value if declared.server_url is None else wrong_value
@@ -140,7 +140,7 @@ def read_declaration(tool: HostedTool) -> McpDeclaration:
         raise invalid_value(f"{where}.require_approval", "use 'always', 'never' or an object of filters")
     _check_headers(f"{where}.headers", declared.headers or {})
     if declared.authorization is not None and not _VALUE.fullmatch(declared.authorization):
-        raise invalid_value(f"{where}.authorization", "use a token that a header can contain")
+        raise invalid_value(f"{where}.authorization", "use a token of characters that an HTTP header may contain")
     return declared
 
 
@@ -149,7 +149,7 @@ def _check_headers(where: str, headers: dict[str, str]) -> None:
         raise invalid_value(where, f"use at most {_MAX_HEADERS} headers")
     for name, value in headers.items():
         if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise invalid_value(where, f"{name[:64]!r} and its value cannot be a header")
+            raise invalid_value(where, f"{name[:64]!r} and its value are not a valid HTTP header")
         if name.lower() in _OWN_HEADERS:
             raise invalid_value(where, f"this server sets the header {name!r} itself")
 
@@ -224,7 +224,10 @@ class McpServers:
         if declared.connector_id is not None:
             connector = self._connectors.get(declared.connector_id)
             if connector is None:
-                problem = f"There is no connector '{declared.connector_id[:64]}' here."
+                problem = (
+                    f"This server has no connector '{declared.connector_id[:64]}'. Ask the operator to add it to "
+                    "'mcp.connectors'."
+                )
                 raise wrong_value(problem, f"{where}.connector_id")
             given = {name for name, _ in sent}
             own = [pair for pair in connector.headers if pair[0].lower() not in given]

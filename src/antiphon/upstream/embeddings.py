@@ -95,7 +95,7 @@ class HttpEmbedder:
         except UpstreamCallFailed as error:
             raise EmbeddingFailed(f"the embeddings server failed: {error.error.fault.value}") from None
         if not 200 <= status < 300:
-            raise EmbeddingFailed(f"the embeddings server answered {status}", retry=status not in _FINAL)
+            raise EmbeddingFailed(f"the embeddings server answered with status {status}", retry=status not in _FINAL)
         return self._read(body, len(texts))
 
     def _read(self, body: bytes, count: int) -> list[bytes]:

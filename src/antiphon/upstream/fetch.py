@@ -268,9 +268,9 @@ class GuardedFetcher:
             if answer.status in _REDIRECTS and (location := answer.headers.get("location")):
                 return url.join(_read_url(location, relative=True)).with_fragment(None)
             if answer.status != 200:
-                raise _failed(f"its server answered {answer.status}.")
+                raise _failed(f"its server answered with status {answer.status}.")
             if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-                raise _failed("its server compressed it although the request did not allow that.")
+                raise _failed("its server compressed the file, although the request did not allow compression.")
             name = _file_name(answer, url)
             kind = self._media_type(answer.content_type if "content-type" in answer.headers else "", name)
             return FetchedFile(name, kind, await _read_within(answer, budget))
@@ -279,15 +279,15 @@ class GuardedFetcher:
         """Return host and port of the URL, after the checks that need no name resolution. Raises `ApiError`."""
         host, port = (url.host or "").lower(), url.port
         if url.scheme not in ("http", "https"):
-            raise _refused("Only https URLs can be fetched; send other files as 'file_data'.")
+            raise _refused("This server fetches only https URLs. Send other files as 'file_data'.")
         if url.user is not None or url.password is not None:
-            raise _refused("A URL with credentials is not fetched.")
+            raise _refused("This server does not fetch a URL with credentials.")
         if not host or port is None or not _is_host(host):
             raise _refused("The URL has no valid host.")
         if self._rule.is_named(host):
             return host, port
         if url.scheme == "http" and not self._limits.http:
-            raise _refused("Only https URLs can be fetched.")
+            raise _refused("This server fetches only https URLs.")
         if port not in self._limits.ports:
             raise _refused("The URL's port is not allowed.")
         return host, port

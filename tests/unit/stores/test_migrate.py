@@ -107,7 +107,7 @@ def test_the_last_step_is_undone_where_that_is_possible(database: sqlite3.Connec
     with pytest.raises(StoreError, match="nothing to undo"):
         undo(database, steps)
     migrate(database, steps)
-    with pytest.raises(StoreError, match="newer build"):
+    with pytest.raises(StoreError, match="newer version of Antiphon"):
         undo(database, KNOWN)
     assert undo(database, steps) == ADDS
     assert "four" not in tables(database)

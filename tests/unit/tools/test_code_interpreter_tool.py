@@ -245,8 +245,8 @@ async def test_no_code_is_told(setup: Setup, arguments: str) -> None:
 
 
 async def test_a_sandbox_that_fails_is_told(setup: Setup) -> None:
-    setup.sandbox.answer = SandboxFailed("The code cannot be run at the moment.")
-    with pytest.raises(ToolFailed, match="cannot be run at the moment"):
+    setup.sandbox.answer = SandboxFailed("The server cannot run the code at the moment. Try again.")
+    with pytest.raises(ToolFailed, match="cannot run the code at the moment"):
         await setup.run("1")
     setup.sandbox.answer = None
     assert (await setup.run("1 + 1")).output == "2"
@@ -307,7 +307,7 @@ async def test_how_many_containers_there_may_be(setup: Setup) -> None:
 
     await run("a", 1)
     await run("a", 2)
-    with pytest.raises(ToolFailed, match="You have too many"):
+    with pytest.raises(ToolFailed, match="You have reached your limit of containers"):
         await run("a", 3)
     await run("b", 1)
     with pytest.raises(ToolFailed, match="at the moment"):

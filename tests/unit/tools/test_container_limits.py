@@ -84,7 +84,9 @@ async def test_a_container_expires(made: Rooms, after: float, gone: bool) -> Non
     assert list(made.sandbox.files) == ([] if gone else [one.id])
 
 
-@pytest.mark.parametrize(("limit", "per_owner", "said"), [(9, 2, "You have too many"), (2, 9, "at the moment")])
+@pytest.mark.parametrize(
+    ("limit", "per_owner", "said"), [(9, 2, "You have reached your limit"), (2, 9, "The server has reached its limit")]
+)
 async def test_so_many_containers_there_may_be(tmp_path: Path, limit: int, per_owner: int, said: str) -> None:
     made = Rooms(tmp_path, limit=limit, per_owner=per_owner)
     for _ in range(2):

@@ -27,7 +27,7 @@ LEFT_OUT: list[tuple[str, dict[str, Any], str, str, str]] = [
         "tools[0].type",
         "does not implement it",
     ),
-    ("misspelt", {"tools": [{"type": "weather"}]}, "tools.weather", "tools[0].type", "knows no such tool"),
+    ("misspelt", {"tools": [{"type": "weather"}]}, "tools.weather", "tools[0].type", "does not support this tool"),
     (
         "in a container",
         {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]},
@@ -63,7 +63,7 @@ LEFT_OUT: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"input": [USER, {"type": "additional_tools", "tools": [{"type": "weather"}]}]},
         "tools.weather",
         "input[1].tools[0].type",
-        "knows no such tool",
+        "does not support this tool",
     ),
 ]
 

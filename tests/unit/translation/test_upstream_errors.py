@@ -193,7 +193,7 @@ def test_no_recorded_error_was_forgotten() -> None:
             (429, "tokens", "rate_limit_exceeded", None),
             "m",
         ),
-        (429, {}, RATE, "The upstream answered 429"),
+        (429, {}, RATE, "The upstream answered with status 429"),
         # A code that says something else than the status stays.
         (429, {"error": {"message": "m", "code": "engine_busy"}}, (*RATE[:2], "engine_busy", None), "m"),
         # A status as text, in the place of a code.
@@ -201,11 +201,11 @@ def test_no_recorded_error_was_forgotten() -> None:
         (400, {"error": {"message": "m", "code": "12345"}}, PLAIN, "m"),
         # No object at all.
         (400, "Bad things happened.", PLAIN, "Bad things happened."),
-        (400, ["Bad things happened."], PLAIN, "The upstream answered 400"),
+        (400, ["Bad things happened."], PLAIN, "The upstream answered with status 400"),
         (400, 5, PLAIN, "5"),
         # Deeper than anybody looks.
-        (400, {"message": [[[[["m"]]]]]}, PLAIN, "The upstream answered 400"),
-        (400, {"message": {"detail": [{"message": [{"message": "m"}]}]}}, PLAIN, "The upstream answered 400"),
+        (400, {"message": [[[[["m"]]]]]}, PLAIN, "The upstream answered with status 400"),
+        (400, {"message": {"detail": [{"message": [{"message": "m"}]}]}}, PLAIN, "The upstream answered with status 400"),
         (400, {"message": [[["m"]]]}, PLAIN, "m"),
         (413, {"error": {"message": "Request too large"}}, (413, INVALID, None, None), "Request too large"),
         (404, {"error": "model 'x' not found, try pulling it first"}, NO_MODEL, "model 'x'"),
@@ -224,11 +224,11 @@ def test_no_recorded_error_was_forgotten() -> None:
         (404, {"error": "The requested URL /chat/completions was not found on this server."}, NO_PATH, "The"),
         (404, {}, NO_PATH, "The"),
         (405, {"detail": "Method Not Allowed"}, BROKEN, "Method"),
-        (415, {}, BROKEN, "The upstream answered 415"),
+        (415, {}, BROKEN, "The upstream answered with status 415"),
         (500, {"error": {"message": "m", "code": "internal"}}, (500, "server_error", "internal", None), "m"),
         (503, {"error": {"message": "The model is overloaded"}}, BUSY, "The"),
         (529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, BUSY, "Overloaded"),
-        (524, {}, BROKEN, "The upstream answered 524"),
+        (524, {}, BROKEN, "The upstream answered with status 524"),
         (302, {}, BROKEN, "The upstream answered 302"),
     ],
     ids=str,
@@ -295,7 +295,7 @@ def test_what_a_provider_says_without_a_message_is_told_as_it_is(raw: str) -> No
 )
 def test_a_plain_text_is_shown_when_it_is_short(kind: str, body: bytes, message: str) -> None:
     error = map_upstream_answer(403, (("content-type", kind),), body)
-    assert error.message == (message or "The upstream answered 403 without an explanation.")
+    assert error.message == (message or "The upstream answered with status 403 and no explanation.")
 
 
 SECRETS = ("sk-proj-abcdefgh1234", "10.20.30.40", "/usr/lib/python3/x.py", "org-AbCdEf123", "user_2abCDEF12345")

@@ -57,7 +57,7 @@ class LiveView:
         snapshots = await self._reading.live.read(call.owner)
         found = next((one for each in snapshots for one in each.requests if one.id == entry_id), None)
         if found is None:
-            raise NotFound("This request is not in flight any more.", code="not_found")
+            raise NotFound("This request has already ended.", code="not_found")
         await self._reading.note(call.session, "request cancel", found.response_id or found.id, found.owner)
         if found.door == "background" and found.response_id:
             await self._reading.raw("POST", f"/v1/responses/{quote(found.response_id)}/cancel", found.owner)
@@ -88,7 +88,7 @@ class BackgroundView:
         jobs, _ = await self._reading.queued(call.owner)
         owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
         if not owner:
-            raise NotFound("This response is not in the queue any more.", code="not_found")
+            raise NotFound("This response is no longer in the queue.", code="not_found")
         await self._reading.note(call.session, "response cancel", response_id, owner)
         await self._reading.raw("POST", f"/v1/responses/{quote(response_id)}/cancel", owner)
         return redirect(call.link("/background"))

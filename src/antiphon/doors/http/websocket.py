@@ -93,7 +93,7 @@ def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active:
         )
     if active >= limits.connections:
         raise Unavailable(
-            "Too many WebSocket connections are open. Try again shortly, or use POST.",
+            "This server has reached its limit of WebSocket connections. Try again shortly, or send a POST request.",
             code="overloaded",
             headers=(("retry-after", "1"),),
         )

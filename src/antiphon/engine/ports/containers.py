@@ -56,9 +56,9 @@ class TooManyContainers(ContainerFailed):
 
     def __init__(self, of_owner: bool) -> None:
         super().__init__(
-            "You have too many containers. Delete those that you no longer need."
+            "You have reached your limit of containers. Delete containers that you no longer need."
             if of_owner
-            else "There are too many containers at the moment. Try again later."
+            else "The server has reached its limit of containers. Try again later."
         )
         self.of_owner = of_owner
 

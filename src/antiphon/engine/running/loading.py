@@ -204,7 +204,7 @@ class Loader:
         files = await self._fetch(action.file_urls) if action.file_urls else {}
         if action.file_ids and self._ports.stored_files is None:
             refusal = unsupported_parameter(
-                "Files by id are not available on this server; send their content as 'file_data'."
+                "This server stores no files, so a request cannot name files by id. Send the content as 'file_data'."
             )
             files |= dict.fromkeys(action.file_ids, refusal)
         elif action.file_ids and self._ports.stored_files is not None:
@@ -223,9 +223,7 @@ class Loader:
 
     async def _fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
         if self._ports.files is None:
-            refusal = unsupported_parameter(
-                "Files by URL are not available on this server; send their content as 'file_data'."
-            )
+            refusal = unsupported_parameter("This server does not fetch files by URL. Send the content as 'file_data'.")
             return dict.fromkeys(urls, refusal)
         return await self._ports.files.fetch(urls)
 

@@ -168,7 +168,7 @@ async def open_postgres_owners(state: StateSettings, bodies: Bodies, *, at_once:
     database = Database(url, DatabaseLimits(size=1, deadline=600.0))
     try:
         if missing_steps(await applied_steps(database), packaged_steps()):
-            raise StoreError("The database lacks steps of this build's schema. Run `antiphon migrate up`.")
+            raise StoreError("The database lacks schema steps of this version of Antiphon. Run `antiphon migrate up`.")
     except BaseException:
         await database.aclose()
         raise

@@ -354,7 +354,7 @@ class ContainerRooms:
     async def _write(self, row: ContainerRow, name: str, pieces: AsyncIterator[bytes]) -> RowFile:
         name = PurePosixPath(name).name
         if not name or name == ".." or len(name.encode("utf-8", "replace")) > _MAX_NAME or not name.isprintable():
-            raise ContainerFailed("This cannot be the name of a file in a container.")
+            raise ContainerFailed("A file in a container cannot have this name.")
         file = self._recorded(await self._sandbox.put(row.id, name, pieces), "user")
         row.contents.files = [one for one in row.contents.files if one.path != file.path] + [file]
         return file

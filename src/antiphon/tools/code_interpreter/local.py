@@ -196,7 +196,7 @@ class LocalSandbox:
             if not isinstance(error, OSError):
                 raise
             _log.error("sandbox_not_started", error=type(error).__name__, exc_info=True)
-            raise SandboxFailed("The code cannot be run at the moment.") from None
+            raise SandboxFailed("The server cannot run the code at the moment. Try again.") from None
         return machine
 
 

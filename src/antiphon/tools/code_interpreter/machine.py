@@ -98,7 +98,7 @@ class SandboxNotStarted(SandboxFailed):
     failure."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__("The sandbox cannot be started here.")
+        super().__init__("The server cannot start the sandbox.")
         self.reason = reason
 
 

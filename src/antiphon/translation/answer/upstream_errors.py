@@ -69,7 +69,9 @@ def map_upstream_answer(
             return map_transport_error(UpstreamError(fault, "Envoy's local reply"))
     told = _read(body, secrets)
     message = (
-        told.message or _plain_text(headers, body, secrets) or f"The upstream answered {status} without an explanation."
+        told.message
+        or _plain_text(headers, body, secrets)
+        or (f"The upstream answered with status {status} and no explanation.")
     )
     if (refused := media_refusal(status, message, sent or {})) is not None:
         return refused

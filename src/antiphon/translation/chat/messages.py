@@ -116,7 +116,9 @@ def translate_items(
     """
     entries = _Grouping(ContentRules(profile, sources.files, sent, sources.tolerance), sources, tools).group(items)
     if not entries and any(name.startswith("content.") for name in sources.tolerance.names):
-        raise invalid_value("input", f"Antiphon knows none of its parts ({', '.join(sources.tolerance.names)})")
+        raise invalid_value(
+            "input", (f"Antiphon supports none of its content parts ({', '.join(sources.tolerance.names)})")
+        )
     messages: list[ChatMessage] = []
     system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     leading = True

@@ -228,7 +228,9 @@ def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
     """The error for a request that gives the model nothing to answer. `left_out` names the request's unknown parts."""
     unknown = [name for name in left_out if name.startswith("input.")]
     if unknown:
-        return missing_value(f"Antiphon knows no item of 'input' ({', '.join(unknown)} was left out).", "input")
+        return missing_value(
+            (f"Antiphon supports none of the items in 'input' and ignored them: {', '.join(unknown)}."), "input"
+        )
     return missing_value("'input' is missing or empty. Send a string or a list of items.", "input")
 
 

@@ -80,7 +80,7 @@ _ENVIRONMENT: Final = msgspec.json.Decoder(ToolEnvironment)
 _SKILLS: Final = msgspec.json.Decoder(Skills)
 _FORMAT: Final = msgspec.json.Decoder(CustomFormat)
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
-_NESTED: Final = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
+_NESTED: Final = " In the Responses API, the fields of a function stand next to 'type', not under 'function'."
 
 
 def decode_tools(where: str, value: Raw) -> list[ToolDeclaration]:
@@ -331,7 +331,9 @@ def _unknown(place: str, tool: ToolDeclaration) -> InvalidRequest:
     import difflib
 
     near = difflib.get_close_matches(tool.type[:64], TOOL_MEMBERS, n=1, cutoff=0.8)
-    meant = f"Did you mean '{near[0]}'?" if near else "This version knows no such tool; leave it out."
+    meant = (
+        f"Did you mean '{near[0]}'?" if near else ("This version of Antiphon does not support this tool. Leave it out.")
+    )
     return wrong_value(f"Unknown type of tool: {tool.type[:64]!r}. {meant}", f"{place}.type")
 
 
