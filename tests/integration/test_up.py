@@ -140,7 +140,7 @@ async def test_an_envoy_that_ends_at_the_start(processes: list[Command], folder:
     lines = [json.loads(line) for line in up.err]
     last = lines[-1]
     assert (last["level"], last["message"]) == ("error", "gave_up")
-    assert last["problem"].startswith("envoy ended with status 3; its last output is in the log above. ")
+    assert last["problem"].startswith("envoy ended with status 3; the log above has its last output. ")
     assert (last["name"], last["deaths"]) == ("envoy", 1) and "antiphon doctor" in last["problem"]
     assert [line.get("text") for line in lines].count("  key: is wrong") == 1
     assert not list((folder / "data" / "run").glob("antiphon-*"))

@@ -67,7 +67,7 @@ def test_what_a_url_says(text: str, expected: StateUrl) -> None:
         (f"postgresql+asyncpg://me:{SECRET}@db/a", "must be sqlite:"),
         ("sqlite:a", "an absolute path"),
         ("sqlite://host/a", "cannot have a host"),
-        ("memory:a", "must have nothing after the colon"),
+        ("memory:a", "must end with the colon"),
         (f"postgresql:me:{SECRET}@db/a", "names no server"),
         ("postgresql:///a", "names no server"),
         (f"postgresql://me:{SECRET}@db:port/a", "is not the URL"),

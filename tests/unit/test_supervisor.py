@@ -103,7 +103,7 @@ async def test_before_everything_was_ready_what_cannot_be_started_is_the_end(kee
 async def test_before_everything_was_ready_the_first_death_is_the_end(keep: Keep) -> None:
     kept = keep("print('no way'); raise SystemExit(3)")
     with pytest.raises(
-        GivenUp, match=r"^it ended with status 3; its last output is in the log above. 'antiphon doctor' checks "
+        GivenUp, match=r"^it ended with status 3; the log above has its last output. 'antiphon doctor' checks "
     ):
         await asyncio.wait_for(kept.task, SECONDS)
     assert len(kept.starts) == 1

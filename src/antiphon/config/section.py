@@ -159,7 +159,9 @@ def _tcp_address(text: str) -> str:
 
 def _web_url(value: str) -> SplitResult:
     if re.search(r"[\x00-\x20\x7f]", value):
-        raise ValueError("holds a space, a line end or another control character; remove it, or write it as %20")
+        raise ValueError(
+            "contains a space, a line end or another control character; remove the character, or write a space as %20"
+        )
     wrong = ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
     try:
         parts = urlsplit(value)

@@ -61,7 +61,7 @@ def read_state_url(text: str) -> StateUrl:
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "memory":
         if rest:
-            raise ValueError("memory: must have nothing after the colon")
+            raise ValueError("memory: must end with the colon")
         return StateUrl("memory", "memory:")
     if colon and scheme == "sqlite":
         path = rest.removeprefix("//")

@@ -84,7 +84,7 @@ _DATABASE = "`sessions`, `vectors`: the SQLite databases; `postgresql`: the Post
 
 RESPONSES = _counter(
     "responses_total",
-    ("Responses by outcome, by the way of serving (`door`) and by the party that caused a failure (`fault`)."),
+    "Responses by outcome, by the way of serving (`door`) and by the party that caused a failure (`fault`).",
     outcome=_OUTCOMES,
     door=_DOOR,
     fault=_FAULT,
@@ -245,7 +245,7 @@ WRITER_QUEUE = _gauge(
 )
 WRITER_GROUP = _seconds(
     "antiphon_storage_writer_group",
-    ("Number of write operations that share one database transaction."),
+    "Number of write operations that share one database transaction.",
     _SIZES,
     database=_DATABASE,
 )
@@ -302,7 +302,7 @@ BUILD = _shared(
     "Always 1. The labels describe the build that is running.",
     version="Antiphon's version",
     python="Python's version",
-    transport="`grpcio`, `http2`; empty: no ext_proc door",
+    transport="`grpcio`, `http2`; empty: the process serves no ext_proc",
     sandbox="the sandbox of `code_interpreter`; empty: no sandbox",
     code="`compiled`, or `sources`",
 )

@@ -83,7 +83,7 @@ def extract(path: Path, name: str, max_bytes: int) -> Document:
         start = file.read(8)
     document = _reader(PurePath(name).suffix.lower(), start)(path, max_bytes)
     if not document.text.strip():
-        raise Unreadable("The file holds no text that can be extracted.", "unsupported_file")
+        raise Unreadable("The file contains no text that this server can extract.", "unsupported_file")
     if len(document.text) > max_bytes:
         raise _too_long(max_bytes)
     return document

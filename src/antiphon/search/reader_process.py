@@ -62,7 +62,7 @@ def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
             tokens += count
             # The limit applies to the file's text, so the overlap of chunks does not count.
             if tokens * (request.size - request.overlap) // request.size > request.max_tokens:
-                raise Unreadable(f"The file holds more than {request.max_tokens} tokens.")
+                raise Unreadable(f"The file has more than {request.max_tokens} tokens.")
             if len(answer.chunks) == _CHUNKS_PER_ANSWER:
                 _send(answer, answers)
                 answer = ReadAnswer(title=document.title[:512])

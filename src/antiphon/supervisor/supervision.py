@@ -55,7 +55,7 @@ class GivenUp(AntiphonError):
         how = "did not answer (timeouts.hung) and was killed" if hung else describe_status(status)
         times = f" ({deaths} times in a row, soon after its start)" if deaths > 1 else ""
         # The log already contains the child's lines.
-        look = "its last output is in the log above" if child.last_lines() else "it printed nothing"
+        look = "the log above has its last output" if child.last_lines() else "it printed nothing"
         if status == -signal.SIGKILL and not hung:
             look += "; Antiphon did not kill it. The kernel may have killed it because memory ran out: check "
             look += "dmesg, and the memory limit of the container"

@@ -205,7 +205,12 @@ def test_no_recorded_error_was_forgotten() -> None:
         (400, 5, PLAIN, "5"),
         # Deeper than anybody looks.
         (400, {"message": [[[[["m"]]]]]}, PLAIN, "The upstream answered with status 400"),
-        (400, {"message": {"detail": [{"message": [{"message": "m"}]}]}}, PLAIN, "The upstream answered with status 400"),
+        (
+            400,
+            {"message": {"detail": [{"message": [{"message": "m"}]}]}},
+            PLAIN,
+            "The upstream answered with status 400",
+        ),
         (400, {"message": [[["m"]]]}, PLAIN, "m"),
         (413, {"error": {"message": "Request too large"}}, (413, INVALID, None, None), "Request too large"),
         (404, {"error": "model 'x' not found, try pulling it first"}, NO_MODEL, "model 'x'"),

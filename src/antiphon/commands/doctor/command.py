@@ -276,7 +276,7 @@ async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]
 
 def _envoy(settings: Settings) -> Iterator[Finding]:
     if settings.door == "http":
-        yield Finding(_ENVOY, "ok", "door: http, so no Envoy is needed")
+        yield Finding(_ENVOY, "ok", "the setting door is http, so no Envoy is needed")
         return
     try:
         binary = find_envoy(settings.envoy.binary)

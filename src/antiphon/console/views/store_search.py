@@ -247,7 +247,9 @@ def why_left_out(one: Filter, attributes: Attributes) -> str:
         if not all(reasons):
             return ""
         return (
-            reasons[0] if len(reasons) == 1 else f"none of {len(reasons)} alternatives holds, the first: {reasons[0]}"
+            reasons[0]
+            if len(reasons) == 1
+            else (f"the file matches none of the {len(reasons)} alternatives. The first one: {reasons[0]}")
         )
     return _failure(one, attributes)
 

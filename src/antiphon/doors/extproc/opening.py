@@ -92,15 +92,15 @@ def caller_of(context: DoorContext, request: ClientRequest) -> Caller:
 def _check_modes(opening: Received) -> None:
     if opening.kind is not _REQUEST_HEADERS:
         raise ProtocolError(
-            f"the first message is {opening.kind.value}, not request_headers: "
-            "set processing_mode.request_header_mode to SEND"
+            f"Envoy's first message is {opening.kind.value}, not request_headers: set "
+            "processing_mode.request_header_mode to SEND"
         )
     if opening.observing:
-        raise ProtocolError("observability_mode is on, so answers would be ignored: turn it off")
+        raise ProtocolError("observability_mode is on, so Envoy would ignore the sidecar's answers: turn it off")
     modes = opening.modes
     if modes is None:
         raise ProtocolError(
-            "the first message names no body modes: use a newer Envoy, and set "
+            "Envoy's first message names no body modes: use a newer Envoy, and set "
             "processing_mode.request_body_mode and response_body_mode to FULL_DUPLEX_STREAMED"
         )
     if modes[0] != _DUPLEX:

@@ -253,7 +253,7 @@ def read_memory(where: str, asked: str | None, limit: int) -> int:
         )
     if MEMORY_LIMITS[asked] > max(limit, MEMORY_LIMITS["1g"]):
         raise InvalidRequest(
-            f"A container can have {limit >> 20} MiB of memory here, not {asked}.",
+            f"This server gives a container at most {limit >> 20} MiB of memory, so '{where}' cannot be {asked}.",
             param=where,
             code="unsupported_value",
         )

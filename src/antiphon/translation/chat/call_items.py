@@ -131,7 +131,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
         # The client sent an object instead of a string that holds JSON.
         return raw(bytes(value).decode())
     if first(value) != b'"':
-        raise invalid_type(f"{where}.arguments", "expected a string that holds JSON")
+        raise invalid_type(f"{where}.arguments", "expected a string that contains JSON")
     text = _STRING.decode(value)
     if try_decode(_OBJECT, text) is None:
         # The model's arguments are cut off or are not an object. Keep the text inside a JSON object, because chat

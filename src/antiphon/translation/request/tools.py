@@ -380,7 +380,7 @@ def _check(where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration]
         for number, inner in enumerate(members):
             place = f"{where}.tools[{number}]"
             if inner.type not in ("function", "custom"):
-                raise invalid_value(f"{place}.type", "a namespace holds functions and custom tools")
+                raise invalid_value(f"{place}.type", "a namespace may contain only functions and custom tools")
             name = _check(place, inner, (), spaced=True)
             if name in names:
                 raise wrong_value(
