@@ -347,7 +347,7 @@ async def test_the_doctor_looks_at_a_data_folder_too(tmp_path: Path, capsys: pyt
     await (await build(settings(tmp_path / "data", "sqlite:"), door="http")).aclose()
     said, _ = await doctor(tmp_path, capsys, "sqlite:")
     assert all(one.startswith("ok: ") for one in said)
-    assert [one.split()[1] for one in said if "can serve" in one] == ["sessions.db:", "vectors.db:"]
+    assert [one.split()[1] for one in said if "can use this database" in one] == ["sessions.db:", "vectors.db:"]
     assert sum("tables and indexes of the schema exist" in one for one in said) == 2
 
 

@@ -752,7 +752,7 @@ def test_a_model_reads_a_hundred_characters_of_a_call_at_least() -> None:
         ("data: '~/antiphon'", "data begins with ~, which only a shell expands"),
         ('data: "a\\0b"', "data contains a character that no path can have"),
         ("upstream: {ca_file: ''}", "upstream.ca_file is empty"),
-        ("upstream: {url: 'http://a b/v1'}", "upstream.url: holds a space"),
+        ("upstream: {url: 'http://a b/v1'}", "upstream.url: contains a space"),
         ('upstream: {url: "http://a/v1\\n"}', "upstream.url: contains a space, a line end"),
         ('upstream: {api_key: "sk-1\\n"}', "upstream.api_key: contains a line end"),
         ('upstream: {host: "a\\nb: c"}', "upstream.host: contains a line end"),

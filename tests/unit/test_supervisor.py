@@ -112,7 +112,7 @@ async def test_before_everything_was_ready_the_first_death_is_the_end(keep: Keep
 async def test_after_some_quick_deaths_the_place_is_given_up(keep: Keep) -> None:
     kept = keep("print('no way'); raise SystemExit(3)", deaths=4, first_pause=0.05, longest_pause=0.1)
     kept.supervised.lasting = True
-    with pytest.raises(GivenUp, match=r"status 3 \(4 times in a row, soon after its start\); its last output"):
+    with pytest.raises(GivenUp, match=r"status 3 \(4 times in a row, soon after its start\); the log above"):
         await asyncio.wait_for(kept.task, SECONDS)
     assert len(kept.starts) == 4
     pauses = [after - before for before, after in zip(kept.starts, kept.starts[1:], strict=False)]
@@ -201,7 +201,7 @@ async def test_a_child_that_hangs_every_time_is_told_apart_from_one_that_was_kil
     await until(lambda: "up" in kept.lines, SECONDS)
     kept.supervised.everything_is_ready()
     kept.alive = False
-    with pytest.raises(GivenUp, match=r"^it did not answer \(timeouts\.hung\) and was killed; its last output"):
+    with pytest.raises(GivenUp, match=r"^it did not answer \(timeouts\.hung\) and was killed; the log above"):
         await asyncio.wait_for(kept.task, SECONDS)
 
 

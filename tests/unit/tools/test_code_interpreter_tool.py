@@ -310,7 +310,7 @@ async def test_how_many_containers_there_may_be(setup: Setup) -> None:
     with pytest.raises(ToolFailed, match="You have reached your limit of containers"):
         await run("a", 3)
     await run("b", 1)
-    with pytest.raises(ToolFailed, match="at the moment"):
+    with pytest.raises(ToolFailed, match="its limit of containers"):
         await run("b", 2)
     setup.now = 1_000
     await run("b", 3)

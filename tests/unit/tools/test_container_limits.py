@@ -197,7 +197,7 @@ async def test_a_container_whose_files_cannot_be_copied_is_none(made: Rooms) -> 
 async def test_what_can_be_a_name(made: Rooms, name: str, kept: str | None) -> None:
     one = await made.rooms.create(OWNER, REQUEST)
     if kept is None:
-        with pytest.raises(ContainerFailed, match="name of a file"):
+        with pytest.raises(ContainerFailed, match="cannot have this name"):
             await made.rooms.put(OWNER, one.id, name, _bytes(b"x"))
         return
     file = await made.rooms.put(OWNER, one.id, name, _bytes(b"x"))

@@ -226,7 +226,7 @@ async def test_a_page_is_opened_and_searched() -> None:
     found = await tool.run(_call("find_in_page", {"url": "https://a.example/1", "pattern": "SNOW"}))
     assert "Snow at last." in found.output and found.fields["action"]["pattern"] == "SNOW"
     missing = await tool.run(_call("find_in_page", {"url": "https://a.example/1", "pattern": "hail"}))
-    assert "does not hold" in missing.output and not missing.failed
+    assert "does not contain" in missing.output and not missing.failed
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_no_recorded_error_was_forgotten() -> None:
         (503, {"error": {"message": "The model is overloaded"}}, BUSY, "The"),
         (529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, BUSY, "Overloaded"),
         (524, {}, BROKEN, "The upstream answered with status 524"),
-        (302, {}, BROKEN, "The upstream answered 302"),
+        (302, {}, BROKEN, "The upstream answered with status 302"),
     ],
     ids=str,
 )
