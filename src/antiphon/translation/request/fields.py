@@ -71,8 +71,8 @@ class Field:
     - `fate` is the treatment of a field without `forward`. `fate` maps members or values to treatments if the
       treatments differ.
 
-    `echo` is the value in a response when the request has no such field. UNSET: responses do not show the field, or
-    separate code sets its value. `template`: a prompt's template can set the field.
+    `echo` is the value that a response shows when the request lacks the field. If `echo` is `UNSET`, responses omit
+    the field, or other code sets it. `template`: a prompt's template can set the field.
     """
 
     name: str
