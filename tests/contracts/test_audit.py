@@ -49,3 +49,34 @@ async def test_a_sweep_keeps_the_newest_rows(store: AuditStore) -> None:
     assert await store.list() == rows[:3]
     # A row that is older than the future is any row.
     assert await store.sweep(-3600.0) == 3 and await store.list() == []
+
+
+async def test_equal_reads_of_a_period_leave_one_row(store: AuditStore) -> None:
+    noted = AuditEntry("console", "read file", "file_1", "n:anna")
+    # The test ends in the same period, because the period is longer than a year.
+    period = 1e9
+    assert [await store.note_read(noted, period) for _ in range(3)] == [True, False, False]
+    for other in (
+        AuditEntry("admin-api", "read file", "file_1", "n:anna"),
+        AuditEntry("console", "read response", "file_1", "n:anna"),
+        AuditEntry("console", "read file", "file_2", "n:anna"),
+        AuditEntry("console", "read file", "file_1", "n:bo"),
+    ):
+        assert await store.note_read(other, period)
+    assert await store.note_read(noted, 2 * period), "another period has another row"
+    rows = await store.list()
+    assert len(rows) == 6 and rows[-1].at > 1e9
+    assert {(one.actor, one.action, one.object, one.owner) for one in rows if one.owner == "n:bo"} == {
+        ("console", "read file", "file_1", "n:bo")
+    }
+
+
+async def test_many_reads_displace_no_change(store: AuditStore) -> None:
+    await store.note(AuditEntry("cli:me", "keys create", "key_1", "n:anna"))
+    for number in range(4):
+        await store.note_read(AuditEntry("admin-api", "read usage", owner=f"n:{number}"))
+    assert await store.sweep(None, most=2) == 2
+    rows = await store.list()
+    assert sorted(one.action for one in rows) == ["keys create", "read usage", "read usage"]
+    assert [one.action for one in await store.list(changes=True)] == ["keys create"]
+    assert [one.action for one in await store.list(changes=True, owner="anna", limit=1)] == ["keys create"]

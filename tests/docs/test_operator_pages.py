@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from antiphon.config.settings import load_settings
+from antiphon.stores.audit import ChangeAction, ReadAction
 
 _ROOT = Path(__file__).parents[2]
 _PAGES = _ROOT / "docs" / "how-to"
@@ -64,3 +66,29 @@ def test_a_symptom_quotes_what_the_source_says(symptom: str) -> None:
     for message in re.findall(r'"([^"]+)"', symptom):
         for part in message.split("…"):
             assert part.strip(" .") in _texts() or len(part) < _SHORTEST, part
+
+
+def _audit_table(heading: str) -> dict[str, set[str]]:
+    """The actions of a table of the page about keys, each with its actors."""
+    text = (_PAGES / "keys-and-owners.md").read_text()
+    rows = re.findall(r"^\| (`.+?`) \| (`.+?`) \|", text.partition(heading)[2].partition("\n\n- ")[0], re.MULTILINE)
+    return {
+        action: set(re.findall(r"`([^`]+)`", actors))
+        for actions, actors in rows
+        for action in re.findall(r"`([^`]+)`", actions)
+    }
+
+
+def test_the_page_lists_every_action_of_the_audit() -> None:
+    changes = _audit_table("These actions change keys or data.")
+    reads = _audit_table("These actions read data:")
+    assert set(reads) == set(get_args(ReadAction)) and all(one.startswith("read ") for one in reads)
+    assert set(changes) - set(reads) == set(get_args(ChangeAction))
+    assert not any(one.startswith("read ") for one in get_args(ChangeAction))
+    actors = {"cli:NAME", "admin-api", "console", "server"}
+    assert set().union(*changes.values(), *reads.values()) == actors
+
+
+@pytest.mark.parametrize("action", [*get_args(ChangeAction), *get_args(ReadAction)])
+def test_the_source_records_every_action_of_the_audit(action: str) -> None:
+    assert _texts().splitlines().count(action) >= 2, "the list itself and the code that records the action"

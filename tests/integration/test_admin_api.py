@@ -17,7 +17,7 @@ from antiphon.app.build import build
 from antiphon.config.operators import AdminSettings
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import AuthMode, PriceSettings
-from antiphon.errors import ConfigError
+from antiphon.errors import ConfigError, StoreError
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.state import needs_sqlite
 
@@ -109,7 +109,7 @@ async def test_the_audit_names_the_api_and_no_token(tmp_path: Path) -> None:
             key = await created(app, name="laptop")
             _, after = await admin(app, f"keys/{key['id']}/rotate", "POST")
             await admin(app, f"keys/{after['id']}", "DELETE")
-        status, audit = await admin(app, "audit?owner=anna&since=2020-01-01")
+        status, audit = await admin(app, "audit?owner=anna&since=2020-01-01&changes=true")
         assert status == 200 and not audit["has_more"]
         assert [(one["actor"], one["action"], one["target"], one["owner"]) for one in audit["data"]] == [
             ("admin-api", "keys revoke", after["id"], "n:anna"),
@@ -120,6 +120,51 @@ async def test_the_audit_names_the_api_and_no_token(tmp_path: Path) -> None:
         assert not any(secret in f"{audit}{lines}" for secret in (key["token"], after["token"], TOKEN))
         _, newest = await admin(app, "audit?limit=1")
         assert newest["has_more"] and len(newest["data"]) == 1
+
+
+async def test_each_read_leaves_a_row_with_whose_data_it_was(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as (_, app):
+        with capture_logs() as lines:
+            for path in (
+                "keys",
+                "keys?owner=anna",
+                "quotas?subject=owner:n:anna",
+                "usage?owner=n:bo",
+                "usage?by=owner",
+                "audit?owner=anna",
+            ):
+                assert (await admin(app, path))[0] == 200, path
+        for path in ("keys?owner=not%20a%20name", "usage?by=nothing", "quotas?limit=0", "audit?since=2026-1-1"):
+            assert (await admin(app, path))[0] == 400, path
+        _, audit = await admin(app, "audit")
+        rows = {(one["actor"], one["action"], one["target"], one["owner"]) for one in audit["data"]}
+        assert rows == {
+            ("admin-api", "read keys", "", ""),
+            ("admin-api", "read keys", "", "n:anna"),
+            ("admin-api", "read quotas", "owner:n:anna", "n:anna"),
+            ("admin-api", "read usage", "", "n:bo"),
+            ("admin-api", "read usage", "", ""),
+            ("admin-api", "read audit", "", "anna"),
+            ("admin-api", "read audit", "", ""),
+        }
+        assert {(line["action"], line["owner"]) for line in lines if line["event"] == "audit"} == {
+            (action, owner) for _, action, _, owner in rows if (action, owner) != ("read audit", "")
+        }
+        assert (await admin(app, "audit?changes=true"))[1]["data"] == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_read_that_the_audit_cannot_record_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async def fails(*_: object) -> bool:
+        raise StoreError("the disk is full", reason="full")
+
+    async with gateway(tmp_path) as (_, app):
+        await created(app, name="laptop")
+        monkeypatch.setattr(app.app.stores.audit, "note_read", fails)
+        status, answer = await admin(app, path)
+        assert status >= 500 and "laptop" not in str(answer) and answer["error"]["code"]
 
 
 async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from antiphon.api.http import ApiRequest
 from antiphon.config.operators import AdminSettings, ConsoleSettings
 from antiphon.console.console import Console
 from antiphon.engine.ports.journal import EntryFilter
+from antiphon.entry import main
 from antiphon.recordings.format import read_entries
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.console_browser import HOST, ConsoleBrowser, header, links
+from tests.support.state import needs_sqlite
 
 TOKEN = "the-token-of-the-operators-0123456789"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script>"
@@ -360,3 +364,93 @@ async def test_an_owner_sees_the_use_of_its_quotas(tmp_path: Path) -> None:
         assert "requests per minute" in page and "owner:n:anna" in page
         await there.create(BO)
         assert "owner:n:bo" not in (await (await there.user(ANNA)).get("/console/system"))[1]
+
+
+CONTENTS = {
+    "/console/requests/{}",
+    "/console/requests/{}/cassette",
+    "/console/threads/{}",
+    "/console/playground",
+    "/console/requests",
+    "/console/files/{}",
+    "/console/files/{}/content",
+    "/console/prompts/{}",
+    "/console/vector-stores/{}",
+    "/console/vector-stores/{}/files/{}",
+    "/console/vector-stores/{}/search",
+    "/console/keys",
+}
+"""The pages whose reads the audit records. This file and `test_console_views.py` open each of them."""
+FACTS = {
+    f"/console/{name}"
+    for name in (
+        "live",
+        "threads",
+        "background",
+        "prompts",
+        "models",
+        "files",
+        "vector-stores",
+        "prompt-cache",
+        "system",
+    )
+}
+"""The pages that show only facts."""
+
+
+async def test_the_audit_knows_which_requests_an_operator_read(tmp_path: Path) -> None:
+    async with place(tmp_path, act=True) as there:
+        changes = re.compile(r".*/(delete|cancel|rotate|revoke|default|attach|detach|attributes)")
+        assert {one for one in there.console.paths if not changes.fullmatch(one)} == CONTENTS | FACTS
+        made = await there.create(ANNA, input="a secret")
+        failed = await there.create(ANNA, "req_failed", model="no model", temperature=9)
+        assert "error" in failed
+        entry = (await there.app.app.stores.journal.list(EntryFilter(failed=True), limit=1)).entries[0]
+        audit, operator, anna = there.app.app.stores.audit, await there.user(TOKEN), await there.user(ANNA)
+
+        async def rows(browser: ConsoleBrowser, path: str) -> set[tuple[str, str, str, str]]:
+            await audit.sweep(None, most=0)
+            assert (await browser.get(f"/console{path}"))[0] == 200, path
+            return {(one.actor, one.action, one.object, one.owner) for one in await audit.list()}
+
+        read = ("console", "read response", made["id"], "n:anna")
+        for path in (
+            f"/requests/{made['id']}",
+            f"/requests/{made['id']}/cassette",
+            f"/threads/{made['id']}",
+            f"/playground?request={made['id']}",
+        ):
+            assert await rows(anna, path) == set(), path
+            assert await rows(operator, path) == {read}, path
+        assert await rows(operator, f"/requests/{entry.id}") == {("console", "read request", entry.id, "n:anna")}
+        assert await rows(operator, "/requests?text=secret") == {("console", "read search", "", "")}
+        assert await rows(operator, "/requests?text=secret&owner=n:anna") == {("console", "read search", "", "n:anna")}
+        assert await rows(operator, "/requests") == await rows(operator, "/system") == set()
+        assert await rows(operator, "/keys?owner=n:anna") == {("console", "read keys", "", "n:anna")}
+        assert "read keys" not in (await operator.get("/console/keys"))[1]
+        assert "read keys" in (await operator.get("/console/keys?reads=1"))[1]
+
+
+async def test_the_audit_knows_what_a_command_showed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_sqlite()
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA, input="a secret")
+        for more in ((), ("-v",), ("--json",)):
+            assert await asyncio.to_thread(main, ["show", made["id"], "--data", str(tmp_path), *more]) == 0
+        (found,) = await there.app.app.stores.audit.list()
+    assert found.actor.startswith("cli:")
+    assert (found.action, found.object, found.owner) == ("read response", made["id"], "n:anna")
+    assert "a secret" in capsys.readouterr().out
+
+
+async def test_the_audit_knows_in_whose_name_an_operator_ran_a_request(tmp_path: Path) -> None:
+    async with place(tmp_path, act=True) as there:
+        for token, owner in ((TOKEN, "n:anna"), (ANNA, "n:anna")):
+            browser = await there.user(token)
+            headers = (("cookie", browser.cookie), ("x-csrf-token", await browser.csrf()), ("host", HOST))
+            asked = ApiRequest("POST", "/console/run", (("owner", owner),), headers, request_id="req_1")
+            assert (await there.console.runs(asked)).owner == owner
+        found = await there.app.app.stores.audit.list()
+        assert [(one.actor, one.action, one.object, one.owner) for one in found] == [
+            ("console", "request run", "req_1", "n:anna")
+        ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from antiphon.api.http import ApiRequest
+from antiphon.errors import StoreError
 from tests.support.chat_server import ChatServer
 from tests.support.console_app import ANNA, BO, ConsoleApp, open_console_app
 from tests.support.embeddings_server import open_embeddings_server
@@ -441,3 +442,87 @@ async def test_an_operator_who_may_only_look_gets_no_buttons(tmp_path: Path) -> 
             assert forms == 1, "only the form that signs out"
         assert (await console.post(f"/files/{file_id}/delete?owner={ANNA}", "operator")).status == 403
         assert (await console.upload("x.txt", b"x", "operator", path=f"/files?owner={ANNA}")).status == 403
+
+
+async def audited(console: ConsoleApp) -> set[tuple[str, str, str, str]]:
+    """The rows of the audit."""
+    found = await console.app.stores.audit.list(limit=1000)
+    return {(one.actor, one.action, one.object, one.owner) for one in found}
+
+
+async def test_an_operator_who_opens_an_object_leaves_a_row(console: ConsoleApp) -> None:
+    store_id, ids = await store_of(console, {"birds.txt": ("Swifts fly.", {})})
+    prompt_id, file_id = await prompt_of(console), ids["birds.txt"]
+    thread = (await ask(console, "POST", "/v1/conversations", {}))["id"]
+    opened = {
+        f"/files/{file_id}": ("read file", file_id),
+        f"/files/{file_id}/content": ("read file", file_id),
+        f"/vector-stores/{store_id}": ("read vector-store", store_id),
+        f"/vector-stores/{store_id}/search?query=swifts": ("read vector-store", store_id),
+        f"/vector-stores/{store_id}/files/{file_id}": ("read file", file_id),
+        f"/prompts/{prompt_id}": ("read prompt", prompt_id),
+        f"/threads/{thread}": ("read conversation", thread),
+    }
+    for path, (action, object_id) in opened.items():
+        await console.app.stores.audit.sweep(None, most=0)
+        assert (await console.get(path)).status == 200, path
+        assert await audited(console) == set(), "owners leave no rows"
+        query = f"{'&' if '?' in path else '?'}owner={ANNA}"
+        assert (await console.get(path + query, "operator")).status == 200, path
+        assert await audited(console) == {("console", action, object_id, ANNA)}, path
+    await console.app.stores.audit.sweep(None, most=0)
+    for path in (*VIEWS, "/threads", "/requests", "/live", "/background", "/models", "/playground", "/prompt-cache"):
+        assert (await console.get(f"{path}?owner={ANNA}", "operator")).status == 200, path
+    assert await audited(console) == set(), "lists of facts leave no rows"
+    assert (await console.get(f"/files/file%00%0A?owner={ANNA}%00", "operator")).status == 404
+    assert await audited(console) == {("console", "read file", "file??", f"{ANNA}?")}
+
+
+async def test_an_operator_who_changes_data_leaves_a_row(console: ConsoleApp) -> None:
+    store_id, ids = await store_of(console, {"birds.txt": ("Swifts fly.", {})})
+    prompt_id, file_id = await prompt_of(console), ids["birds.txt"]
+    assert (await console.upload("x.txt", b"x", "operator", path=f"/files?owner={ANNA}")).status == 200
+    own = (await ask(console, "GET", "/v1/files"))["data"][0]["id"]
+    changes: tuple[tuple[str, dict[str, str]], ...] = (
+        (f"/vector-stores/{store_id}/attach", {"file_id": own}),
+        (f"/vector-stores/{store_id}/files/{file_id}/attributes", {"attributes": "{}"}),
+        (f"/vector-stores/{store_id}/files/{file_id}/detach", {}),
+        (f"/vector-stores/{store_id}/delete", {}),
+        ("/vector-stores", {"name": "Notes"}),
+        (f"/files/{file_id}/delete", {}),
+        (f"/prompts/{prompt_id}/default", {"version": "1"}),
+        (f"/prompts/{prompt_id}/delete", {}),
+    )
+    for path, fields in changes:
+        assert (await console.post(f"{path}?owner={ANNA}", "operator", **fields)).status == 303, path
+    assert await audited(console) == {
+        ("console", action, object_id, ANNA)
+        for action, object_id in (
+            ("file upload", ""),
+            ("vector-store attach", store_id),
+            ("vector-store change", f"{store_id}/{file_id}"),
+            ("vector-store detach", f"{store_id}/{file_id}"),
+            ("vector-store delete", store_id),
+            ("vector-store create", ""),
+            ("file delete", file_id),
+            ("prompt set-default", prompt_id),
+            ("prompt delete", prompt_id),
+        )
+    }
+
+
+async def test_nothing_is_shown_or_changed_that_the_audit_cannot_record(
+    console: ConsoleApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = await file_of(console, "birds.txt", "Swifts fly.")
+
+    async def fails(*_: object) -> bool:
+        raise StoreError("the disk is full", reason="full")
+
+    for name in ("note", "note_read"):
+        monkeypatch.setattr(console.app.stores.audit, name, fails)
+    for path in (f"/files/{file_id}", f"/files/{file_id}/content"):
+        page = await console.get(f"{path}?owner={ANNA}", "operator")
+        assert page.status == 507 and "birds.txt" not in page.text and b"Swifts" not in page.body
+    assert (await console.post(f"/files/{file_id}/delete?owner={ANNA}", "operator")).status == 507
+    assert (await console.get(f"/files/{file_id}")).status == 200

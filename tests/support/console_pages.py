@@ -40,7 +40,7 @@ class FakeConsole:
         """Whether the path is that of a form."""
         return method == "POST" and path == "/console/form"
 
-    def runs(self, request: ApiRequest) -> Caller | None:
+    async def runs(self, request: ApiRequest) -> Caller | None:
         """The caller of the test, for requests with its CSRF token."""
         self.requests.append(request)
         if self.runs_for is not None and request.header("x-csrf-token") != "right":

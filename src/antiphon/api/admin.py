@@ -5,14 +5,14 @@ a change (`engine/running/client_keys.py`), the check of the admin token (`crede
 (`commands/admin/`).
 
 Invariants: every endpoint has the guard, which checks the admin token. An answer contains a key's token only if it
-reports the creation of that key. Every list has a maximum length.
+reports the creation of that key. Every list has a maximum length. Each read leaves an audit row before its answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
@@ -38,11 +38,13 @@ from antiphon.engine.ports.usage_sums import KEY, FindNames, day_start, read_by
 from antiphon.engine.running.client_keys import KeyManager, WantedKey
 from antiphon.engine.running.quotas import quota_use
 from antiphon.errors import InvalidRequest, invalid_value, unknown_parameter
-from antiphon.stores.audit import AuditStore
+from antiphon.stores.audit import LIST_SECONDS, AuditEntry, AuditStore, ReadAction, note_operator_read
 from antiphon.stores.owner_usage import UsageStore
 from antiphon.stores.quotas import QuotaStore
 from antiphon.types.json import encode
 
+ACTOR: Final = "admin-api"
+"""The actor in the audit rows of the admin API."""
 _KEYS = "/v1/antiphon/admin/keys"
 _NO_STORE = (("cache-control", "no-store"),)
 _LONGEST_LIST, _USUAL_LIST = 10_000, 1_000
@@ -134,8 +136,8 @@ class UsageSumObject(Struct, kw_only=True):
 
 
 class AuditEntryObject(Struct, kw_only=True):
-    """One change that an operator made. `at` is in seconds since the epoch. `target` identifies the changed object, for
-    example by the id of a key."""
+    """One action of an operator: a change, or a read. `at` is in seconds since the epoch. `target` identifies the
+    object of the action, for example by the id of a key. The `action` of a read begins with `read `."""
 
     object: Literal["audit_entry"] = "audit_entry"
     at: float
@@ -167,7 +169,7 @@ class UsageSumList(AdminList):
 
 
 class AuditList(AdminList):
-    """The changes that operators made, newest first."""
+    """The changes and the reads of operators, newest first."""
 
     data: list[AuditEntryObject]
 
@@ -204,6 +206,7 @@ class Administration(Area):
         `order`."""
         owner, all_keys = query_value(request, "owner") or "", query_flag(request, "all")
         found = await self.keys.page(read_page(request), owner, all_keys=all_keys)
+        await self._note("read keys", owner=NAMED + owner if owner else "")
         return list_response(found, lambda one: encode(_shown(one)), headers=_NO_STORE)
 
     @Route("POST", _KEYS, "Create a client key", ClientKeyObject, body=CreateClientKey, body_needed=True)
@@ -256,7 +259,10 @@ class Administration(Area):
     async def list_quotas(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/antiphon/admin/quotas`: list the counters of quotas by subject."""
         limit = query_number(request, "limit", least=1, limit=_LONGEST_LIST, default=_USUAL_LIST)
-        found = await quota_use(self.quotas, self.rules, _text(request, "subject"), most=limit + 1)
+        subject = _text(request, "subject")
+        kind, _, name = subject.partition(":")
+        await self._note("read quotas", subject, owner=name if kind == "owner" else "")
+        found = await quota_use(self.quotas, self.rules, subject, most=limit + 1)
         return _listed([QuotaUseObject(**structs.asdict(one)) for one in found], limit)
 
     @Route(
@@ -286,7 +292,9 @@ class Administration(Area):
         except ValueError:
             raise invalid_value("by", f"use {', '.join(KEY)}, or several of them with commas") from None
         days = {name: _day(request, name) for name in ("since", "until")}
-        sums = await self.usage.sums(by, **days, owner=_text(request, "owner"), most=limit + 1)
+        owner = _text(request, "owner")
+        await self._note("read usage", owner=owner)
+        sums = await self.usage.sums(by, **days, owner=owner, most=limit + 1)
         names = await self.names([one.owner for one in sums]) if self.names is not None and "owner" in by else {}
         return _listed([UsageSumObject(**one.shown(by, names)) for one in sums], limit)  # type: ignore[arg-type]
 
@@ -297,16 +305,19 @@ class Administration(Area):
         AuditList,
         parameters=(
             _SINCE,
-            Parameter("owner", str, "List only changes that concern the owner with this id or name."),
+            Parameter("owner", str, "List only rows that concern the owner with this id or name."),
+            Parameter("changes", bool, "Whether to list only changes, without reads."),
             limit_parameter(_MOST_AUDIT, _USUAL_AUDIT),
         ),
         errors=(400,),
     )
     async def list_audit(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/antiphon/admin/audit`: list the changes that operators made, newest first."""
+        """`GET /v1/antiphon/admin/audit`: list the changes and the reads of operators, newest first."""
         limit = query_number(request, "limit", least=1, limit=_MOST_AUDIT, default=_USUAL_AUDIT)
         since = day_start(_day(request, "since")) or 0.0
-        found = await self.audit.list(since=since, owner=_text(request, "owner"), limit=limit + 1)
+        owner, changes = _text(request, "owner"), query_flag(request, "changes")
+        await self._note("read audit", owner=owner)
+        found = await self.audit.list(since=since, owner=owner, limit=limit + 1, changes=changes)
         entries = [
             AuditEntryObject(
                 at=one.at,
@@ -319,6 +330,10 @@ class Administration(Area):
             for one in found
         ]
         return _listed(entries, limit)
+
+    async def _note(self, action: ReadAction, object: str = "", *, owner: str) -> None:
+        """Store the audit row of a read. `owner`: the owner that the request selects, or empty."""
+        await note_operator_read(self.audit, AuditEntry(ACTOR, action, object, owner), LIST_SECONDS)
 
     def _check_accepted(self) -> None:
         if not self.accepts_keys:

@@ -70,7 +70,7 @@ def make_console(
         return None
     # This function imports the console only here, because most gateways have no console and need none of its packages.
     from antiphon.console.console import Console
-    from antiphon.console.reading import Reading
+    from antiphon.console.reading import ACTOR, Reading
     from antiphon.console.sessions import Sessions
     from antiphon.console.views.keys import KeySources
 
@@ -109,7 +109,7 @@ def make_console(
         window=lambda model: routes.choose(model).context_tokens,
     )
     keys = KeySources(
-        KeyManager(stores.client_keys, stores.audit, "console"),
+        KeyManager(stores.client_keys, stores.audit, ACTOR),
         stores.audit,
         partial(quotas, ""),
         settings.owner.managed_keys,

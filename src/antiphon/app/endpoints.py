@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from antiphon.api.admin import Administration
+from antiphon.api.admin import ACTOR, Administration
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.credential_checks import AdminGuard
@@ -111,7 +111,7 @@ def _admin(settings: Settings, stores: Stores, token: AdminToken) -> Administrat
     """Return the admin API."""
     return Administration(
         AdminGuard(token).check,
-        KeyManager(stores.client_keys, stores.audit, "admin-api"),
+        KeyManager(stores.client_keys, stores.audit, ACTOR),
         stores.quotas,
         quota_rules(settings.quotas),
         stores.usage,

@@ -225,7 +225,8 @@ OF_ADMIN: dict[str, Arguments] = {
     },
     "audit": {
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
-        "--owner": {"default": "", "metavar": "NAME", "help": "list only the changes that concern this owner"},
+        "--owner": {"default": "", "metavar": "NAME", "help": "list only the rows that concern this owner"},
+        "--changes": {"action": "store_true", "help": "list only changes, without the reads of operators"},
         "--limit": {"type": int, "default": 100, "help": "the maximum number of rows to list; default: %(default)s"},
         "--json": {"action": "store_true", "help": "print one JSON object per line"},
     },

@@ -102,7 +102,7 @@ _ADMIN = {
         "delete-owner": "delete all stored data of one owner; without --yes only count it",
     },
     "Upkeep": {
-        "audit": "list the changes that operators made to keys and stored data, the newest first",
+        "audit": "list the changes and the reads of operators, the newest first",
         "purge": "delete data older than retention.* allows, and expired files",
         "vacuum": "return the space of deleted rows to the file system",
     },

@@ -22,6 +22,7 @@ from contextlib import aclosing
 
 import msgspec
 
+from antiphon.commands.admin.audit import acted, note_read
 from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
@@ -130,6 +131,11 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     async with aclosing(await opened_stores(settings)) as stores:
         entry = await stores.journal.get(arguments.id)
         recording = await stores.journal.record(entry.id) if entry is not None else None
+        if entry is not None and recording is not None:
+            noted = acted(
+                "read response" if entry.response_id else "read request", entry.response_id or entry.id, entry.owner
+            )
+            await note_read(settings, stores.audit, noted)
     if entry is None:
         print(
             f"antiphon: {one_line(arguments.id, 80)}: the journal has no such request. The gateway keeps a journal "

@@ -261,7 +261,7 @@ class RetentionSettings(Section):
     """Seconds after which Antiphon deletes the stored stream of a background response. Clients can then no longer
     resume the stream, but the response stays."""
     audit: float | None = Field(default=31_536_000.0, gt=0)
-    """Seconds after which Antiphon deletes a row of the audit (365 days). The audit has at most 100000 rows. `null`:
-    the age of rows has no limit."""
+    """Seconds after which Antiphon deletes a row of the audit (365 days). The audit keeps at most 100000 changes and
+    100000 reads. `null`: the age of rows has no limit."""
     sweep: float = Field(default=600.0, gt=0)
     """Seconds between two runs of the task that deletes data which is too old."""

@@ -74,6 +74,7 @@ class Console:
     """The console of one process. `acts`: operators may change the data of owners."""
 
     def __init__(self, reading: Reading, keys: KeySources, sessions: Sessions, *, acts: bool) -> None:
+        self._reading = reading
         self._sessions = sessions
         self._acts = acts
         views = every_view(reading, keys)
@@ -91,7 +92,7 @@ class Console:
         """Whether the server must read the body of this request."""
         return method == "POST"
 
-    def runs(self, request: ApiRequest) -> Caller:
+    async def runs(self, request: ApiRequest) -> Caller:
         """The caller in whose name the playground runs a request. Raises `ApiError`."""
         session = self._sessions.find(request)
         if session is None:
@@ -100,6 +101,10 @@ class Console:
         if not session.is_operator:
             return self._sessions.caller(session)
         owner = next((value for name, value in request.query if name == "owner"), "") or "console"
+        try:
+            await self._reading.note(session, "request run", request.request_id, owner)
+        except StoreError as error:
+            raise store_refusal(error, "The audit row of this request could not be stored") from None
         _log.info("console_run", owner=owner, request_id=request.request_id)
         return Caller(owner, "operator")
 

@@ -3,8 +3,8 @@
 Lives here: the code that calls the API's own handlers, and the code that collects the texts of a request for the
 search. Not here: SQL, HTML.
 
-Invariant: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
-for an object of another owner.
+Invariants: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
+for an object of another owner. Before a page shows an operator the contents of an owner, the audit has a row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.engine.running.quotas import QuotaUse
 from antiphon.errors import ApiError, NotFound
-from antiphon.stores.audit import AuditEntry, AuditStore, log_audit_entry
+from antiphon.stores.audit import (
+    AuditEntry,
+    AuditStore,
+    ChangeAction,
+    ReadAction,
+    log_audit_entry,
+    note_operator_read,
+)
 from antiphon.stores.jobs import QueuedJob
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
@@ -34,7 +41,10 @@ Difference = Callable[[str, str, str], Awaitable[PromptDifference | None]]
 """The first difference between the prompts of an owner's earlier and later response, by their ids. Raises `ApiError` if
 one of the two prompts cannot be compared."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
+ACTOR: Final = "console"
+"""The actor in the audit rows of operators who use the console."""
 _MOST_TEXT: Final = 2_000_000
+_LONGEST_NAME: Final = 300
 
 
 class Sent(TypedDict, total=False):
@@ -136,13 +146,20 @@ class Reading:
         """The use of the quotas of one owner. Empty without quotas."""
         return await self.quotas(f"owner:{owner}") if self.quotas is not None and owner else ()
 
-    async def note(self, session: Session, action: str, object: str, owner: str) -> None:
+    async def note(self, session: Session, action: ChangeAction, object: str, owner: str) -> None:
         """Note a change that an operator makes in the audit. The audit does not have the changes that owners make to
-        their own data."""
+        their own data. Raises `StoreError`, and the caller then changes nothing."""
         if session.is_operator and self.audit is not None:
-            noted = AuditEntry("console", action, object, owner)
+            noted = AuditEntry(ACTOR, action, _storable(object), _storable(owner))
             await self.audit.note(noted)
             log_audit_entry(noted)
+
+    async def note_read(self, session: Session, action: ReadAction, object: str, owner: str) -> None:
+        """Note in the audit that an operator reads contents of an owner. The audit does not have the reads of owners.
+        Raises `StoreError`, and the caller then shows nothing."""
+        if session.is_operator and self.audit is not None:
+            noted = AuditEntry(ACTOR, action, _storable(object), _storable(owner))
+            await note_operator_read(self.audit, noted)
 
     async def recording(self, entry: Entry) -> Recording | None:
         """The recorded contents of a request, or None."""
@@ -219,6 +236,11 @@ class Reading:
         if answer.status >= 400:
             raise _error(await _whole(answer), answer.status)
         return answer
+
+
+def _storable(name: str) -> str:
+    """An id from a URL as a text that every database can store."""
+    return "".join(one if one.isprintable() else "?" for one in name[:_LONGEST_NAME])
 
 
 async def _whole(answer: ApiResponse) -> bytes:

@@ -1,17 +1,20 @@
-"""Stores the audit log in SQLite or PostgreSQL: one row for each change that an operator makes to keys or stored data.
+"""Stores the audit log in SQLite or PostgreSQL: who changed keys or stored data, and which operator read them.
 
-Lives here: the SQL of the table `audit`, the maximum number of rows, the conversion of rows, and the log event of a
-row. Not here: the choice of the actions that Antiphon records (`commands/admin/audit.py`,
-`engine/running/client_keys.py`), the schedule of the sweep (`app/build.py`).
+Lives here: the names of the actions, the SQL of the table `audit`, the maximum number of rows, and the log event of a
+row. Not here: the code that records the actions (`commands/admin/audit.py`, `api/admin.py`,
+`console/reading.py`, `engine/running/client_keys.py`), the schedule of the sweep (`app/build.py`).
 
 Invariants: no row holds a token or stored data. If the change is in the same database, one transaction writes the
-change and its audit row. The sweep keeps only the newest `MOST_ROWS` rows. The time of a row comes from the database's
-clock.
+change and its audit row. All processes together store one row for repeated reads in the same period. The sweep keeps
+the newest `MOST_ROWS` changes and the newest `MOST_ROWS` reads, so reads never displace changes. The time of a row
+comes from the database's clock.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from typing import Final, Literal
 
 import msgspec
 import structlog
@@ -20,41 +23,102 @@ from antiphon.errors import StoreError
 from antiphon.ids import Clock, new_id, now
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
+ChangeAction = Literal[
+    "adopt-owner",
+    "delete-owner",
+    "deployment-keys --accept",
+    "export",
+    "file delete",
+    "file upload",
+    "keys create",
+    "keys revoke",
+    "keys rotate",
+    "move-owner",
+    "new-keys",
+    "prompt delete",
+    "prompt set-default",
+    "purge",
+    "request cancel",
+    "request run",
+    "response cancel",
+    "response delete",
+    "vector-store attach",
+    "vector-store change",
+    "vector-store create",
+    "vector-store delete",
+    "vector-store detach",
+]
+"""What an operator or a process changed. The list includes `export`, which returns all data of an owner."""
+ReadAction = Literal[
+    "read audit",
+    "read conversation",
+    "read file",
+    "read keys",
+    "read prompt",
+    "read quotas",
+    "read request",
+    "read response",
+    "read search",
+    "read usage",
+    "read vector-store",
+]
+"""What an operator read in the console or by the admin API. Each name begins with `read `."""
+Action = ChangeAction | ReadAction
+
 MOST_ROWS = 100_000
-"""The maximum number of rows that a sweep keeps."""
+"""The maximum number of changes that a sweep keeps, and the maximum number of reads."""
+CONTENTS_SECONDS: Final = 60.0
+"""The period in which repeated reads of the same contents leave one row."""
+LIST_SECONDS: Final = 3600.0
+"""The period in which repeated reads of the same list leave one row. Monitoring programs read lists all day."""
 _PIECE = 1000
+_IS_READ = "substr(action, 1, 5) = 'read '"
 _log = structlog.get_logger(__name__)
 INSERT = """
 INSERT INTO audit (id, at, actor, action, object, owner, detail)
 VALUES (:id, now_ms(), :actor, :action, :object, :owner, :detail)
 """
-LIST = """
-SELECT id, at, actor, action, object, owner, detail FROM audit
-WHERE at >= :since AND (:owner = '' OR owner = :owner OR owner = :named) ORDER BY at DESC, id DESC LIMIT :limit
+INSERT_READ = """
+INSERT INTO audit (id, at, actor, action, object, owner, detail)
+VALUES (
+  CAST(:id AS text) || '_' || CAST(now_ms() / CAST(:period AS bigint) AS text),
+  now_ms(), :actor, :action, :object, :owner, :detail
+)
+ON CONFLICT (id) DO NOTHING
 """
+_LIST = """
+SELECT id, at, actor, action, object, owner, detail FROM audit
+WHERE at >= :since AND (:owner = '' OR owner = :owner OR owner = :named) {chosen}ORDER BY at DESC, id DESC LIMIT :limit
+"""
+LIST = _LIST.format(chosen="")
+LIST_CHANGES = _LIST.format(chosen=f"AND NOT {_IS_READ} ")
 FORGET_OLD = f"""
 DELETE FROM audit WHERE id IN (
   SELECT id FROM audit WHERE at < now_ms() - CAST(:age AS bigint) ORDER BY at LIMIT {_PIECE}
 )
 """
-FORGET_MORE = f"""
-DELETE FROM audit WHERE id IN (SELECT id FROM audit ORDER BY at DESC, id DESC LIMIT {_PIECE} OFFSET :most)
+_FORGET_MORE = """
+DELETE FROM audit WHERE id IN (
+  SELECT id FROM audit WHERE {chosen} ORDER BY at DESC, id DESC LIMIT {piece} OFFSET :most
+)
 """
+FORGET_MORE = _FORGET_MORE.format(chosen=f"NOT {_IS_READ}", piece=_PIECE)
+FORGET_MORE_READS = _FORGET_MORE.format(chosen=_IS_READ, piece=_PIECE)
 
 Detail = Mapping[str, object]
 """Additional fields of a row, by name. Each value has a JSON type."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
-    """One row of the audit log: who changed what, and when.
+    """One row of the audit log: who changed or read what, and when.
 
-    `action` is the name of the operation, such as `keys create`. `object` is what the action changed, such as the id of
-    a key. `owner` is the id of the owner, or empty if the action does not concern one owner. `at` is the time in
-    seconds since the epoch, or 0 before the store has stored the row.
+    `object` is what the action changed or read, such as the id of a key. `owner` is the id of the owner, or empty if
+    the action does not concern one owner. `at` is the time in seconds since the epoch, or 0 before the store has stored
+    the row.
     """
 
     actor: str
-    action: str
+    action: Action
     object: str = ""
     owner: str = ""
     detail: Detail = {}
@@ -64,6 +128,13 @@ class AuditEntry(msgspec.Struct, frozen=True):
 def log_audit_entry(noted: AuditEntry) -> None:
     """Write the log event of a stored row."""
     _log.info("audit", actor=noted.actor, action=noted.action, object=noted.object, owner=noted.owner, **noted.detail)
+
+
+async def note_operator_read(store: AuditStore, noted: AuditEntry, seconds: float = CONTENTS_SECONDS) -> None:
+    """Store the row of an operator's read, and log it if the row is new. The caller answers afterwards, so
+    Antiphon shows nothing whose read it cannot record. Raises `StoreError`."""
+    if await store.note_read(noted, seconds):
+        log_audit_entry(noted)
 
 
 class AuditStore:
@@ -84,23 +155,37 @@ class AuditStore:
         """Store this row."""
         await self._tables.run([self.statement(noted)])
 
-    async def list(self, *, since: float = 0.0, owner: str = "", limit: int = 100) -> list[AuditEntry]:
+    async def note_read(self, noted: AuditEntry, seconds: float = CONTENTS_SECONDS) -> bool:
+        """Store the row of a read, unless the table has an equal row of the same period of `seconds`. Returns whether
+        this call stored a row. The period begins at a multiple of `seconds` since the epoch."""
+        named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
+        detail = msgspec.json.encode(noted.detail).decode()
+        equal = hashlib.sha256(msgspec.json.encode([*named.values(), detail])).hexdigest()[:32]
+        more = {"id": f"audit_{equal}", "period": milliseconds(seconds), "detail": detail, **self._now}
+        return (await self._tables.run([Statement(INSERT_READ, {**named, **more})], again=True))[0] > 0
+
+    async def list(
+        self, *, since: float = 0.0, owner: str = "", limit: int = 100, changes: bool = False
+    ) -> list[AuditEntry]:
         """Return at most `limit` rows that are not older than `since` (seconds since the epoch), newest first.
 
-        `owner`: the id or the name of an owner; an empty string selects all rows.
+        `owner`: the id or the name of an owner; an empty string selects all rows. `changes`: only changes, no reads.
         """
         named = {"since": milliseconds(since), "owner": owner, "named": f"n:{owner}", "limit": limit}
-        return [_noted(row) for row in await self._tables.fetch(LIST, named)]
+        return [_noted(row) for row in await self._tables.fetch(LIST_CHANGES if changes else LIST, named)]
 
     async def sweep(self, seconds: float | None, *, most: int = MOST_ROWS) -> int:
-        """Delete rows older than `seconds`, and all but the newest `most`. Returns the number of deleted rows.
+        """Delete rows older than `seconds`, and all but the newest `most` changes and the newest `most` reads. Returns
+        the number of deleted rows.
 
         If `seconds` is None, the sweep deletes no row because of its age.
         """
         gone = 0
         if seconds is not None:
             gone = await self._forget(FORGET_OLD, {"age": milliseconds(seconds), **self._now})
-        return gone + await self._forget(FORGET_MORE, {"most": most})
+        for statement in (FORGET_MORE, FORGET_MORE_READS):
+            gone += await self._forget(statement, {"most": most})
+        return gone
 
     async def _forget(self, sql: str, named: Mapping[str, object]) -> int:
         gone = 0

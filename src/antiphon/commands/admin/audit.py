@@ -1,7 +1,8 @@
-"""Implements `antiphon admin audit`, and records the changes that the other actions of `antiphon admin` make.
+"""Implements `antiphon admin audit`, and records the actions of the user who runs a command.
 
 This module finds the name of the acting user, and prints the audit. `stores/audit.py` has the stored rows, and the log
-event of a row. `client_keys.py`, `whole_state.py` and `command.py` make the changes.
+event of a row. `client_keys.py`, `whole_state.py` and `command.py` make the changes, and `commands/journal.py`
+prints contents.
 
 Invariant: the log event of a change is written after the change is stored.
 """
@@ -23,12 +24,12 @@ from antiphon.config.settings import Settings
 from antiphon.engine.ports.usage_sums import day_start
 from antiphon.errors import ConfigError
 from antiphon.observability.logs import configure
-from antiphon.stores.audit import AuditEntry, AuditStore, log_audit_entry
+from antiphon.stores.audit import Action, AuditEntry, AuditStore, log_audit_entry
 
 _MOST = 10_000
 
 
-def acted(action: str, object: str = "", owner: str = "", detail: Mapping[str, object] = {}) -> AuditEntry:
+def acted(action: Action, object: str = "", owner: str = "", detail: Mapping[str, object] = {}) -> AuditEntry:
     """The audit row for an action of the user who runs this command."""
     return AuditEntry(actor(), action, object, owner, detail)
 
@@ -50,11 +51,18 @@ async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) 
     log_action(settings, noted)
 
 
+async def note_read(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
+    """Store the audit row of a read, and log it if the row is new. Raises `StoreError`."""
+    if await store.note_read(noted):
+        log_action(settings, noted)
+
+
 async def show_audit(store: AuditStore, arguments: argparse.Namespace) -> int:
     """Print the newest rows first. Returns the exit status. Raises `ConfigError` and `StoreError`."""
     if not 0 < arguments.limit <= _MOST:
         raise ConfigError(f"--limit {arguments.limit}: write a number from 1 to {_MOST}")
-    found = await store.list(since=_since(arguments.since), owner=arguments.owner, limit=arguments.limit)
+    since = _since(arguments.since)
+    found = await store.list(since=since, owner=arguments.owner, limit=arguments.limit, changes=arguments.changes)
     if arguments.json:
         for one in found:
             print(json.dumps(msgspec.to_builtins(one)))

@@ -43,6 +43,7 @@ class FilesView:
     async def upload(self, call: PageCall) -> ApiResponse:
         """Upload a file. The body is the form of the browser, which goes to the API as it arrives."""
         check_owner(call)
+        await self._reading.note(call.session, "file upload", "", call.owner)
         names = ("content-type", "content-length")
         headers = tuple((name, value) for name, value in call.request.headers if name in names)
         try:
@@ -61,6 +62,7 @@ class FilesView:
         """The properties of a file, and the vector stores that use the file."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
+        await self._reading.note_read(call.session, "read file", file_id, call.owner)
         with needs("files.enabled", "files"):
             file: FileJson = await self._reading.json("GET", f"/v1/files/{_part(file_id)}", call.caller)
         stores, more = await self._stores(call)
@@ -73,6 +75,7 @@ class FilesView:
         """The contents of a file, as a download."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
+        await self._reading.note_read(call.session, "read file", file_id, call.owner)
         method = "HEAD" if call.request.method == "HEAD" else "GET"
         found = await self._reading.answer(method, f"/v1/files/{_part(file_id)}/content", call.caller)
         kept = tuple(pair for pair in found.headers if pair[0] in ("content-disposition", "content-length"))
@@ -83,6 +86,7 @@ class FilesView:
     async def delete(self, call: PageCall, file_id: str) -> ApiResponse:
         """Delete a file. The API also removes it from all vector stores."""
         check_owner(call)
+        await self._reading.note(call.session, "file delete", file_id, call.owner)
         await self._reading.raw("DELETE", f"/v1/files/{_part(file_id)}", call.caller)
         return redirect(call.link("/files"))
 

@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from antiphon.api.http import ApiResponse
+from antiphon.console.reading import ACTOR
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.callers import NAMED, ClientKey
 from antiphon.engine.running.client_keys import KeyManager, WantedKey
 from antiphon.engine.running.quotas import QuotaUse
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.stores.audit import AuditStore
+from antiphon.stores.audit import LIST_SECONDS, AuditEntry, AuditStore, note_operator_read
 
 _DAY = 86_400.0
 _MOST_AUDIT = 200
@@ -45,7 +46,7 @@ class KeysView:
 
     @PageRoute("GET", "/keys", operators=True)
     async def show(self, call: PageCall) -> ApiResponse:
-        """All valid keys, the use of quotas, and the newest changes."""
+        """All valid keys, the use of quotas, and the newest rows of the audit: changes, or also reads."""
         return await self._page(call)
 
     @PageRoute("POST", "/keys", changes=True, operators=True)
@@ -81,7 +82,9 @@ class KeysView:
         self, call: PageCall, *, key: ClientKey | None = None, token: str = "", problem: ApiError | None = None
     ) -> ApiResponse:
         owner = call.owner if call.owner.startswith(NAMED) else ""
-        everything = call.query("all") == "1"
+        everything, changes = call.query("all") == "1", call.query("reads") != "1"
+        noted = AuditEntry(ACTOR, "read keys", owner=owner)
+        await note_operator_read(self._sources.audit, noted, LIST_SECONDS)
         keys = await self._sources.manager.list(owner.removeprefix(NAMED), all_keys=everything)
         return call.show(
             "keys.html",
@@ -94,7 +97,8 @@ class KeysView:
             problem=problem,
             form=call.form if problem is not None else {},
             quotas=await self._sources.quotas(),
-            audit=await self._sources.audit.list(owner=owner, limit=_MOST_AUDIT),
+            audit=await self._sources.audit.list(owner=owner, limit=_MOST_AUDIT, changes=changes),
+            changes=changes,
             in_force=self._sources.in_force,
         )
 

@@ -13,6 +13,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute
 from antiphon.console.story import tell
+from antiphon.console.views.request import note_request
 from antiphon.engine.ports.journal import Entry
 from antiphon.errors import ApiError
 
@@ -36,6 +37,7 @@ class PlaygroundView:
         if request_id := call.query("request"):
             entry = await self._reading.entry(request_id, call.owner)
             owner = entry.owner
+            await note_request(self._reading, call, entry)
             found, note = await self._body_of(entry)
             body |= found
         for name, field in (("previous", "previous_response_id"), ("conversation", "conversation")):

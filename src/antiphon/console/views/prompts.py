@@ -74,6 +74,7 @@ class PromptsView:
         """The versions of a prompt, and the comparison of the versions `a` and `b`."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Prompts")
+        await self._reading.note_read(call.session, "read prompt", prompt_id, call.owner)
         path = f"{_PROMPTS}/{quote(prompt_id, safe='')}/versions"
         versions, more = await self._reading.every(path, call.caller, most=_MOST_VERSIONS)
         by_number = {one["version"]: one for one in versions}
@@ -104,6 +105,7 @@ class PromptsView:
     async def set_default(self, call: PageCall, prompt_id: str) -> ApiResponse:
         """Choose the default version."""
         check_owner(call)
+        await self._reading.note(call.session, "prompt set-default", prompt_id, call.owner)
         place = quote(prompt_id, safe="")
         body = {"version": call.form.get("version", "")}
         await self._reading.raw("POST", f"{_PROMPTS}/{place}/default_version", call.caller, body=body)
@@ -113,6 +115,7 @@ class PromptsView:
     async def delete(self, call: PageCall, prompt_id: str) -> ApiResponse:
         """Delete a prompt with all its versions."""
         check_owner(call)
+        await self._reading.note(call.session, "prompt delete", prompt_id, call.owner)
         await self._reading.raw("DELETE", f"{_PROMPTS}/{quote(prompt_id, safe='')}", call.caller)
         return redirect(call.link("/prompts"))
 

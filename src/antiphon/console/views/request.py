@@ -21,6 +21,7 @@ from antiphon.console.story import Story, exported, tell
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
 from antiphon.errors import NotFound
+from antiphon.stores.audit import ReadAction
 
 _FAULTS = {
     "client": "the client",
@@ -73,6 +74,7 @@ class RequestView:
         """The journal entry, the recording and the stored response of a request."""
         reading = self._reading
         entry = await reading.entry(request_id, call.owner)
+        await note_request(reading, call, entry)
         recording = await reading.recording(entry)
         story = tell(recording) if recording is not None else None
         kept = entry.stored and bool(entry.response_id)
@@ -111,6 +113,7 @@ class RequestView:
     async def cassette(self, call: PageCall, request_id: str) -> ApiResponse:
         """The model calls of the request as a recording that `antiphon replay` serves."""
         entry = await self._reading.entry(request_id, call.owner)
+        await note_request(self._reading, call, entry)
         recording = await self._reading.recording(entry)
         lines = exported(recording) if recording is not None else []
         if not lines:
@@ -122,6 +125,12 @@ class RequestView:
             ("content-length", str(len(body))),
         )
         return ApiResponse(200, (*headers, *SECURITY, *NOT_CACHED), body)
+
+
+async def note_request(reading: Reading, call: PageCall, entry: Entry) -> None:
+    """Note in the audit that an operator reads the contents of this request."""
+    action: ReadAction = "read response" if entry.response_id else "read request"
+    await reading.note_read(call.session, action, entry.response_id or entry.id, entry.owner)
 
 
 def _file_name(entry: Entry) -> str:

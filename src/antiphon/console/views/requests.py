@@ -40,6 +40,7 @@ class RequestsView:
         if than and call.fragment and not await self._has_news(wanted, than):
             return ApiResponse(204, SECURITY, b"")
         if text:
+            await self._reading.note_read(call.session, "read search", "", call.owner)
             entries, searched = await self._search(wanted, text[:200])
             total, after = len(entries), ""
         else:

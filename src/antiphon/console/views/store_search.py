@@ -121,6 +121,7 @@ class StoreSearchView:
         """Search with the options of the query parameters."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Search tester")
+        await self._reading.note_read(call.session, "read vector-store", store_id, call.owner)
         with needs("vector_stores.enabled", "vector stores"):
             store = await self._reading.json("GET", path_of(store_id), call.caller)
         order = call.query("order") if call.query("order") in KINDS else "both"

@@ -22,6 +22,7 @@ from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.journal import EntryFilter
 from antiphon.errors import NotFound
+from antiphon.stores.audit import ReadAction
 from antiphon.stores.responses import ChainedResponse
 
 _MOST_TURNS = 40
@@ -92,7 +93,10 @@ class ThreadsView:
     async def show(self, call: PageCall, thread: str) -> ApiResponse:
         """One thread as chat."""
         owner = call.owner or await self._owner_of(thread)
-        if thread.startswith("resp_"):
+        is_chain = thread.startswith("resp_")
+        action: ReadAction = "read response" if is_chain else "read conversation"
+        await self._reading.note_read(call.session, action, thread, owner)
+        if is_chain:
             return await self._chain(call, owner, thread)
         return await self._conversation(call, owner, thread)
 

@@ -65,6 +65,7 @@ class VectorStoresView:
         body: dict[str, object] = {"name": call.form.get("name", "").strip() or None}
         if days := call.form.get("days", "").strip():
             body["expires_after"] = {"anchor": "last_active_at", "days": _whole(days, "days")}
+        await self._reading.note(call.session, "vector-store create", "", call.owner)
         with needs(*_SETTING):
             made = await self._reading.json("POST", STORES, call.caller, body=body)
         return redirect(call.link(f"/vector-stores/{made['id']}"))
@@ -74,6 +75,7 @@ class VectorStoresView:
         """One store with a page of its files."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
+        await self._reading.note_read(call.session, "read vector-store", store_id, call.owner)
         with needs(*_SETTING):
             store = await self._reading.json("GET", path_of(store_id), call.caller)
         state = call.query("state")
@@ -109,6 +111,7 @@ class VectorStoresView:
     async def delete(self, call: PageCall, store_id: str) -> ApiResponse:
         """Delete a store. Its files stay."""
         check_owner(call)
+        await self._reading.note(call.session, "vector-store delete", store_id, call.owner)
         await self._reading.raw("DELETE", path_of(store_id), call.caller)
         return redirect(call.link("/vector-stores"))
 
@@ -126,6 +129,7 @@ class VectorStoresView:
                 "chunk_overlap_tokens": _whole(overlap, "overlap"),
             }
             body["chunking_strategy"] = {"type": "static", "static": sizes}
+        await self._reading.note(call.session, "vector-store attach", store_id, call.owner)
         await self._reading.raw("POST", f"{path_of(store_id)}/files", call.caller, body=body)
         return redirect(call.link(f"/vector-stores/{quote(store_id, safe='')}"))
 
@@ -134,6 +138,7 @@ class VectorStoresView:
         """One file of a store: its state, its attributes, and a page of its chunks."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
+        await self._reading.note_read(call.session, "read file", file_id, call.owner)
         with needs(*_SETTING):
             store = await self._reading.json("GET", path_of(store_id), call.caller)
         path = f"{path_of(store_id)}/files/{quote(file_id, safe='')}"
@@ -154,6 +159,7 @@ class VectorStoresView:
         check_owner(call)
         body = {"attributes": read_json(call.form.get("attributes", ""), "attributes") or {}}
         place = f"{quote(store_id, safe='')}/files/{quote(file_id, safe='')}"
+        await self._reading.note(call.session, "vector-store change", f"{store_id}/{file_id}", call.owner)
         await self._reading.raw("POST", f"{STORES}/{place}", call.caller, body=body)
         return redirect(call.link(f"/vector-stores/{place}"))
 
@@ -161,6 +167,7 @@ class VectorStoresView:
     async def detach(self, call: PageCall, store_id: str, file_id: str) -> ApiResponse:
         """Remove a file from a store. The uploaded file stays."""
         check_owner(call)
+        await self._reading.note(call.session, "vector-store detach", f"{store_id}/{file_id}", call.owner)
         await self._reading.raw("DELETE", f"{path_of(store_id)}/files/{quote(file_id, safe='')}", call.caller)
         return redirect(call.link(f"/vector-stores/{quote(store_id, safe='')}"))
 

@@ -92,11 +92,11 @@ class ConsoleAccess:
         path `/`."""
         return self.is_separate and path == "/" and method in ("GET", "HEAD")
 
-    def runs(self, request: ApiRequest) -> Caller | None:
+    async def runs(self, request: ApiRequest) -> Caller | None:
         """The caller for whom a request of the playground creates a response; None for any other request. Raises
         `ApiError`."""
         is_run = self._pages is not None and request.method == "POST" and request.path == RUN_PATH
-        return self._pages.runs(request) if is_run and self._pages is not None else None
+        return await self._pages.runs(request) if is_run and self._pages is not None else None
 
     def body_of(self, request: ApiRequest) -> BodyKind:
         """How the pages get the body of this request. A form that may hold files arrives as a stream."""

@@ -306,7 +306,7 @@ class HttpDoor:
         if console.redirects(call.method, call.path):
             return make_response(302, (*TO_CONSOLE, *call.added), b"")
         promised = _is_promised(request)
-        if (caller := console.runs(asked)) is not None:
+        if (caller := await console.runs(asked)) is not None:
             call.caller, call.headers = caller, without_session(call.headers)
             with admission.admit(caller.owner, "response", promised=promised), bodies.hold(caller.owner) as hold:
                 return await self._serve_exchange(request, call, caller, hold, RESPONSES_PATH)
