@@ -30,6 +30,7 @@ REGISTRY = Path(__file__).with_name("run.tsv")
 # The pages whose blocks have marks, as patterns of their paths in the repository.
 PAGES = (
     "*.md",
+    ".github/*.md",
     "docs/**/*.md",
     *(f"{folder}/**/*.md" for folder in ("deployments", "envoy", "examples", "lab", "tests")),
 )
