@@ -1,7 +1,8 @@
-"""All pages: the index links each of them, and the guides keep to the style rule about dates."""
+"""All pages: the index links each of them, guides have no dates of runs, and diagrams are as new as their sources."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -40,3 +41,28 @@ def test_a_guide_has_no_date_of_a_run(page: Path) -> None:
 
 def test_dates_in_code_are_no_dates_of_a_run() -> None:
     assert _dates("On 2026-01-02 it ran.\n```\n2026-01-03\n```\n`--since 2026-01-04`") == ["2026-01-02"]
+
+
+def _stale(folder: Path) -> list[str]:
+    """The diagrams that were not rendered from the present sources."""
+    style = (folder / "mermaid.json").read_bytes()
+    found = []
+    for source in sorted(folder.glob("*.mmd")):
+        digest = hashlib.sha256(source.read_bytes() + style).hexdigest()
+        picture = source.with_suffix(".svg")
+        if not picture.exists() or not picture.read_text().endswith(f"sha256 {digest} -->\n"):
+            found.append(source.name)
+    return found
+
+
+def test_every_diagram_is_rendered_from_its_present_source() -> None:
+    assert len(list((_DOCS / "images").glob("*.mmd"))) > 5
+    assert _stale(_DOCS / "images") == [], "run scripts/docs images"
+
+
+def test_a_changed_diagram_is_found(tmp_path: Path) -> None:
+    for name in ("mermaid.json", "relay.mmd", "relay.svg", "parts.mmd", "parts.svg"):
+        (tmp_path / name).write_text((_DOCS / "images" / name).read_text())
+    assert _stale(tmp_path) == []
+    (tmp_path / "relay.mmd").write_text((tmp_path / "relay.mmd").read_text().replace("Client", "Browser"))
+    assert _stale(tmp_path) == ["relay.mmd"]
