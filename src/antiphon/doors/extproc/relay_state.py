@@ -1,5 +1,4 @@
-"""Implements the state machine of one relayed exchange, without IO: which messages the sidecar sends to Envoy, and
-when.
+"""Decides, without IO, which messages of one relayed exchange the sidecar sends to Envoy, and when.
 
 This module knows which answers Envoy accepts at which point of a stream, and it computes deadlines. `relay.py` waits,
 sends and runs timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the content of the
@@ -19,11 +18,9 @@ Rules, verified against Envoy 1.40.0:
 - After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
 - After the upstream's first chunk the sidecar may send chunks at any time. The sidecar sends keep-alive comments, and
   ends the stream when the upstream is silent for too long.
-- If the upstream breaks off, Envoy cuts the client's stream without a message; the sidecar sees only the end of the
-  ext_proc stream.
+- If the upstream breaks off, Envoy cuts the client's stream, and the sidecar sees only the ext_proc stream's end.
 
-Invariant: no function of this module waits. `outgoing` holds the next messages for Envoy, in order. `rest` yields the
-messages that follow `outgoing`.
+Invariant: no function waits. `outgoing` holds the next messages for Envoy, in order, and `rest` yields further ones.
 """
 
 from __future__ import annotations
@@ -354,8 +351,7 @@ class RelayState:
         return None
 
     def say(self, outbox: Outbox, now: float) -> bool:
-        """Run `answer` and send its output, if that needs no waiting. Returns False if a wait is needed. The driver
-        must then call `answer` again and send `outgoing` and `rest`."""
+        """Run `answer` and send its output. Returns False if the driver must wait and then call `answer` again."""
         action = self.answer(now)
         if action is not None:
             self._first = action
@@ -462,8 +458,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The maximum silence of the upstream in seconds. Before the head, this limit grows with the number of
-        tries."""
+        """The maximum silence of the upstream in seconds, which grows with the tries before the response head."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:

@@ -27,14 +27,7 @@ from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse, error_response
 from antiphon.api.router import METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.http.connection import DoorServer, HttpConnection
-from antiphon.doors.http.console import (
-    OPERATION,
-    OWNER,
-    TO_CONSOLE,
-    ConsoleAccess,
-    ConsoleAt,
-    without_session,
-)
+from antiphon.doors.http.console import OPERATION, OWNER, TO_CONSOLE, ConsoleAccess, ConsoleAt, without_session
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.incoming_body import CLOSE, UPLOAD_BYTES, BodyKind, body_pieces, read_whole
 from antiphon.doors.http.listener import Listener

@@ -116,9 +116,8 @@ def translate_items(
     """
     entries = _Grouping(ContentRules(profile, sources.files, sent, sources.tolerance), sources, tools).group(items)
     if not entries and any(name.startswith("content.") for name in sources.tolerance.names):
-        raise invalid_value(
-            "input", (f"Antiphon supports none of its content parts ({', '.join(sources.tolerance.names)})")
-        )
+        ignored = ", ".join(sources.tolerance.names)
+        raise invalid_value("input", f"Antiphon supports none of its content parts ({ignored})")
     messages: list[ChatMessage] = []
     system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     leading = True
@@ -230,8 +229,7 @@ class _Grouping:
         return turn
 
     def _close_turn(self) -> None:
-        """End the turn. Drops reasoning without text or a call behind it, because no chat message can carry such
-        reasoning."""
+        """End the turn. Drops reasoning without text or a call behind it: no chat message can carry it."""
         self._put_off()
         self._turn = None
         if self._thoughts or self._details or self._signature is not ABSENT:
@@ -275,8 +273,7 @@ class _Grouping:
         self._thoughts.append(text)
 
     def _unsealed(self, where: str, text: str, name: str) -> SealedReasoning:
-        """Decrypt reasoning. Content that another server encrypted counts as empty, and the response lists it as
-        ignored."""
+        """Decrypt reasoning. The response lists content that another server encrypted as ignored."""
         try:
             opened = self._sources.unseal(text, f"{where}.encrypted_content")
         except ForeignContent as error:
