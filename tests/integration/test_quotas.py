@@ -203,6 +203,83 @@ async def test_a_forwarded_stream_is_charged_by_its_usage_in_any_pieces(
     assert status == 200 and (await _used(app))["owner:n:anna tokens_per_month"] == 23
 
 
+LONG = "word " * 3200
+"""An input of 16,000 bytes, which is estimated as 4,000 tokens."""
+
+
+async def test_parallel_requests_with_a_long_history_stay_within_the_limit(made: Processes) -> None:
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 20_000}})
+    status, first, _ = await _post(app, input=LONG)
+    assert status == 200
+    before = await _used(app)
+    gate = asyncio.Event()
+    made.chat.script(*(answer(parts=[Wait(gate), *text_stream("hi")]) for _ in range(40)))
+    asked = {"previous_response_id": first["id"], "stream": True, "max_output_tokens": 400}
+    ended = asyncio.as_completed([asyncio.create_task(_post(app, **asked)) for _ in range(40)])
+    # Four times 4,400 tokens fit, and the model server answers none of these requests yet.
+    for one in [next(ended) for _ in range(36)]:
+        status, body, _ = await one
+        assert status == 429 and "owner 'anna' on tokens per month: limit 20000" in body
+    gate.set()
+    assert [(await one)[0] for one in ended] == [200] * 4
+    after = await _used(app)
+    assert after["owner:n:anna tokens_per_month"] == 5 * before["owner:n:anna tokens_per_month"]
+    assert (await _post(app, previous_response_id=first["id"]))[0] == 200
+
+
+async def test_a_long_history_is_refused_as_a_long_input_is(made: Processes) -> None:
+    quotas = {"each_owner": {"tokens_per_minute": 6_000, "requests_per_minute": 50, "parallel_requests": 1}}
+    app = await made.start(owner_keys=KEYS, quotas=quotas)
+
+    async def attempt(token: str) -> None:
+        _, first, _ = await _post(app, token=token, input=LONG)
+        auth = {"authorization": f"Bearer {token}"}
+        items = {"items": [{"role": "user", "content": LONG}]}
+        async with app.session.post(f"{app.url}/conversations", json=items, headers=auth) as got:
+            conversation = (await got.json())["id"]
+        await _used(app)
+        more: dict[str, Any] = {"token": token, "max_output_tokens": 3_000}
+        _, expected, as_told = await _post(app, **more, input=LONG)
+        names = ("type", "code", "param")
+        every: tuple[dict[str, Any], ...] = ({}, {"stream": True}, {"background": True})
+        for history in ({"previous_response_id": first["id"]}, {"conversation": conversation}):
+            for ways in every:
+                status, body, headers = await _post(app, **more, **history, **ways)
+                assert status == 429 and "on tokens per minute: limit 6000, this request needs 7" in str(body)
+                for name in ("x-ratelimit-limit-tokens", "x-ratelimit-limit-requests", "x-should-retry"):
+                    assert headers[name] == as_told[name]
+                # The refused requests are not counted.
+                assert headers["x-ratelimit-remaining-requests"] == "49"
+                assert headers.keys() == as_told.keys() and headers["content-type"] == "application/json"
+                if not ways:
+                    assert [body["error"][name] for name in names] == [expected["error"][name] for name in names]
+        async with app.session.ws_connect(f"{app.url}/responses", headers=auth) as socket:
+            for asked in ({"input": LONG}, {"previous_response_id": first["id"]}):
+                await socket.send_json({"type": "response.create", **ASK, "max_output_tokens": 3_000, **asked})
+                told = await socket.receive_json()
+                assert (told["type"], told["status"]) == ("error", 429) and told["error"]["type"] == "tokens"
+        # The refusals hold neither the conversation nor the slot of the parallel request.
+        assert (await _post(app, token=token, conversation=conversation))[0] == 200
+
+    await _in_one_minute(attempt)
+
+
+async def test_a_background_response_is_charged_its_history_until_it_ends(made: Processes) -> None:
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 20_000}})
+    _, first, _ = await _post(app, input=LONG)
+    before = (await _used(app))["owner:n:anna tokens_per_month"]
+    gate = asyncio.Event()
+    made.chat.script(answer(parts=[Wait(gate), *text_stream("hi")]))
+    token = KEYS["anna"]["keys"][0]
+    queued = await app.create(token=token, previous_response_id=first["id"])
+    assert (await _used(app))["owner:n:anna tokens_per_month"] > before + 4_000
+    gate.set()
+    assert (await app.ended(queued["id"], token=token))["status"] == "completed"
+    async with asyncio.timeout(20):
+        while (await _used(app))["owner:n:anna tokens_per_month"] != 2 * before:
+            await asyncio.sleep(0.01)
+
+
 async def _upload(app: BackgroundApp, token: str) -> tuple[int, Any]:
     form = aiohttp.FormData()
     form.add_field("purpose", "user_data")

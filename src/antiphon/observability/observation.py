@@ -136,6 +136,7 @@ class Observation:
         self.reservation = telemetry.reserve(caller) if telemetry.reserve is not None else None
         self.started = time.perf_counter()
         self._queued_at = 0.0
+        self._queued_bytes = 0
         self._calls = 0
         self._upstream = ""
         self._operation = ""
@@ -169,6 +170,7 @@ class Observation:
         """Begin a background job, whose request was unknown before. `attempt` is the number of this attempt."""
         self.request_id = job.request_id
         self._queued_at = job.created_at
+        self._queued_bytes = job.loaded_bytes
         if self._trail is not None:
             self._trail.begin_job(time.time() - job.created_at - (time.perf_counter() - self.started), attempt)
         name, team, key_id = job.caller
@@ -463,7 +465,8 @@ class Observation:
             tokens += usage.input_tokens + usage.output_tokens
             cost += self._telemetry.cost(ended.model, usage)
         if self.door == _AGAIN:
-            size, limit, over = exchange.request_bytes, known.output_limit, ended.outcome in _OVER
+            size = exchange.request_bytes + self._queued_bytes
+            limit, over = known.output_limit, ended.outcome in _OVER
             spent = {"tokens": tokens, "cost": cost}
             reservation.close_job(known.model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
         elif self._calls and not self._used and ended.failure is None:

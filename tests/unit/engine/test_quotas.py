@@ -396,3 +396,80 @@ async def test_headers_have_the_least_remaining(counters: _Counters) -> None:
     assert headers["x-ratelimit-limit-tokens"] == "10000" and headers["x-ratelimit-remaining-tokens"] == "9800"
     assert 0 <= float(headers["x-ratelimit-reset-tokens"].removesuffix("s")) <= 60
     assert (await _take(_quotas(counters, each_team={"tokens_per_month": 9000}))).headers == ()
+
+
+async def test_loaded_history_must_fit_too(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"requests_per_minute": 10, "tokens_per_month": 1000, "cost_per_month": 1})
+    first, second = await _take(quotas), await _take(quotas)
+    assert not first.add_now(800)
+    await first.take()
+    key = ("owner:n:anna", "tokens_per_month")
+    assert (await _used(counters))[key] == (0, 600)
+    assert not second.add_now(2000)
+    with pytest.raises(QuotaExceeded, match="limit 1000, this request needs 700"):
+        await second.take()
+    # A refusal returns the whole reservation, and settles nothing.
+    second.close(0, 0, 0)
+    assert not first.add_now(1600)
+    await first.take()
+    first.close(650, 50, 1200)
+    await quotas.aclose()
+    assert await _used(counters) == {
+        ("owner:n:anna", "requests_per_minute"): (1, 0),
+        key: (650, 0),
+        ("owner:n:anna", "cost_per_month"): (1200, 0),
+    }
+
+
+async def test_history_that_fits_into_the_lease_needs_no_query(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 1_000_000})
+    reservation = await _take(quotas)
+    grants = counters.grants
+    assert reservation.add_now(4000) and reservation.add_now(3)
+    assert counters.grants == grants
+    # Without a limit there is nothing to reserve.
+    assert (await _take(_quotas(counters))).add_now(10**9)
+
+
+async def test_the_cost_of_history_counts(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"cost_per_month": 0.001})
+    reservation = await _take(quotas)
+    assert not reservation.add_now(4000)
+    with pytest.raises(QuotaExceeded, match=r"cost per month: limit 0\.00, this request needs 0\.001400"):
+        await reservation.take()
+
+
+async def test_history_of_a_request_that_is_served_anyway_is_not_refused(counters: _Counters) -> None:
+    shadowed = _quotas(counters, shadow=True, each_owner={"tokens_per_month": 150})
+    with capture_logs() as lines:
+        assert (await _take(shadowed)).add_now(4000)
+    assert [line["event"] for line in lines] == ["quota_would_refuse"]
+    failing = _quotas(counters, each_owner={"tokens_per_month": 1000})
+    counters.fault = StoreError("gone")
+    assert (await _take(failing)).add_now(4000)
+
+
+async def test_a_database_that_fails_before_the_history_is_reserved(counters: _Counters) -> None:
+    quotas = _quotas(counters, when_unavailable="refuse", each_owner={"tokens_per_month": 1000})
+    reservation = await _take(quotas)
+    counters.fault = StoreError("gone")
+    assert not reservation.add_now(800)
+    with pytest.raises(Unavailable):
+        await reservation.take()
+    reservation.close(0, 0, 0)
+    counters.fault = None
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (0, 0)}
+
+
+async def test_history_after_the_leases_were_settled_is_reserved_with_its_request(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    reservation = await _take(quotas)
+    assert await counters.sweep(-60.0) == (1,)
+    (await _take(quotas, size=4000)).close(7, 1, 0)
+    if not reservation.add_now(4000):
+        await reservation.take()
+    reservation.close(300, 1, 0)
+    await quotas.aclose()
+    # The settled lease was charged, and the request has moved to the new lease.
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"] == (200 + 7 + 300, 0)

@@ -137,6 +137,8 @@ class Known:
         """Whether the client gets the stored response of an earlier request with the same idempotency key."""
         self.queued = False
         """Whether this request has stored a job. A worker runs the job, even if the client disconnects."""
+        self.loaded_bytes = 0
+        """The bytes of history and files for which the request reserves tokens in its quotas. 0 without quotas."""
         self.output_limit: int | None = None
         """The maximum of output tokens that the request sets."""
         self.manner = Manner()

@@ -89,7 +89,15 @@ class QueuedRequest(Phase):
         headers = continued(plain, core.observer.trace())
         response = loaded.builder.response
         caller = (head.caller.name, head.caller.team, head.caller.key_id)
-        job = JobRequest(Raw(self._body.strip()), [*headers], response.created_at, head.request_id, sealed, caller)
+        job = JobRequest(
+            Raw(self._body.strip()),
+            [*headers],
+            response.created_at,
+            head.request_id,
+            sealed,
+            caller,
+            core.known.loaded_bytes,
+        )
         record = make_record(response, Ending("queued"), head.owner, loaded.stored_input(), (), 0.0, None)
         needs = job_needs(loaded.request, core.route, core.options.tool_types)
         core.machine.go(State.SAVING)

@@ -122,7 +122,8 @@ class JobRequest(msgspec.Struct, frozen=True):
 
     `headers` never contain credentials. Stored credentials are only in `sealed` (`engine/exchange/queueing.py`).
     `created_at` is in seconds since the epoch. `caller` has the readable name of the owner, the team, and the id of the
-    client key. Each may be empty.
+    client key. Each may be empty. `loaded_bytes` is the size of the history and the files in the estimate that the
+    owner's quotas were charged when the request was queued.
     """
 
     body: Raw
@@ -131,6 +132,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     request_id: str = ""
     sealed: str = ""
     caller: tuple[str, str, str] = ("", "", "")
+    loaded_bytes: int = 0
 
     def sender(self, owner: str) -> Caller:
         """Return the caller of the request. `owner` is the present owner of the job, which may have changed since."""

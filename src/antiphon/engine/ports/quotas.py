@@ -283,15 +283,17 @@ class Reservation(Protocol):
         `background`: the request only queues a response, so it does not count as a parallel request.
         """
 
+    def add_now(self, size: int) -> bool:
+        """Reserve tokens and cost for `size` bytes of history or files that the runner has loaded, before the first
+        model call. Returns False if the leases of this process are too small. The caller then calls `take`."""
+
     def take(self) -> Awaitable[None]:
-        """Lease the missing amounts from the shared counters, and reserve the amounts that `take_now` could not
-        reserve.
+        """Lease the missing amounts from the shared counters, and reserve the amounts that `take_now` or `add_now`
+        could not reserve.
 
-        Raises `QuotaExceeded` (429), and `Unavailable` (503) when the process cannot reach the counters.
+        Raises `QuotaExceeded` (429), and `Unavailable` (503) when the process cannot reach the counters. The request
+        then holds no reservation any more.
         """
-
-    def add(self, size: int) -> None:
-        """Reserve tokens for `size` more bytes of history or files, at most the free tokens of each lease."""
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
         """Settle the reservation with the actual usage of all model calls. A second call has no effect.

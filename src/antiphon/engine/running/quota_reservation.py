@@ -122,7 +122,10 @@ _SHOWN_FOR: Final[dict[Measure, int]] = {"requests_per_minute": 0, "tokens_per_m
 class QuotaReservation:
     """The amounts that one request reserves in all limits that apply to the request (`Reservation`)."""
 
-    __slots__ = ("_background", "_closed", "_model", "_parts", "_quotas", "abandoned", "amounts", "caller", "leases")
+    __slots__ = (
+        *("_background", "_closed", "_model", "_parts", "_quotas", "_short", "_size"),
+        *("abandoned", "amounts", "caller", "leases"),
+    )
 
     def __init__(self, quotas: Quotas, caller: Caller) -> None:
         self._quotas = quotas
@@ -130,7 +133,9 @@ class QuotaReservation:
         self._model = ""
         self._background = False
         self.amounts: Amounts = (1, 0, 0)
-        self._parts: list[tuple[Lease, int]] = []
+        self._size = 0
+        self._parts: dict[Lease, int] = {}
+        self._short = False
         self._closed = False
         self.abandoned = False
         """Whether the request no longer waits for a grant."""
@@ -147,12 +152,29 @@ class QuotaReservation:
         self.reserve()
         return True
 
+    def add_now(self, size: int) -> bool:
+        """See `Reservation.add_now`."""
+        if not self._parts:
+            # No limit applies, or the request is a background job, whose estimate was charged when it was queued.
+            return True
+        before = self._size // BYTES_PER_TOKEN
+        self._size += size
+        read = self._size // BYTES_PER_TOKEN
+        tokens = self.amounts[_TOKENS]
+        cost = self._quotas.cost(self._model, read, tokens - before)
+        self.amounts = (1, tokens + read - before, min(max(cost, self.amounts[_COST]), _MOST))
+        self.refresh()
+        if self.lacking() and not (self._short or self.abandoned):
+            return False
+        self.reserve()
+        return True
+
     def take(self) -> Awaitable[None]:
         """See `Reservation.take`."""
         return self._quotas.fill(self)
 
     def _estimate(self, model: str, size: int, output: int | None, background: bool) -> None:
-        self._model, self._background = model, background
+        self._model, self._background, self._size = model, background, size
         self.refresh()
         if self.leases:
             # A client may send any number, so limit it.
@@ -165,33 +187,46 @@ class QuotaReservation:
         leases = self._quotas.leases(self.caller, self._model)
         self.leases = [lease for lease in leases if not lease.parallel] if self._background else leases
 
+    def missing(self, lease: Lease) -> int:
+        """The amount that the request needs beyond its reservation in the lease."""
+        return self.amounts[lease.counts] - self._parts.get(lease, 0)
+
     def lacking(self) -> list[Lease]:
-        """The leases whose free amount is smaller than the amount that the request needs."""
-        amounts = self.amounts
-        return [lease for lease in self.leases if lease.left < amounts[lease.counts]]
+        """The leases whose free amount is smaller than the amount that the request still needs."""
+        return [lease for lease in self.leases if lease.left < self.missing(lease)]
 
     def reserve(self) -> None:
-        """Reserve the needed amount in each lease, or the lease's free amount if that is smaller."""
+        """Reserve the missing amount in each lease, or the lease's free amount if that is smaller.
+
+        A request that did not get its missing amount is served anyway, in shadow mode or while the database fails.
+        """
         amounts, parts = self.amounts, self._parts
+        for old in [lease for lease in parts if lease not in self.leases] if parts else ():
+            # The old lease's period ended while the request loaded its history, so the request counts in the new
+            # period.
+            _give_back(old, parts.pop(old))
         for lease in self.leases:
-            part = amounts[lease.counts]
+            held = parts.get(lease)
+            if held is None:
+                lease.users += 1
+                held = 0
+            part = amounts[lease.counts] - held
             if part > lease.left:
                 part = lease.left
+                self._short = True
             lease.left -= part
             lease.reserved += part
-            lease.users += 1
             lease.idle = False
-            parts.append((lease, part))
+            parts[lease] = held + part
 
-    def add(self, size: int) -> None:
-        """Reserve tokens for `size` more bytes of history or files, at most the free tokens of each lease."""
-        tokens = size // BYTES_PER_TOKEN
-        for number, (lease, part) in enumerate(self._parts):
-            if lease.counts == _TOKENS:
-                more = min(lease.left, tokens)
-                lease.left -= more
-                lease.reserved += more
-                self._parts[number] = (lease, part + more)
+    def release(self) -> None:
+        """Return all reserved amounts to the leases, because the request is refused."""
+        parts = self._parts
+        if parts:
+            for lease, part in parts.items():
+                _give_back(lease, part)
+            self._quotas.changed(soon=any(lease.parallel for lease in parts))
+            parts.clear()
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
         """See `Reservation.close`."""
@@ -205,7 +240,7 @@ class QuotaReservation:
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, min(max(tokens, 0), _MOST), min(max(cost, 0), _MOST))
         parallel = False
-        for lease, part in self._parts:
+        for lease, part in self._parts.items():
             used = amounts[lease.counts]
             if lease.parallel:
                 used, parallel = 0, True
@@ -260,3 +295,9 @@ class QuotaReservation:
                     (reset, f"{seconds:.0f}s"),
                 )
         return tuple(found)
+
+
+def _give_back(lease: Lease, part: int) -> None:
+    lease.left += part
+    lease.reserved -= part
+    lease.users -= 1

@@ -268,8 +268,8 @@ class Quotas:
     ) -> list[tuple[Limit, Grant | None]]:
         """Lease more of these limits. Returns the limits that granted nothing. If the database fails, the method
         returns an empty list, and later calls fail immediately."""
-        amounts, share = reservation.amounts, self._warn_share
-        wanted = [_wanted(lease.limit, amounts[lease.counts] - lease.left, share) for lease in lacking]
+        share = self._warn_share
+        wanted = [_wanted(lease.limit, reservation.missing(lease) - lease.left, share) for lease in lacking]
         try:
             grants = await self._counters.grant(self._holder, wanted) if self._holder else None
             if grants is None:
@@ -326,12 +326,13 @@ class Quotas:
         need = reservation.amounts[lease.counts]
         own = lease.left + lease.reserved + lease.spent
         # The request would fit if no other process held a lease of the limit.
-        early = grant is not None and grant.used + own + need <= limit.amount
+        early = grant is not None and grant.used + own + reservation.missing(lease) <= limit.amount
         if self._shadow:
             self._refused(limit.kind, limit.measure, "shadow")
             _log.info("quota_would_refuse", **_said(limit))
             return
         self._refused(limit.kind, limit.measure, "early" if early else "refused")
+        reservation.release()
         raise QuotaExceeded(
             limit.whose,
             limit.measure,
@@ -347,6 +348,7 @@ class Quotas:
         if self._refuses and not self._shadow:
             limit = reservation.leases[0].limit
             self._refused(limit.kind, limit.measure, "unavailable")
+            reservation.release()
             raise Unavailable(
                 "The server cannot check your quota, because its database is unreachable. Try again later.",
                 code="quotas_unavailable",
@@ -446,8 +448,9 @@ def _said(limit: Limit) -> dict[str, str | int]:
 def _is_refused(lease: Lease, reservation: QuotaReservation, now: float) -> bool:
     """Whether the request exceeds the whole limit, or the counters refused an equal or smaller amount a moment ago. In
     both cases the process does not ask the counters."""
-    need = reservation.amounts[lease.counts]
-    return need > lease.limit.amount or (now < lease.asked_again_at and need - lease.left >= lease.refused_need)
+    if reservation.amounts[lease.counts] > lease.limit.amount:
+        return True
+    return now < lease.asked_again_at and reservation.missing(lease) - lease.left >= lease.refused_need
 
 
 _COST = "cost_per_month"

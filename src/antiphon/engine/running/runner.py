@@ -22,6 +22,7 @@ from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,
     ClientAction,
+    Context,
     Enqueue,
     Finish,
     FollowResponse,
@@ -151,11 +152,9 @@ class Runner:
         if isinstance(action, LoadContext):
             context = await self._loader.load(action)
             size = size_of(context, action)
-            if size and (reservation := exchange.reservation) is not None:
-                reservation.add(size)
-            if exchange.hold is not None and size:
+            if size and not isinstance(context, ApiError):
                 try:
-                    exchange.hold.add(size)
+                    await self._make_room(exchange, context, size)
                 except ApiError as full:
                     context = full
             if exchange.request_bytes + size < LARGE:
@@ -172,6 +171,17 @@ class Runner:
             exchange.receive_tools(await self._prepare(action))
         else:
             assert_never(action)
+
+    async def _make_room(self, exchange: ResponseExchange, context: Context, size: int) -> None:
+        """Reserve memory for `size` loaded bytes, and tokens for the bytes that the model reads. Raises `ApiError`."""
+        if exchange.hold is not None:
+            exchange.hold.add(size)
+        if (reservation := exchange.reservation) is not None:
+            # The model does not read the response with which the request compares its prompt.
+            read = size - (context.compared.size if context.compared is not None else 0)
+            exchange.known.loaded_bytes += read
+            if read and not reservation.add_now(read):
+                await reservation.take()
 
     async def _prepare(self, action: PrepareTools) -> tuple[PreparedTool, ...] | ApiError:
         """Prepare the hosted tools. If the calls of a tool may create stored data, the method also checks the storage
