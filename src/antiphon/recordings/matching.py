@@ -33,7 +33,7 @@ _MISSING: Final = object()
 @dataclass(frozen=True)
 class Difference:
     """The first difference between a recorded request and a request. `path` is like `messages[2].content`. `recorded`
-    and `requested` are short texts of the two values, or `nothing`."""
+    and `requested` are short texts of the two values, or `missing`."""
 
     path: str
     recorded: str
@@ -165,6 +165,6 @@ def _short(one: object, other: object) -> tuple[str, str]:
 
 def _text(value: object) -> str:
     if value is _MISSING:
-        return "nothing"
+        return "missing"
     text = json.dumps(value[: _SHOWN + 1] if isinstance(value, str) else value, ensure_ascii=True)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -144,10 +144,10 @@ def bomb(folder: Path, name: str) -> bytes:
     [
         ("a.txt", b"", "unsupported_file", "no text"),
         ("a.txt", b" \n ", "unsupported_file", "no text"),
-        ("a.bin", b"\x7fELF\x00\x01\x02", "unsupported_file", "this kind"),
-        ("a.png", b"\x89PNG\r\n\x1a\n\x00\x00", "unsupported_file", "this kind"),
+        ("a.bin", b"\x7fELF\x00\x01\x02", "unsupported_file", "this type"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\x00\x00", "unsupported_file", "this type"),
         ("a.txt", b"\xff\xfea", "invalid_file", "damaged"),
-        ("a.zip", b"PK\x03\x04rest", "unsupported_file", "Archives"),
+        ("a.zip", b"PK\x03\x04rest", "unsupported_file", "archives"),
         ("a.docx", b"PK\x03\x04rest", "invalid_file", "damaged"),
         ("a.docx", b"not at all", "invalid_file", "does not match the type in its name"),
         ("a.pdf", b"%PDF-1.7 nothing", "invalid_file", "damaged"),
