@@ -15,7 +15,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn, Protocol, TypedDict
+from typing import Any, NoReturn, Protocol, TypedDict, Unpack
 
 from antiphon import __version__, compiled
 from antiphon.commands import health
@@ -29,6 +29,7 @@ from antiphon.commands.command_arguments import (
     RUN_MORE,
     TRY_ARGUMENTS,
     TRY_EXAMPLES,
+    ArgumentOptions,
     Arguments,
 )
 from antiphon.commands.flags import (
@@ -39,6 +40,7 @@ from antiphon.commands.flags import (
     OF_UP,
     UP_FLAGS,
     FlagGroup,
+    TakesArguments,
     add_flags,
 )
 from antiphon.config.problems import advice, without_keys
@@ -192,7 +194,7 @@ def make_parser(*, for_completion: bool = False) -> argparse.ArgumentParser:
     for name, (text, groups) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, **_help(text, _EXAMPLES[name], _MORE))
         _add_arguments(command, OF_COMMANDS.get(name, {}))
-        add_flags(command.add_argument_group("settings"), *groups)
+        add_flags(command.settings_group("settings"), *groups)
     for name, server in CHAT_SERVERS.items():
         command = commands.add_parser(name, help=server.text, **_help(server.text, server.examples, server.more))
         _add_arguments(command, server.arguments)
@@ -202,7 +204,7 @@ def make_parser(*, for_completion: bool = False) -> argparse.ArgumentParser:
     run = commands.add_parser("run", help=text, **_help(text, RUN_EXAMPLES, RUN_MORE))
     run.passes_on = True
     _add_arguments(run, RUN_ARGUMENTS)
-    add_flags(run.add_argument_group("settings"), *OF_UP)
+    add_flags(run.settings_group("settings"), *OF_UP)
     _add_actions(
         commands,
         "admin",
@@ -271,11 +273,11 @@ def _add_actions(
                 # The output of `export` is always JSON, so `export` needs no flag.
                 of_action.setdefault("--json", {"action": "store_true", "help": "print the result as JSON"})
             if "--token-env" in of_action:
-                owner = parser.add_mutually_exclusive_group(required=action != "usage")
+                owner = parser.one_of_flags(required=action != "usage")
                 for flag in ("--from" if action == "move-owner" else "--owner", "--token-env"):
                     owner.add_argument(flag, **of_action.pop(flag))
             _add_arguments(parser, of_action)
-            add_flags(parser.add_argument_group("settings"), {"--data": DATA})
+            add_flags(parser.settings_group("settings"), {"--data": DATA})
 
 
 def _add_action(below: Commands, name: str, text: str, *, listed: bool) -> Parser:
@@ -324,11 +326,41 @@ _NO_FLAG = re.compile(r"-|-\d+|-\d*\.\d+")
 """A word that begins with a dash and is a value: standard input, or a negative number."""
 
 
+def _with_type(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a type to the options of a flag with choices, so that the error for a wrong value suggests the nearest
+    choice."""
+    choices = options.get("choices")
+    if choices is None or "type" in options:
+        return dict(options)
+
+    def one_of(value: str) -> str:
+        if value not in choices:
+            raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(choices)}{advice(value, choices)}")
+        return value
+
+    return {**options, "type": one_of}
+
+
+class FlagsOf:
+    """A group of flags of a parser. The group records its flags, for the check of misspelt flags."""
+
+    def __init__(self, group: TakesArguments, flags: dict[str, bool]) -> None:
+        self._group = group
+        self._flags = flags
+
+    def add_argument(self, *names: str, **options: Unpack[ArgumentOptions]) -> None:
+        """See `argparse.ArgumentParser.add_argument`."""
+        self._group.add_argument(*names, **_with_type(options))
+        self._flags |= dict.fromkeys(names, True)
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose error for an unknown word suggests the nearest known word."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._unknown: list[str] = []
+        self._flags: dict[str, bool] = {}
+        """The flags of this parser, and whether the help shows each flag."""
         self.below: Commands | None = None
         self.without_words = ""
         """The text that the program prints if no command is given."""
@@ -336,6 +368,19 @@ class Parser(argparse.ArgumentParser):
         """Whether the words after `--` belong to another program. The parser stores these words in the attribute
         `rest`."""
         super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> argparse.Action:
+        added = super().add_argument(*args, **_with_type(options))
+        self._flags |= dict.fromkeys(added.option_strings, added.help != argparse.SUPPRESS)
+        return added
+
+    def settings_group(self, title: str) -> FlagsOf:
+        """Add a titled group of flags to the help."""
+        return FlagsOf(self.add_argument_group(title), self._flags)
+
+    def one_of_flags(self, *, required: bool) -> FlagsOf:
+        """Add a group of flags of which a command line may have one."""
+        return FlagsOf(self.add_mutually_exclusive_group(required=required), self._flags)
 
     def add_commands(self, dest: str, metavar: str, help: str | None = None) -> Commands:
         """Add commands below this parser. A command line must have one of them. `dest` is the attribute that gets the
@@ -386,27 +431,19 @@ class Parser(argparse.ArgumentParser):
             near = advice(word, below.choices) or f"; choose one of {', '.join(below.choices)}"
             self.error(f"there is no {kind} {word!r}{near}")
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            known = [str(one) for one in action.choices]
-            raise argparse.ArgumentError(
-                action, f"{value!r} is not one of {', '.join(known)}{advice(str(value), known)}"
-            )
-
     def _unfit(self, word: str) -> bool:
         """Return whether argparse would take this word for a flag that the parser does not know."""
         if not word.startswith("-") or " " in word or _NO_FLAG.fullmatch(word):
             return False
         flag = word.partition("=")[0]
         short = flag if flag.startswith("--") else flag[:2]
-        return not any(known.startswith(short) for known in self._option_string_actions)
+        return not any(known.startswith(short) for known in self._flags)
 
     def _advice(self, unknown: list[str]) -> str:
         flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
         for flag in flags:
             if flag in UP_FLAGS:
                 return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
-            shown = [one for one, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
-            if near := advice(flag, shown):
+            if near := advice(flag, [one for one, shown in self._flags.items() if shown]):
                 return near
         return "; write the arguments of the client after --" if self.passes_on else ""

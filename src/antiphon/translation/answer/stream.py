@@ -3,7 +3,7 @@
 Lives here: the code that calls the builder for each field of a chunk, in the right order, and that decides how an
 answer ended. The module also limits the bytes that an upstream may send without output. Comments, empty deltas and
 fields that the client did not request never count as output. The module reads a whole completion as one chunk whose
-delta is the completion's message. `sse.py` reads bytes, `chunk.py` the form of a chunk, and `builder.py` makes events.
+delta is the completion's message. Bytes: `sse.py`. Chunks: `chunk.py`. Events: `translation/events/builder.py`.
 
 Invariants: a malformed chunk never raises an exception. `null` and the empty string never open an item. If a chunk
 carries reasoning under several keys, the sidecar uses only one of them.
