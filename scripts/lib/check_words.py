@@ -1,14 +1,17 @@
-"""Checks the words and the sentence lengths of texts: documentation, docstrings, messages, comments of YAML files.
+"""Checks the words, the sentences and the table cells of texts: documentation, docstrings, messages, YAML comments.
 
-`docs/style.md` explains the rules, and `check_words.toml` has the words to avoid and the longest sentence. The toml
-file has a line for each file that may still have findings, with their permitted number by kind. A file without a line
-may have no finding. So old texts can improve step by step, and no text gets worse.
+`docs/style.md` explains the rules. `check_words.toml` has the words to avoid, and the limits of sentences and cells.
+The toml file has a line for each file that may still have findings, with their permitted number by kind. A file without
+a line may have no finding. So old texts can improve step by step, and no text gets worse.
 
     scripts/lib/check_words.py            # fails where a file has more findings than it may have, and lists them
     scripts/lib/check_words.py --all      # lists every finding
     scripts/lib/check_words.py --lower    # writes the present counts, where they are lower
 
-Not here: spelling, and files that `scripts/docs` generates (their sources are checked).
+A list of types or values is not a sentence: of such a list, two of five words are code or links. The parts of a table
+cell between semicolons count as separate sentences.
+
+Not here: spelling.
 Invariant: `--lower` never raises a count.
 """
 
@@ -26,11 +29,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = Path(__file__).with_suffix(".toml")
-KINDS = ("words", "long")
+KINDS = ("words", "long", "cells")
 _FENCE = re.compile(r"^(\s*)(```|~~~).*?^\s*\2\s*$", re.MULTILINE | re.DOTALL)
 _NOT_PROSE = re.compile(r"`[^`]*`|\]\([^)]*\)|<!--.*?-->|https?://\S+", re.DOTALL)
 _COMMAND = re.compile(r"(?m)^ {4,}(?:\S*antiphon|scripts/\S+) .*$")
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])[)\"']?\s+(?=[\"'(`A-Z0-9\[*])")
+_CELL_END = re.compile(r"(?<!\\)\|")
+_LISTED = 0.4
 _SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|CREATE|ALTER|DROP|FROM|WHERE)\b")
 
 
@@ -49,10 +54,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rules:
-    """The words to avoid (a pattern, and what to write instead), the longest sentence in words, and where to look."""
+    """The words to avoid (a pattern, and what to write instead), the limits in words, and the files to check."""
 
     avoid: tuple[tuple[re.Pattern[str], str], ...]
     longest: int
+    longest_cell: int
     files: tuple[str, ...]
     skip: tuple[str, ...]
 
@@ -61,12 +67,12 @@ def read_rules(text: str) -> tuple[Rules, dict[str, dict[str, int]]]:
     """The rules and the allowed counts by file, from the text of the toml file."""
     given = tomllib.loads(text)
     avoid = tuple((re.compile(rf"\b(?:{words})\b", re.IGNORECASE), better) for words, better in given["avoid"].items())
-    rules = Rules(avoid, given["longest"], tuple(given["files"]), tuple(given["skip"]))
+    rules = Rules(avoid, given["longest"], given["longest_cell"], tuple(given["files"]), tuple(given["skip"]))
     return rules, given.get("allowed", {})
 
 
 def findings(path: str, text: str, rules: Rules) -> Iterator[Finding]:
-    """The rule violations in one file."""
+    """The rule violations in one file: words and sentences in their order, then cells."""
     for line, passage, limited in _passages(path, text):
         for words, better in rules.avoid:
             for found in words.finditer(passage):
@@ -74,8 +80,13 @@ def findings(path: str, text: str, rules: Rules) -> Iterator[Finding]:
                 yield Finding(path, at, "words", f"'{found[0]}': write {better}")
         if limited:
             for at, sentence in _sentences(passage):
-                if (count := len(sentence.split())) > rules.longest:
+                if (count := len(sentence.split())) > rules.longest and not _is_list(sentence):
                     yield Finding(path, line + at, "long", f"{count} words, at most {rules.longest}: {sentence[:70]}…")
+    if path.endswith(".md"):
+        for line, cell in _cells(_prose(text)):
+            if (count := len(cell.split())) > rules.longest_cell:
+                most = f"{count} words in a cell, at most {rules.longest_cell}"
+                yield Finding(path, line, "cells", f"{most}: {cell.strip()[:70]}…")
 
 
 def _passages(path: str, text: str) -> Iterator[tuple[int, str, bool]]:
@@ -87,8 +98,27 @@ def _passages(path: str, text: str) -> Iterator[tuple[int, str, bool]]:
             "\n".join(one.strip()[1:] if one.strip().startswith("#") else "" for one in text.split("\n"))
         )
     else:
-        blank = _FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
-        yield from _blocks(_NOT_PROSE.sub(lambda found: "X" + "\n" * found[0].count("\n"), blank))
+        yield from _blocks(_prose(text))
+
+
+def _prose(text: str) -> str:
+    """A page without blocks of code. Code in a line and the target of a link become an X."""
+    blank = _FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
+    return _NOT_PROSE.sub(lambda found: "X" + "\n" * found[0].count("\n"), blank)
+
+
+def _cells(prose: str) -> Iterator[tuple[int, str]]:
+    """The line and the text of each table cell."""
+    for number, line in enumerate(prose.split("\n"), 1):
+        if line.lstrip().startswith("|"):
+            for cell in _CELL_END.split(line):
+                yield number, cell
+
+
+def _is_list(sentence: str) -> bool:
+    """Whether a sentence mostly lists code or links, which `_prose` has marked."""
+    words = sentence.split()
+    return sum("X" in word for word in words) >= _LISTED * len(words)
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str, bool]]:
@@ -101,8 +131,9 @@ def _blocks(text: str) -> Iterator[tuple[int, str, bool]]:
                 yield begun, "\n".join(lines), True
             lines = []
         if line.lstrip().startswith("|"):
-            for cell in line.split("|"):
-                yield number, cell, True
+            for _, cell in _cells(line):
+                for part in cell.split("; "):
+                    yield number, part, True
         elif line.strip():
             begun = begun if lines else number
             lines.append(line)

@@ -48,7 +48,11 @@ def _section(package: Path, folder: Path) -> str:
 def _said(package: Path, path: Path) -> str:
     """The first paragraph of a docstring, and the paragraphs that begin with words in `_SHOWN`. File names become
     paths in the package."""
-    paragraphs = [" ".join(one.split()) for one in (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")]
+    # A list becomes the sentences of its entries.
+    paragraphs = [
+        " ".join(re.sub(r"(?m)^\s*- ", "", one).split())
+        for one in (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")
+    ]
     more = [one.partition(" Not here:")[0] for one in paragraphs[1:] if one.startswith(_SHOWN)]
     text = " ".join((paragraphs[0], *more))
 

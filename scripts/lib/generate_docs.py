@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -37,9 +38,27 @@ from scripts.lib.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
 from tests.schemas import api_differences, api_document, api_page  # noqa: E402
 from tests.support.whole_api import whole_router  # noqa: E402
 
+# In words, as rule 6 of docs/style.md.
+_LONGEST_CELL = 25
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z`])")
+
+
+def _is_long(cell: str) -> bool:
+    return len(cell.split()) > _LONGEST_CELL
+
+
+def _brief(text: str) -> str:
+    """The first sentences of a text: as many as a table cell may have, but at least one."""
+    brief, *rest = _SENTENCE_END.split(text)
+    for sentence in rest:
+        if _is_long(f"{brief} {sentence}"):
+            break
+        brief = f"{brief} {sentence}"
+    return brief
+
 
 def configuration() -> str:
-    """The settings as a table: name, environment variable, default, meaning."""
+    """The settings as a table (name, default, meaning), then a list with the long meanings."""
     lines = [
         "# Settings",
         "",
@@ -51,12 +70,21 @@ def configuration() -> str:
         "editor with the YAML language server completes, explains and checks a settings file that begins with",
         "`# yaml-language-server: $schema=settings.schema.json`.",
         "",
+        "The table has the first sentences of each meaning. If a cell ends with *more*, the whole text is",
+        "[below the table](#whole-texts).",
+        "",
         "| setting | default | meaning |",
         "| --- | --- | --- |",
     ]
+    whole = []
     for path, default, text in rows(Settings):
         shown = "" if default is None else f"`{default}`"
-        lines.append(f"| `{path}` | {shown} | {' '.join(text.split()).replace('|', chr(92) + '|')} |")
+        meaning = " ".join(text.split())
+        if _is_long(meaning):
+            whole.append(f"- **`{path}`**: {meaning}")
+            meaning = f"{_brief(meaning)} [*more*](#whole-texts)"
+        lines.append(f"| `{path}` | {shown} | {meaning.replace('|', chr(92) + '|')} |")
+    lines += ["", "## Whole texts", "", *whole]
     return "\n".join(lines) + "\n" + _CHANGE.replace("FIXED", _fixed())
 
 
@@ -195,8 +223,14 @@ def compatibility() -> str:
         for head, rows in ((("every profile",), alike), (_COLUMNS, differing)):
             if rows:
                 lines += [f"| name | {' | '.join(head)} | how |", f"| --- |{' --- |' * (len(head) + 1)}"]
-                lines += [f"| {', '.join(shown)} | {' | '.join(row)} |" for row, shown in rows.items()]
-                lines.append("")
+                below = []
+                for row, shown in rows.items():
+                    *words, how = row
+                    if _is_long(how):
+                        below += [f"- {', '.join(shown)}:", *(f"  - {part}" for part in how.split("; "))]
+                        how = "see below the table"
+                    lines.append(f"| {', '.join(shown)} | {' | '.join((*words, how))} |")
+                lines += ["", *([*below, ""] if below else [])]
     return "\n".join(lines).rstrip() + "\n" + _CLIENTS + KEPT.read_text() + _SUITES.read_text()
 
 
@@ -381,12 +415,21 @@ http: 141 + 140 scrapes of 180 series by two scrapers, 5 workers killed, 1631 of
 
 
 def metrics() -> str:
-    """Every metric: name, type, meaning, labels."""
-    lines = []
+    """Every metric: name, type, meaning, labels. Then a list with the long meanings and the long values of labels."""
+    lines, whole = [], []
     for one in (*METRICS, *OF_UP):
-        labels = "; ".join(f"`{label}`: {values}" for label, values in one.labels.items())
-        lines.append(f"| `{one.name}` | {one.kind} | {one.text} | {labels} |")
-    return _METRICS + "\n".join(lines) + "\n"
+        text, labels = one.text, "; ".join(f"`{label}`: {values}" for label, values in one.labels.items())
+        if _is_long(text) or _is_long(labels):
+            whole += [
+                f"- **`{one.name}`**: {text}",
+                *(f"  - `{name}`: {values}" for name, values in one.labels.items()),
+            ]
+        if _is_long(text):
+            text = f"{_brief(text)} [*more*](#whole-texts)"
+        if _is_long(labels):
+            labels = f"{', '.join(f'`{label}`' for label in one.labels)} [*values*](#whole-texts)"
+        lines.append(f"| `{one.name}` | {one.kind} | {text} | {labels} |")
+    return _METRICS + "\n".join([*lines, "", "## Whole texts", "", *whole]) + "\n"
 
 
 _TRACES = """\
@@ -556,7 +599,7 @@ _EXCHANGE = """\
 An exchange is the state machine of one `POST /v1/responses` ([how it works](../how-it-works.md#the-exchange)). The
 servers and the runner pass inputs to it. `TRANSITIONS` in `src/antiphon/engine/exchange/states.py` holds the
 transitions, and `scripts/docs` generates this page from `TRANSITIONS`. The exchange raises an error if its state does
-not allow an input, or if the table does not allow a transition for the current input.
+not allow an input. The exchange also raises an error if the table does not allow a transition for the input.
 """
 _MEANINGS = {
     State.NEW: "no input has arrived yet",

@@ -1,9 +1,10 @@
-"""Writes docs/reference/api-differences.md: our document beside OpenAI's, Open Responses', and the client's types.
+"""Writes docs/reference/api-differences.md: compares Antiphon's API with three other descriptions.
 
-Lives here: what is compared with what, and the tables. Not here: what a place is
-(`tests/support/shapes.py`), the words of our own page (`api_page.py`).
+Lives here: the choice of the compared descriptions, and the tables. Not here: the paths into the JSON
+(`tests/support/shapes.py`), and the words of the API's page (`api_page.py`).
 
-A row stands for all that is below it; where one side says nothing of what is inside a place, nothing is compared there.
+A row covers everything below its path. If one side does not describe the content of a path, the page does not compare
+this content.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def page(document: dict[str, Any]) -> str:
 
 
 def _public() -> dict[str, Any]:
-    """OpenAI's document as far as it is here: the schemas, and the operations with those that only they need."""
+    """The stored part of OpenAI's document: schemas, and operations with the schemas that only the operations need."""
     found: dict[str, Any] = json.loads((_FOLDER / "openai-subset.json").read_text())
     more = json.loads((_FOLDER / "openai-operations.json").read_text())
     found["paths"] = more["paths"]
@@ -79,7 +80,8 @@ def _operations(document: dict[str, Any], theirs: list[str]) -> list[str]:
     lines += ["", "Operations of Antiphon that the client lacks:", ""]
     lines += [f"- `{one}`: {said}" for one, said in ours.items() if one not in theirs]
     areas = sorted({one.partition(" /")[2].partition("/")[0] for one in theirs} - {*_AREAS})
-    return [*lines, "", f"Areas of the client in which Antiphon has no operation: {', '.join(areas)}.", ""]
+    shown = ", ".join(f"`{one}`" for one in areas)
+    return [*lines, "", f"Areas of the client in which Antiphon has no operation: {shown}.", ""]
 
 
 def _shapes(document: dict[str, Any], public: dict[str, Any], client: Mapping[str, Any]) -> list[str]:
@@ -105,7 +107,7 @@ def _shapes(document: dict[str, Any], public: dict[str, Any], client: Mapping[st
 
 
 def _other_operations(document: dict[str, Any], public: dict[str, Any]) -> list[str]:
-    """What the other operations take and answer, as far as OpenAI's document has them."""
+    """Compare requests and answers of the other operations, where OpenAI's document has the operation."""
     lines = ["## The other operations", "", "These tables compare Antiphon only with OpenAI's OpenAPI description.", ""]
     own = {re.sub(r"{[^}]*}", "{}", path.removeprefix("/v1")): item for path, item in document["paths"].items()}
     for path, item in public["paths"].items():
@@ -162,7 +164,7 @@ def _as_table(rows: list[tuple[str, list[str], str]], names: list[str]) -> list[
 
 
 def _rows(ours: Shape, others: Mapping[str, Shape]) -> list[tuple[str, list[str], str]]:
-    """The places that only one side has: those that others have and we have not, and the other way round."""
+    """The places that Antiphon lacks, and the places that only Antiphon has."""
     theirs = set().union(*(one.places for one in others.values()))
     missing = {one for one in theirs - ours.places if not ours.is_open(one)}
     added = {one for one in ours.places - theirs if not any(shape.is_open(one) for shape in others.values())}
@@ -179,7 +181,7 @@ def _rows(ours: Shape, others: Mapping[str, Shape]) -> list[tuple[str, list[str]
 
 
 def _both_choose(place: str, ours: Shape, theirs: set[str]) -> bool:
-    """A word is compared where both sides have a choice of words; a plain string may be any of them."""
+    """Whether both sides list allowed values. A plain string on one side permits any value."""
     above, equals, _ = place.partition("=")
     if not equals:
         return True

@@ -1,11 +1,11 @@
-"""`src/antiphon/api/openapi.json`: the API as an OpenAPI 3.1 document, made of the table of routes.
+"""Makes `src/antiphon/api/openapi.json`: the API as an OpenAPI 3.1 document, from the table of routes.
 
-Lives here: paths and operations, and what is said of the routes that the doors run as exchanges. Not here: what each
-other route says (beside its row), schemas of types (`json_schema.py`), the body of a request (`request_body.py`), which
-parts of the document a process serves (`Router.document`).
+Lives here: paths and operations, and the descriptions of the routes that the servers run as exchanges. Not here: the
+descriptions of all other routes, which the routes' decorators have. `json_schema.py` makes the schemas of types, and
+`request_body.py` the body of a request. `Router.document` selects the parts of the document that a process serves.
 
-Invariant: every row and method of the table is in the document, and nothing else. The version is left to the process
-that serves it.
+Invariant: the document has every row and method of the table, and nothing else. The process that serves the document
+sets its version.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REQUEST = {"$ref": "#/components/schemas/CreateResponse"}
 
 
 class ErrorObject(Struct):
-    """What went wrong. `param` names the part of the request it is about, `request_id` is what the log calls it."""
+    """An error. `param` names the part of the request with the error. `request_id` is the request's id in the log."""
 
     message: str
     type: str
@@ -45,13 +45,13 @@ class ErrorObject(Struct):
 
 
 class Error(Struct):
-    """Every error there is."""
+    """The body of every error answer."""
 
     error: ErrorObject
 
 
 class CompactedConversation(Struct, kw_only=True):
-    """The latest messages of the user and the compaction, to begin a new conversation with."""
+    """The latest messages of the user and the compaction item. A client can begin a new conversation with them."""
 
     id: str
     object: Literal["response.compaction"] = "response.compaction"
@@ -61,7 +61,7 @@ class CompactedConversation(Struct, kw_only=True):
 
 
 class InputTokens(Struct, kw_only=True):
-    """How many tokens a request has; `antiphon-estimated` says when nobody counted them."""
+    """The number of input tokens of a request. The header `antiphon-estimated` marks an estimate."""
 
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int
@@ -93,32 +93,32 @@ EXCHANGES: Mapping[str, Route] = {
         errors=UPSTREAM_ERRORS,
     ),
 }
-"""What is said of the requests that a door runs as exchanges, by path; the method is POST."""
+"""The routes that a server runs as exchanges, by path. The method is POST."""
 
-# What any route may answer: no credentials, too much at once, a failure here, not now, a full disk.
+# The statuses that any route may answer: no credentials, too many requests, a failure here, overload, a full disk.
 _ANYWHERE = (401, 429, 500, 503, 507)
 _WITH_BODY = (400, 413)
 _WITH_FORM = (415,)
 _OF_ONE = (404,)
 _KEYED = (409, 422)
 _REASONS = {
-    304: "What the client has already.",
-    206: "A range of it.",
-    400: "Something is wrong with the request.",
+    304: "The client already has this content.",
+    206: "The requested range of the content.",
+    400: "The request is invalid.",
     401: "The credentials are missing or wrong.",
-    403: "The upstream refuses it.",
-    404: "There is no such thing, or it is somebody else's.",
-    409: "Something else is happening to it; try again.",
-    413: "The request, or what it refers to, is too large.",
-    415: "The body is of another media type.",
-    416: "The range is not in the file.",
-    422: "The idempotency key stands for another request.",
-    429: "Too many requests, or too much stored.",
-    500: "The server had an error.",
+    403: "The upstream refuses the request.",
+    404: "The object does not exist, or it belongs to another owner.",
+    409: "Another request is using or has changed the object. Retry later.",
+    413: "The request, or the data that it names, is too large.",
+    415: "The route does not accept the media type of the body.",
+    416: "The range is outside the file.",
+    422: "The idempotency key belongs to a different request.",
+    429: "The client exceeded a limit of requests or of stored data.",
+    500: "The server failed.",
     502: "The upstream failed.",
-    503: "Not now; try again.",
+    503: "The server is overloaded or not ready. Retry later.",
     504: "The upstream did not answer in time.",
-    507: "The disk is full.",
+    507: "The server's disk is full.",
 }
 
 
@@ -147,8 +147,8 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         "info": {
             "title": "Antiphon",
             "version": "",
-            "description": "OpenAI's Responses API in front of any Chat Completions server. What a model has that its "
-            "upstream serves in mode `native` is the upstream's, and not described here.",
+            "description": "OpenAI's Responses API in front of any Chat Completions server. For an upstream in mode "
+            "`native`, Antiphon forwards requests and answers unchanged. This document does not describe them.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -166,13 +166,13 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
 
 
 def path_of(pattern: str, names: Iterable[str]) -> str:
-    """A row's pattern with the names of its variables; the rest of a path looks like one more."""
+    """A row's pattern with the names of its variables. The rest of a path (`{*}`) is a variable too."""
     given = iter(names)
     return re.sub(r"\{\*?\}", lambda _: f"{{{next(given)}}}", pattern)
 
 
 def _variables(handler: Callable[..., object]) -> tuple[str, ...]:
-    """The names of a pattern's variables: what its handler calls them."""
+    """The names of a pattern's variables, which are the names of its handler's parameters."""
     return tuple(inspect.signature(handler).parameters)[1:]
 
 
@@ -183,7 +183,9 @@ def _operation(schemas: Schemas, path: str, names: tuple[str, ...], said: Route,
     ]
     parameters += [_parameter(schemas, one) for one in said.parameters]
     if said.keyed:
-        key = Parameter(HEADER, str, "The same request with the same key is served once.", "header")
+        key = Parameter(
+            HEADER, str, "Antiphon serves requests with the same key and the same content only once.", "header"
+        )
         parameters.append(_parameter(schemas, key))
     statuses = {*said.errors, *(_ANYWHERE if not said.open else ()), *(_OF_ONE if names else ())}
     statuses |= {
@@ -275,7 +277,7 @@ def _add_events(schemas: Schemas) -> None:
 
 
 def _add_links(paths: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
-    """What is made has an id, by which the paths below the one that makes it are asked."""
+    """Link each operation that creates an object to the operations that take the object's id in their path."""
     for path, item in paths.items():
         made = item.get("post", {}).get("responses", {}).get("200", {})
         answer = str(made.get("content", {}).get(_JSON, {}).get("schema", {}).get("$ref", ""))
@@ -293,7 +295,7 @@ def _add_links(paths: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
 
 
 def _complete(schemas: Schemas) -> None:
-    """What no type says: an answer always has its output; prompts hold fields of requests."""
+    """Add facts that no type expresses: an answer always has its output, and prompts have fields of requests."""
     schemas.named["Response"]["required"].append("output")
     fields = schemas.named["CreateResponse"]["properties"]
     for name in ("WritePrompt", "ChangePrompt", "Prompt"):

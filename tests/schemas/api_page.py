@@ -1,7 +1,7 @@
-"""docs/reference/api.md: the API's own document for people.
+"""Writes docs/reference/api.md, the API's OpenAPI document as a page for readers.
 
-Lives here: how operations and schemas become tables, and words for schemas (`words`), which `api_differences.py` uses
-too. Not here: the document itself (`api_document.py`).
+Lives here: the conversion of operations and schemas to tables and lists. `words` describes a schema in a few words, and
+`api_differences.py` uses it too. Not here: the OpenAPI document (`api_document.py`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _schema(schema: Schema) -> list[str]:
                     for name, found in one["properties"].items()
                     if name != "type"
                 ]
-                lines.append(cells(f"`{one['title']}`", ", ".join(members) or "all members, unchanged"))
+                lines.append(cells(f"`{one['title']}`", "; ".join(members) or "all members, unchanged"))
         return [*lines, "", *(one["description"] for one in branches if "description" in one and "title" not in one)]
     return [*_described(schema), f"{words(schema).capitalize() if not branches else words(schema)}."]
 

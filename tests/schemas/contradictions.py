@@ -1,8 +1,9 @@
-"""Where what is sent breaks one of the two schemas, each with the reason. Nothing else may.
+"""Lists the rules of OpenAI's and Open Responses' schemas that Antiphon's answers break, each with the reason.
 
-Lives here: the list, read by every judge. Not here: how places are named (`tests/support/schemas.py`).
+Lives here: the list, which every comparison with the schemas reads. Not here: the names of places
+(`tests/support/schemas.py`).
 
-Invariant: each entry still happens; `test_contradictions.py` fails when its sample no longer breaks the schema.
+Invariant: each entry is still needed. `test_contradictions.py` fails when an entry's sample no longer breaks the rule.
 """
 
 from __future__ import annotations

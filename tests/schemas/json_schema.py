@@ -1,12 +1,13 @@
-"""JSON schemas of types: what the API's own document is made of.
+"""Makes JSON schemas of types, for the API's OpenAPI document.
 
-Lives here: how a type of Python becomes a schema, msgspec Structs by name. Not here: which types (the routes), paths
-and operations (`api_document.py`).
+Lives here: the conversion of a Python type to a schema. A msgspec Struct becomes a named schema. Not here: the choice
+of the types (the routes), and paths and operations (`api_document.py`).
 
-Not msgspec's own schemas: they have no union of Structs without tags (every item of an output), and say of a field with
-a default that an answer may lack it, though all but unset ones are always written.
+This module does not use msgspec's own schemas, for two reasons. They have no union of Structs without tags, which the
+items of an output need. They also declare every field with a default optional, although an answer lacks only unset
+fields.
 
-Invariant: a name stands for one type.
+Invariant: no two types have the same name.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ _WHERE = "#/components/schemas/"
 
 
 class Schemas:
-    """The schemas of one document. Of an answer (`answers`) all fields are there but those that can be unset.
+    """The schemas of one document. In a schema of an answer (`answers`), only fields that can be unset are optional.
 
-    `whole`: the types that are meant where a type with fewer members is named."""
+    `whole` maps a type with few members to the complete type, which the document describes instead."""
 
     def __init__(self, whole: Mapping[type[Struct], type[Struct]] | None = None) -> None:
         self._whole = whole or {}
@@ -48,7 +49,7 @@ class Schemas:
         self._names: dict[tuple[object, ...], str] = {}
 
     def of(self, kind: object, *, answers: bool, known: Mapping[object, object] | None = None) -> Schema:
-        """The schema of a type; `known` are the arguments of generic types."""
+        """The schema of a type. `known` has the arguments of generic types."""
         known = known or {}
         if isinstance(kind, TypeVar):
             kind = known[kind]
@@ -78,7 +79,7 @@ class Schemas:
         raise TypeError(f"no schema for {kind!r}")
 
     def add(self, name: str, schema: Schema) -> Schema:
-        """Name a schema that is no type's; the reference to it."""
+        """Name a schema that belongs to no type. Returns the reference to the schema."""
         if self.named.setdefault(name, schema) != schema:
             raise ValueError(f"there are two schemas of the name {name}")
         return {"$ref": _WHERE + name}

@@ -1,12 +1,13 @@
-"""The body of `POST /v1/responses`, as the API's own document describes it.
+"""Makes the schema of the body of `POST /v1/responses`, for the API's OpenAPI document.
 
-Lives here: the schema, made of the tables and types that read a request. Not here: reading one
-(`translation/request/body.py`), what becomes of each part (`translation/request/field_support.py`).
+Lives here: the schema, from the tables and types with which Antiphon reads a request. Not here: the reader
+(`translation/request/body.py`) and the treatment of each part (`translation/request/field_support.py`).
 
-A choice that OpenAI adds to is a list of words or any other string: Antiphon ignores the latter.
+OpenAI may add values to some choices. The schema of such a choice permits the known values and any other string, which
+Antiphon ignores.
 
-Invariant: every field, parameter, item, tool and content part that has a meaning here is in the schema; tests hold it
-against the tables.
+Invariant: the schema has every field, parameter, item, tool and content part that Antiphon handles. Tests compare it
+with the tables.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ _MEMBERS: dict[str, Mapping[str, Schema]] = {
     "compaction_trigger": {},
     **{kind: {"id": _TEXT, "encrypted_content": _TEXT} for kind in COMPACTIONS},
 }
-"""What is looked at in each type of item; hosted items, which are shown to the model as they are, have no list."""
+"""The members that Antiphon reads in each type of item. Items of hosted tools have no list, because they reach the
+model unchanged."""
 
 _NEEDED = {
     "message": ("role", "content"),
@@ -97,12 +99,12 @@ _PART_MEMBERS: dict[str, Mapping[str, Schema]] = {
 
 
 def open_choice(words: Iterable[str]) -> Schema:
-    """One of these words; any other is served without it, and named."""
+    """One of these words, or another string, which Antiphon ignores and lists in `antiphon-ignored`."""
     return {"anyOf": [{"type": "string", "enum": [*words]}, {"type": "string"}]}
 
 
 def add_request_body(schemas: Schemas) -> Schema:
-    """Add what a request is made of to the document's schemas; the reference to the whole."""
+    """Add the schemas of a request and of its parts to the document. Returns the reference to the request's schema."""
     schemas.add("ContentPart", _typed(_PART_MEMBERS, {}, "Antiphon ignores a part of another type."))
     schemas.add("InputItem", _items())
     schemas.add("Tool", _tools(schemas))
@@ -118,8 +120,7 @@ def add_request_body(schemas: Schemas) -> Schema:
         "model": {"type": "string", "minLength": 1},
         "input": {
             "anyOf": [_TEXT, {"type": "array", "items": {"$ref": f"{_REF}InputItem"}}, {"type": "null"}],
-            "description": "Needed unless `previous_response_id`, `conversation` or `prompt` brings something to "
-            "answer.",
+            "description": "Required, unless `previous_response_id`, `conversation` or `prompt` supplies input.",
         },
         "instructions": {"type": ["string", "null"]},
         "tools": {"type": ["array", "null"], "items": {"$ref": f"{_REF}Tool"}},
@@ -136,14 +137,17 @@ def add_request_body(schemas: Schemas) -> Schema:
             },
             "required": ["id"],
         },
-        "extra_body": {"type": ["object", "null"], "description": "Its members count as if they stood beside it."},
+        "extra_body": {
+            "type": ["object", "null"],
+            "description": "Antiphon treats the members of this object as top-level fields.",
+        },
     }
     return schemas.add(
         "CreateResponse",
         {
             "type": "object",
             "description": "Antiphon ignores unknown fields and lists them in `antiphon-ignored`, unless the operator "
-            "lets them pass. docs/reference/compatibility.md says what becomes of each field with which server.",
+            "allows them. docs/reference/compatibility.md lists the treatment of each field for each chat server.",
             "properties": {**read_apart, **fields, **parameters},
             "required": ["model"],
         },
@@ -176,7 +180,7 @@ def _limit_inside(named: dict[str, Schema]) -> None:
 
 
 def _nullable(schema: Schema) -> Schema:
-    """A field may be null, which is as if it were not there."""
+    """A schema that also allows null, because Antiphon treats a field with null as absent."""
     kind = schema.get("type")
     if kind == "null" or (isinstance(kind, list) and "null" in kind) or {"type": "null"} in schema.get("anyOf", ()):
         return schema
@@ -190,8 +194,8 @@ def _typed(
     needed: Mapping[str, tuple[str, ...]],
     otherwise: str | None = None,
 ) -> Schema:
-    """Objects by their `type`, None for one whose members are taken as they are; `otherwise` is what becomes of those
-    of another type."""
+    """A schema of objects that `type` tells apart. A type with the value None permits any members. `otherwise` is the
+    description of an object of another type."""
     known: list[Schema] = [
         {
             "type": "object",

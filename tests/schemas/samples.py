@@ -1,6 +1,6 @@
-"""Answers that together hold everything an answer can hold: what both schemas are tried on.
+"""Samples of answers that together have everything an answer can have. Tests compare them with both schemas.
 
-Lives here: pairs of a request and an upstream's chunks, by name. Not here: what is expected of them.
+Lives here: pairs of a request and an upstream's chunks, by name. Not here: the expected results.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ SAMPLES = {
 
 
 def outcome_of(name: str, *, stream: bool = True) -> Outcome:
-    """What the exchange makes of a sample."""
+    """The exchange's answer to a sample."""
     sample = SAMPLES[name]
     options: dict[str, Any] = {"sealer": Sealer([b"secret"], random_bytes=bytes)} if name == "sealed reasoning" else {}
     return run(
@@ -207,7 +207,7 @@ def _runs_tools(sample: Sample) -> bool:
 
 
 def _found(call: HostedCall) -> ToolResult:
-    """What every kind of tool may find."""
+    """Results of every kind of tool."""
     sources = (
         Source({"type": "file_citation", "file_id": "file_a", "filename": "a.txt"}),
         Source({"type": "url_citation", "url": "https://a.example", "title": "A"}),

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 _RULES, _ = read_rules(
     """
 longest = 5
+longest_cell = 7
 files = []
 skip = []
 [avoid]
@@ -31,6 +32,13 @@ _LONG = "One two three four five six."
         ("a.md", f"Short one. {_LONG}\n", [(1, "long")]),
         ("a.md", "One two three four\nfive six.\n", [(1, "long")]),
         ("a.md", f"| a | {_LONG} |\n| --- | --- |\n- {_LONG}\n", [(1, "long"), (3, "long")]),
+        # The parts of a cell are sentences. The whole cell has a limit too.
+        ("a.md", "| a | One two three; four five six. |\n", []),
+        ("a.md", "| a | One two three; four five; six seven eight. |\n", [(1, "cells")]),
+        ("a.md", "| a | One `two \\| three four five six` seven. |\n", []),
+        # A list of types or values is no sentence.
+        ("a.md", "[A](#a) or [B](#b) or [C](#c) or [D](#d).\n", []),
+        ("a.md", "A `x` is one of these seven words.\n", [(1, "long")]),
         # Code, links and what stands in backticks is no prose.
         ("a.md", "```sh\nnobody one two three four five six\n```\nSee `nobody` [x](nobody/x.md).\n", []),
         ("a.md", "```sh\nx\n```\n\nNobody.\n", [(5, "words")]),
@@ -55,7 +63,7 @@ def test_a_file_may_have_as_many_as_its_line_says() -> None:
 
 
 def test_counts_are_lowered_and_never_raised() -> None:
-    head = "longest = 5\nfiles = []\nskip = []\n[avoid]\n\n[allowed]\n"
+    head = "longest = 5\nlongest_cell = 5\nfiles = []\nskip = []\n[avoid]\n\n[allowed]\n"
     text = head + '"b.md" = { words = 2, long = 3 }\n"a.md" = { long = 1 }\n"c.md" = { words = 4 }\n'
     found = [Finding("a.md", 1, "long", "x")] * 2 + [Finding("b.md", 1, "long", "x")]
     assert lowered(text, found) == head + '"a.md" = { long = 1 }\n"b.md" = { long = 1 }\n'

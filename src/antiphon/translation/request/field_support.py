@@ -74,14 +74,6 @@ def _file(profile: UpstreamProfile) -> Support:
     return handled("Antiphon sends text files as text, and answers 400 for other files")
 
 
-def _file_url(profile: UpstreamProfile) -> Support:
-    return handled(f"Antiphon fetches the file from public addresses only, then {_file(profile).note}")
-
-
-def _file_by_id(profile: UpstreamProfile) -> Support:
-    return handled(f"Antiphon reads the file from `/v1/files`, then {_file(profile).note}")
-
-
 def _image_by_id(profile: UpstreamProfile) -> Support:
     return (
         handled("Antiphon reads the image from `/v1/files`, and sends a data URL")
@@ -171,8 +163,13 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         "content.input_image.image_url": _images,
         "content.input_image.file_id": _image_by_id,
         "content.input_file.file_data": _file,
-        "content.input_file.file_url": _file_url,
-        "content.input_file.file_id": _file_by_id,
+        "content.input_file.file_url": handled(
+            "Antiphon fetches the file from public addresses only, and treats the file like "
+            "`content.input_file.file_data`"
+        ),
+        "content.input_file.file_id": handled(
+            "Antiphon reads the file from `/v1/files`, and treats the file like `content.input_file.file_data`"
+        ),
         "content.input_audio": _audio,
         "any other part": _UNKNOWN,
         "any other member of a part": _UNKNOWN,
