@@ -96,7 +96,7 @@ class Company:
 
 
 @asynccontextmanager
-async def _started(folder: Path, source: str) -> AsyncIterator[Company]:
+async def _started(folder: Path, source: str, *, forward: bool = False, auth: str = "none") -> AsyncIterator[Company]:
     authority = Authority(folder)
     files = authority.sign("issuer")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -125,12 +125,15 @@ async def _started(folder: Path, source: str) -> AsyncIterator[Company]:
         theirs = yaml.safe_load(_ENVOY % (folder / "their-admin.sock", port))
         static = theirs["static_resources"]
         manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        manager["http_filters"].insert(0, yaml.safe_load(texts[0]))
+        checks = yaml.safe_load(texts[0])
+        if forward:
+            checks["typed_config"]["providers"]["staff"]["forward"] = True
+        manager["http_filters"].insert(0, checks)
         static["clusters"].append(yaml.safe_load(texts[1]))
         given = yaml.safe_load(_example("source: metadata"))
         if source == "header":
             given["owner"] = {"source": "header"}
-        given |= {"data": str(folder), "upstream": {**given["upstream"], "url": chat.base_url}}
+        given |= {"data": str(folder), "upstream": {"url": chat.base_url, "auth": auth}}
         settings = Settings.model_validate(given)
         ours = parts(settings, endpoints(settings), envoy_version())
         told: list[str] = []
@@ -226,6 +229,25 @@ async def test_envoy_refuses_what_the_issuer_did_not_sign_for_this_gateway(compa
     assert len(company.chat.requests) == before
     # Envoy accepts a token without a usable subject, and Antiphon refuses it.
     assert await company.both(issuer.token("")) == (401, 401)
+
+
+@pytest.mark.parametrize("source", ["metadata", "header"])
+@pytest.mark.parametrize("auth", ["none", "passthrough"])
+async def test_a_token_that_envoy_keeps_reaches_only_an_upstream_with_passthrough(
+    folder: Path, source: str, auth: str
+) -> None:
+    """With `forward: true` in jwt_authn. Antiphon warns of `passthrough` at its start."""
+    async with _started(folder, source, forward=True, auth=auth) as company:
+        token = company.issuer.token("anna")
+        company.chat.requests.clear()
+        assert await company.both(token) == (200, 200)
+        chat = {"model": "demo-model", "messages": [{"role": "user", "content": "Hi"}]}
+        assert (await company.ask(token, chat, "/v1/chat/completions"))[0] == 200
+        # The sidecar's own requests for the list of models have no token.
+        calls = [one for one in company.chat.requests if one.method == "POST"]
+        seen = [dict(one.headers).get("authorization") for one in calls]
+        assert seen == [None if auth == "none" else f"Bearer {token}"] * 2
+        assert ("identity_token_passed_on" in (company.folder / "log").read_text()) == (auth == "passthrough")
 
 
 async def test_new_keys_of_the_issuer_take_the_place_of_the_old(company: Company) -> None:

@@ -274,7 +274,13 @@ def test_settings_that_contradict_managed_keys_are_refused(wrong: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "owner", [{"api_keys": ["0123456789abcdef"]}, {"keys": {"anna": ["0123456789abcdef"]}}, {"managed_keys": True}]
+    "owner",
+    [
+        {"api_keys": ["0123456789abcdef"]},
+        {"keys": {"anna": ["0123456789abcdef"]}},
+        {"managed_keys": True},
+        {"source": "jwt", "jwt": {"issuer": "https://issuer.test", "audience": ["antiphon"]}},
+    ],
 )
 def test_with_client_keys_of_any_kind_envoy_sends_chat_to_the_sidecar(owner: dict[str, Any]) -> None:
     """The sidecar checks the key there too, and Envoy does not send it to the upstream."""

@@ -21,6 +21,7 @@ from antiphon.commands.start_checks import (
     warn_of_few_descriptors,
     warn_of_idle_quotas,
     warn_of_open_listener,
+    warn_of_passed_identities,
 )
 from antiphon.config.settings import Settings
 from antiphon.doors.listening import max_connections
@@ -37,6 +38,7 @@ SHARED = {
     "owner": {"key": "a-key-that-all-machines-share"},
     "sealing": {"keys": ["ab" * 32]},
 }
+JWT = {"source": "jwt", "jwt": {"issuer": "https://issuer.test", "audience": ["antiphon"]}}
 GONE = "http://127.0.0.1:9/v1"
 
 
@@ -88,11 +90,34 @@ def test_an_open_listener_in_front_of_a_key_is_told(listen: str, log: _Log) -> N
         {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": {"api_keys": ["0123456789abcdef"]}},
         {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": {"keys": {"anna": ["0123456789abcdef"]}}},
         {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": {"managed_keys": True}},
+        {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": JWT},
     ],
 )
 def test_nothing_is_told_where_nobody_can_spend_it(settings: dict[str, Any], log: _Log) -> None:
     warn_of_open_listener(Settings.model_validate(settings))
     assert log.lines == []
+
+
+@pytest.mark.parametrize("source", ["header", "metadata", "bearer", "single"])
+@pytest.mark.parametrize(
+    ("upstreams", "passed"),
+    [
+        ({"upstream": {"url": GONE}}, ["default"]),
+        ({"upstream": {"url": GONE, "auth": "passthrough"}}, ["default"]),
+        ({"upstream": {"url": GONE, "auth": "none"}, "upstreams": {"b": {"url": GONE}, "c": KEYED}}, ["b"]),
+        ({"upstream": {"url": GONE, "auth": "none"}}, []),
+        ({"upstream": KEYED}, []),
+    ],
+)
+def test_upstreams_that_may_get_identity_tokens_are_told(
+    source: str, upstreams: dict[str, Any], passed: list[str], log: _Log
+) -> None:
+    settings = Settings.model_validate({"owner": {"source": source}, **upstreams})
+    warn_of_passed_identities(settings)
+    expected = passed if source in ("header", "metadata") else []
+    assert [fields["upstreams"] for _, fields in log.lines] == [expected] * bool(expected)
+    for event, fields in log.lines:
+        assert (event, fields["source"]) == ("identity_token_passed_on", source) and KEY not in repr(fields)
 
 
 async def test_upstreams_that_are_not_there_or_refuse_the_key(log: _Log) -> None:

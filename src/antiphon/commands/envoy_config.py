@@ -20,6 +20,7 @@ import yaml
 
 from antiphon.commands.flags import settings_of
 from antiphon.config.settings import Settings
+from antiphon.config.upstreams import AuthMode
 from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.gateway_pod import NAME, GatewayTarget, Sidecar, as_comments, parse_hostname, parse_place, script
@@ -188,11 +189,12 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
         ) from None
     ours = parts(settings, endpoints(settings), version)
     by_token = settings.owner.source in ("bearer", "jwt")
+    passes_tokens = any(one.auth_mode is AuthMode.PASSTHROUGH for one in settings.every_upstream.values())
 
     def tell(line: str) -> None:
         print(f"antiphon: {line}", file=sys.stderr)
 
-    return to_yaml(merged(theirs, ours, wanted, tell, by_token=by_token))
+    return to_yaml(merged(theirs, ours, wanted, tell, by_token=by_token, passes_tokens=passes_tokens))
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:

@@ -10,7 +10,7 @@ from functools import partial
 import structlog
 
 from antiphon.commands.serving_process import ServingProcess, run_serving
-from antiphon.commands.start_checks import check_console, sidecar_tls, warn_of_contents_here
+from antiphon.commands.start_checks import check_console, sidecar_tls, warn_of_contents_here, warn_of_passed_identities
 from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.console import ConsoleAt
@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(settings: Settings) -> None:
     check_console(settings)
     warn_of_contents_here(settings)
+    warn_of_passed_identities(settings)
 
 
 async def _serve(process: ServingProcess) -> int:

@@ -1,10 +1,10 @@
 """At the start of a gateway, checks the files that settings name, and logs warnings for the operator.
 
 This module finds unusable certificates, a listener that exposes the gateway's API keys, file contents that other
-machines cannot read, and limits without effect. `app/trust.py`, `doors/listening.py` and `envoy/clusters.py` use the
-certificates. `serving_process.py` checks that upstreams answer, and `commands/doctor/command.py` checks their features.
-The package `config` validates the settings. `antiphon envoy-config` checks no files, because its output may be for
-another machine.
+machines cannot read, limits without effect, and upstreams that may get identity tokens. `app/trust.py`,
+`doors/listening.py` and `envoy/clusters.py` use the certificates. `serving_process.py` checks that upstreams answer,
+and `commands/doctor/command.py` checks their features. The package `config` validates the settings.
+`antiphon envoy-config` checks no files, because its output may be for another machine.
 
 Invariants: with either `door`, an unusable file raises `ConfigError` with the setting and the file. Each warning is one
 line with advice. No line contains a secret.
@@ -38,6 +38,12 @@ CONTENTS_ADVICE = (
 
 IDLE_QUOTA_ADVICE = "correct the name, or add what the limit needs"
 """The advice for each entry that `idle_quotas` returns."""
+
+PASSED_IDENTITY_ADVICE = (
+    "the upstream gets the client's Authorization header: set the upstream's auth to inject (with an api_key) or none, "
+    "unless the proxy removes the token that identifies the client from this header"
+)
+"""The advice for the upstreams that `passed_identities` returns."""
 
 _CONSOLE_PACKAGES = ("jinja2", "markdown_it", "nh3")
 
@@ -90,6 +96,7 @@ def warn(settings: Settings) -> None:
     warn_of_few_descriptors(settings)
     warn_of_contents_here(settings)
     warn_of_idle_quotas(settings)
+    warn_of_passed_identities(settings)
 
 
 def warn_of_open_listener(settings: Settings) -> None:
@@ -132,6 +139,25 @@ def warn_of_idle_quotas(settings: Settings) -> None:
     """Log a warning for each entry of `quotas` that limits nothing."""
     for setting, reason in idle_quotas(settings):
         _log.warning("quota_without_effect", setting=setting, reason=reason, advice=IDLE_QUOTA_ADVICE)
+
+
+def warn_of_passed_identities(settings: Settings) -> None:
+    """Log a warning if an upstream may get the token with which a proxy identified the client."""
+    if upstreams := passed_identities(settings):
+        source, advice = settings.owner.source, PASSED_IDENTITY_ADVICE
+        _log.warning("identity_token_passed_on", source=source, upstreams=list(upstreams), advice=advice)
+
+
+def passed_identities(settings: Settings) -> tuple[str, ...]:
+    """Return the names of the upstreams that get the client's Authorization header although a proxy identifies the
+    client, often by a token in this header.
+
+    With `owner.source: jwt` and with client keys, the settings do not allow such an upstream. Here they do, because a
+    client may also identify itself in another way, and send its key for the upstream in the header.
+    """
+    if settings.owner.source not in ("header", "metadata"):
+        return ()
+    return tuple(name for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.PASSTHROUGH)
 
 
 def idle_quotas(settings: Settings) -> list[tuple[str, str]]:

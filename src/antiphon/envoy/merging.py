@@ -71,10 +71,17 @@ class _Place(NamedTuple):
 
 
 def merged(
-    theirs: object, parts: Config, wanted: MergeTarget, tell: Callable[[str], None], *, by_token: bool = True
+    theirs: object,
+    parts: Config,
+    wanted: MergeTarget,
+    tell: Callable[[str], None],
+    *,
+    by_token: bool = True,
+    passes_tokens: bool = False,
 ) -> Config:
     """Return the whole configuration with Antiphon's parts. The function calls `tell` with one line for each change.
-    `by_token` is whether the settings tell owners apart by the client's token.
+    `by_token` is whether the settings tell owners apart by the client's token. `passes_tokens` is whether an upstream
+    gets the client's Authorization header.
 
     Raises `ConfigError` when the target does not exist or is ambiguous, or when the configuration already uses one of
     Antiphon's names.
@@ -92,6 +99,11 @@ def merged(
     # The file must not have a filter with the same name, because a route that enables Antiphon's filter would also
     # enable the other filter.
     _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
+    for provider in _keeping_tokens(filters) if passes_tokens else ():
+        tell(
+            f"jwt_authn: the provider {provider} leaves the client's token in the request (`forward: true`), and "
+            "upstreams with `auth: passthrough` would get the token. Set `auth` of the upstreams to `inject` or `none`"
+        )
     for provider in _taking_tokens(filters) if by_token else ():
         tell(
             f"jwt_authn: the provider {provider} removes the token that Antiphon needs to tell owners apart, so all "
@@ -161,12 +173,28 @@ def _places(whole: Config) -> Iterator[_Place]:
 
 def _taking_tokens(filters: list[Config]) -> Iterator[str]:
     """Yield the names of the jwt_authn providers that remove the token from requests."""
+    return (name for name, provider in _token_providers(filters) if provider.get("forward") is not True)
+
+
+def _keeping_tokens(filters: list[Config]) -> Iterator[str]:
+    """Yield the names of the jwt_authn providers that leave the token in the header Authorization."""
+    for name, provider in _token_providers(filters):
+        headers, params, cookies = (
+            provider.get(_spelled(provider, field)) or [] for field in ("from_headers", "from_params", "from_cookies")
+        )
+        elsewhere = headers or params or cookies
+        named = any(isinstance(one, dict) and str(one.get("name")).lower() == "authorization" for one in headers)
+        if provider.get("forward") is True and (named or not elsewhere):
+            yield name
+
+
+def _token_providers(filters: list[Config]) -> Iterator[tuple[str, Config]]:
+    """Yield each provider of the filters jwt_authn with its name."""
     for one in filters:
         message = _message(one, "typed_config")
         if str(message.get("@type")).endswith(".JwtAuthentication"):
             for name, provider in _message(message, "providers").items():
-                if not isinstance(provider, dict) or provider.get("forward") is not True:
-                    yield str(name)
+                yield str(name), provider if isinstance(provider, dict) else {}
 
 
 def _append(theirs: list[Config], ours: list[Config], what: str, at: int | None = None) -> None:

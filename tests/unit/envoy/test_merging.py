@@ -265,5 +265,25 @@ def test_a_filter_that_takes_the_token_is_told(folder: Path, capsys: pytest.Capt
     config = {"@type": f"{_KINDS}filters.http.jwt_authn.v3.JwtAuthentication", "providers": providers}
     _manager(theirs)["http_filters"].insert(0, {"name": "own", "typed_config": config})
     status, _, told = _merge(folder, capsys, theirs)
-    named = [line.split("provider ")[1].split()[0] for line in told.splitlines() if "forward: true" in line]
+    named = [line.split("provider ")[1].split()[0] for line in told.splitlines() if "removes the token" in line]
     assert (status, named) == (0, ["hidden", "refused"])
+
+
+@pytest.mark.parametrize(("auth", "told_of"), [("passthrough", ["kept", "named"]), ("none", [])])
+def test_a_token_that_would_reach_the_upstream_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, auth: str, told_of: list[str]
+) -> None:
+    theirs = copy.deepcopy(ONE)
+    providers = {
+        "kept": {"forward": True},
+        "hidden": {"issuer": "x"},
+        "named": {"forward": True, "fromHeaders": [{"name": "Authorization", "value_prefix": "Bearer "}]},
+        "elsewhere": {"forward": True, "from_headers": [{"name": "x-identity"}]},
+        "cookie": {"forward": True, "from_cookies": ["session"]},
+    }
+    config = {"@type": f"{_KINDS}filters.http.jwt_authn.v3.JwtAuthentication", "providers": providers}
+    _manager(theirs)["http_filters"].insert(0, {"name": "own", "typed_config": config})
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__AUTH", auth)
+    status, _, told = _merge(folder, capsys, theirs)
+    named = [line.split("provider ")[1].split()[0] for line in told.splitlines() if "leaves the client's token" in line]
+    assert (status, named) == (0, told_of)

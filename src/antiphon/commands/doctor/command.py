@@ -31,9 +31,11 @@ from antiphon.commands.flags import settings_of
 from antiphon.commands.start_checks import (
     CONTENTS_ADVICE,
     IDLE_QUOTA_ADVICE,
+    PASSED_IDENTITY_ADVICE,
     check_sidecar_files,
     contents_are_here_alone,
     idle_quotas,
+    passed_identities,
 )
 from antiphon.commands.terminal import printable
 from antiphon.config.problems import how_to_install
@@ -117,7 +119,7 @@ def _summary(findings: list[Finding]) -> str:
 
 async def _here(settings: Settings) -> AsyncIterator[Finding]:
     """The checks that need no other server."""
-    for check in (_data_folder, _space, _extras, _keys, _quotas, _extensions):
+    for check in (_data_folder, _space, _extras, _keys, _quotas, _identities, _extensions):
         try:
             for finding in check(settings):
                 yield finding
@@ -185,6 +187,13 @@ def _quotas(settings: Settings) -> Iterator[Finding]:
     """One finding for each limit that has no effect."""
     for setting, reason in idle_quotas(settings):
         yield Finding(_HERE, "note", f"{setting} limits nothing: {reason}", IDLE_QUOTA_ADVICE)
+
+
+def _identities(settings: Settings) -> Iterator[Finding]:
+    """One finding if upstreams may get the tokens with which a proxy identifies clients."""
+    if upstreams := passed_identities(settings):
+        what = f"owner.source is {settings.owner.source}, and auth is passthrough for: {', '.join(upstreams)}"
+        yield Finding(_HERE, "note", what, PASSED_IDENTITY_ADVICE)
 
 
 def _extensions(_: Settings) -> Iterator[Finding]:
