@@ -1,9 +1,9 @@
 """At the start of a gateway, checks the files that settings name, and logs warnings for the operator.
 
-This module finds unusable certificates, a listener that exposes the gateway's API keys, file contents that other
-machines cannot read, limits without effect, and upstreams that may get identity tokens. `app/trust.py`,
-`doors/listening.py` and `envoy/clusters.py` use the certificates. `serving_process.py` checks that upstreams answer,
-and `commands/doctor/command.py` checks their features. The package `config` validates the settings.
+This module finds unusable certificates, a listener that exposes the gateway's API keys, and file contents that other
+machines cannot read. The module also finds limits without effect, and upstreams that may get identity tokens.
+`app/trust.py`, `doors/listening.py` and `envoy/clusters.py` use the certificates. `serving_process.py` checks that
+upstreams answer, and `commands/doctor/command.py` checks their features. The package `config` validates the settings.
 `antiphon envoy-config` checks no files, because its output may be for another machine.
 
 Invariants: with either `door`, an unusable file raises `ConfigError` with the setting and the file. Each warning is one
