@@ -184,7 +184,8 @@ _UNTIL = Parameter("until", str, "The last day (UTC), as `YYYY-MM-DD`.")
 class Administration(Area):
     """Serves `/v1/antiphon/admin`. `guard` checks the admin token of each request.
 
-    `accepts_keys`: whether the process accepts managed keys. `names` finds the names of owners.
+    `accepts_keys`: whether the process accepts client keys that operators create at run time. `names` finds the names
+    of owners.
     """
 
     guard: Guard
@@ -202,8 +203,8 @@ class Administration(Area):
 
     @listing(_KEYS, "List client keys", ListOf[ClientKeyObject], _OWNER, _ALL)
     async def list_keys(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/antiphon/admin/keys`: list the valid keys without their tokens, newest first unless the request sets
-        `order`."""
+        """`GET /v1/antiphon/admin/keys`: list the valid client keys without their tokens, newest first unless the
+        request sets `order`."""
         owner, all_keys = query_value(request, "owner") or "", query_flag(request, "all")
         found = await self.keys.page(read_page(request), owner, all_keys=all_keys)
         await self._note("read keys", owner=NAMED + owner if owner else "")
@@ -211,8 +212,8 @@ class Administration(Area):
 
     @Route("POST", _KEYS, "Create a client key", ClientKeyObject, body=CreateClientKey, body_needed=True)
     async def create_key(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys`: create a key for a named owner. Only this answer ever has the token. Raises
-        `InvalidRequest` with one of the codes `invalid_value`, `unknown_parameter`, `too_many_keys` or
+        """`POST /v1/antiphon/admin/keys`: create a client key for a named owner. Only this answer ever has the token.
+        Raises `InvalidRequest` with one of the codes `invalid_value`, `unknown_parameter`, `too_many_keys` or
         `managed_keys_off`.
         """
         body = _read(request, CreateClientKey)
@@ -225,8 +226,8 @@ class Administration(Area):
 
     @Route("POST", f"{_KEYS}/{{}}/rotate", "Rotate a client key", ClientKeyObject, body=RotateClientKey)
     async def rotate_key(self, request: ApiRequest, key_id: str) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a key. Only this answer ever has the
-        successor's token.
+        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a client key. Only this answer ever has
+        the successor's token.
 
         Raises `NotFound`, and `InvalidRequest` (`key_not_valid`) for an expired or revoked key.
         """
@@ -238,7 +239,8 @@ class Administration(Area):
 
     @Route("DELETE", f"{_KEYS}/{{}}", "Revoke a client key", Deleted[Literal["client_key.deleted"]], errors=(400,))
     async def revoke_key(self, _request: ApiRequest, key_id: str) -> ApiResponse:
-        """`DELETE /v1/antiphon/admin/keys/{id}`: revoke a key. Lists with `all` still contain it.
+        """`DELETE /v1/antiphon/admin/keys/{id}`: revoke a key. Lists of keys with the parameter `all` still contain the
+        revoked key.
 
         Raises `NotFound`, and `InvalidRequest` (`key_not_valid`) for a key that is expired or already revoked.
         """
@@ -376,7 +378,8 @@ def _listed(found: Sequence[Struct], limit: int) -> ApiResponse:
 
 
 def _text(request: ApiRequest, name: str) -> str:
-    """The text of a query parameter, which a database can compare. Empty if the request lacks the parameter."""
+    """The text of a query parameter, in a form that a database can compare. The text is empty if the request lacks the
+    parameter."""
     text = query_value(request, name) or ""
     if len(text) > _LONGEST_TEXT or not text.isprintable():
         raise invalid_value(name, f"use at most {_LONGEST_TEXT} printable characters")

@@ -68,11 +68,11 @@ _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-pro
 class PassedOn:
     """Serves `/v1/chat/completions`, `/v1/embeddings` and the operator's paths: forwards each request to an upstream.
 
-    `extra` has further paths of the default upstream, without `/v1`. The bodies of these requests need not name a
-    model. `embeddings` is the embedding model and the client for the embeddings server. An entry of `models` for this
-    exact name takes precedence. `reserve` returns an object that reserves a request's tokens in the quotas. No error
-    contains one of the `secrets`. With `several_owners`, answers leave out headers about the upstream account that the
-    owners share.
+    `extra` has further paths of the default upstream, without `/v1`. The bodies of requests to these further paths need
+    not name a model. `embeddings` is the embedding model and the client for the embeddings server. An entry of the
+    setting `models` with exactly the name of this embedding model takes precedence. `reserve` returns an object that
+    reserves a request's tokens in the quotas. No error contains one of the `secrets`. With `several_owners`, answers
+    leave out headers about the upstream account that the owners share.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class PassedOn:
         return self._noted(post)
 
     def _noted(self, post: Callable[[ApiRequest, PassedEntry], Awaitable[ApiResponse]]) -> Handler:
-        """The handler that also notes its requests in the journal."""
+        """The handler, which also writes an entry in the journal for each request."""
 
         async def noted(request: ApiRequest) -> ApiResponse:
             note = PassedEntry(self._journal, request)

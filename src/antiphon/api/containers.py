@@ -213,7 +213,8 @@ class ContainerApi(Area):
 
     @Route("GET", "/v1/containers/{}", "Get a container", ContainerObject)
     async def get(self, request: ApiRequest, container_id: str) -> ApiResponse:
-        """`GET /v1/containers/{id}`: get a container that has not expired. This does not count as a use."""
+        """`GET /v1/containers/{id}`: get a container that has not expired. Reading the properties of a container does
+        not count as a use."""
         found = await self._rooms.get(request.owner, container_id)
         return raw_response(_show(existing(found, _no_container(container_id))))
 

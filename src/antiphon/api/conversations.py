@@ -179,8 +179,8 @@ class Conversations(Area):
     async def delete(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`DELETE /v1/conversations/{id}`: delete a conversation with its items.
 
-        Raises `ConversationLocked` (409) while a response runs in the conversation. Adding or deleting items raises it
-        too.
+        Raises `ConversationLocked` (409) while a response runs in the conversation. The operations that add or delete
+        items raise this error, too.
         """
         return await _CONVERSATIONS.delete(conversation_id, lambda: self._store.delete(request.owner, conversation_id))
 
@@ -259,7 +259,8 @@ class Conversations(Area):
         return stored_input(prepare_input(items, self._new_id))
 
     def _read_include(self, request: ApiRequest) -> Tolerance:
-        """Check `include`. The parameter has no effect, because the stored items have all data that a backend sends."""
+        """Check the query parameter `include`, which has no effect, because the stored items have all data that a
+        backend sends."""
         tolerance = Tolerance(strict=self._strict)
         check_include([value for name, value in request.query if name in ("include", "include[]")], tolerance)
         return tolerance

@@ -39,7 +39,8 @@ class FailedAttempts:
         self._failed: deque[float] = deque()
 
     def add(self, message: str) -> None:
-        """Count a failed attempt. After too many, raises an `ApiError` (429, `too_many_attempts`) instead.
+        """Count a failed attempt. After too many failed attempts, raises an `ApiError` (429, `too_many_attempts`)
+        instead.
 
         The error's message begins with `message`. Its header `retry-after` has the seconds until the next attempt.
         """

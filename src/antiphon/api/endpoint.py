@@ -52,7 +52,7 @@ class Route:
 
     - `summary` names the operation, and gives the `operationId` of the OpenAPI document.
     - `answer`, `body` and `form` are the types of the answer, the JSON body and the fields of `multipart/form-data`.
-      Most are msgspec Structs.
+      Most of these types are msgspec Structs.
     - `events` is the type of the events, if the client can request a stream.
     - `media` is the media type of an answer that is not JSON.
     - `statuses` are further success statuses, whose answers have no JSON.

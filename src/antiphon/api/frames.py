@@ -183,8 +183,8 @@ def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
 class EventFrames:
     """Converts the events that Antiphon itself generates into frames. The class always gets whole events.
 
-    `told` has headers of the answer. The first event carries them in a field `headers`, because a WebSocket message has
-    no HTTP headers.
+    `told` has headers of the answer. The first event carries these headers of the answer in a field `headers`, because
+    a WebSocket message has no HTTP headers.
     """
 
     def __init__(self, lane: bytes = b"", told: Headers = ()) -> None:
@@ -212,7 +212,7 @@ class EventFrames:
     def missing(self) -> ApiError | None:
         """Return the error to send at the end if the stream had no terminal event.
 
-        None for Antiphon's own streams, which always have such an event.
+        The result is None for Antiphon's own streams, which always have a terminal event.
         """
         return None
 
@@ -258,7 +258,7 @@ class NativeFrames(EventFrames):
     def missing(self) -> ApiError | None:
         """Return the `error` event that the class held back, or an error for a stream without a terminal event.
 
-        None if the stream had a terminal event. The error of a cut stream is a 502 (`upstream_cut`).
+        The result is None if the stream had a terminal event. The error of a cut stream is a 502 (`upstream_cut`).
         """
         if self._ended:
             return None

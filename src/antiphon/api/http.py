@@ -1,8 +1,8 @@
 """Defines the request and response types of the API's handlers, independent of any web server, and shared schemas.
 
-Lives here: `ApiRequest`, `ApiResponse`, and the conversion of values, lists and errors to answers. The module also has
-the parameters and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a single endpoint,
-and `openapi.json`, which `scripts/docs` generates from the routes and these schemas.
+Lives here: the classes `ApiRequest` and `ApiResponse`, and the conversion of values, lists and errors to answers. The
+module also has the parameters and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a
+single endpoint, and `openapi.json`, which `scripts/docs` generates from the routes and these schemas.
 
 Invariants: header names are in lower case. A JSON answer always has its exact `content-length`. An error answer always
 has OpenAI's error object. The schemas only describe requests and answers. The handlers check requests, and a test
@@ -58,7 +58,7 @@ class Parameter:
 class StandsFor:
     """A marker in `Annotated` with the type that the OpenAPI document shows: `Annotated[dict[str, Any], StandsFor(T)]`.
 
-    The code parses a looser type, to give better error messages.
+    The code that reads a request parses a looser type than this, to give better error messages.
     """
 
     kind: object
@@ -192,7 +192,8 @@ class BodyStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """One answer to a client. Its content is `body`, or the chunks of `stream`. Header names are in lower case.
+    """One answer to a client. The content of the answer is `body`, or the chunks of `stream`. Header names are in lower
+    case.
 
     The server closes `stream` at its end, and also if the client disconnects.
     """
@@ -268,8 +269,8 @@ class ObjectKind:
     """A kind of stored objects whose ids appear in paths.
 
     `what` is the name of the kind in error messages, and `where` the end of such a message. `fits` returns whether a
-    text could be an id of this kind. Handlers do not query the store for other texts. `gone` is the value of `object`
-    in the answer to a deletion.
+    text could be an id of this kind. Handlers do not query the store for a text that `fits` refuses. `gone` is the
+    value of `object` in the answer to a deletion.
 
         PROMPTS = ObjectKind("Prompt", lambda text: is_id(text, "pmpt"), "prompt.deleted")
         prompt = await PROMPTS.find(prompt_id, lambda: store.get(request.owner, prompt_id))
@@ -329,7 +330,8 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
 
 
 def read_known(request: ApiRequest, kind: type[_Known]) -> tuple[_Known, list[str]]:
-    """Decode the body as `read_body` does. Returns it with the names of the fields that `kind` does not have."""
+    """Decode the body as `read_body` does. Returns the decoded body with the names of the fields that `kind` does not
+    have."""
     body = read_body(request, kind)
     names = _FIELDS.decode(request.body or b"{}")
     return body, [name for name in names if name not in kind.__struct_fields__]

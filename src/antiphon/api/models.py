@@ -197,7 +197,8 @@ class ModelCatalog(Area):
         return upstream in route.upstreams and route.serves(model)
 
     async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[ModelObject, ...]:
-        """The models of one upstream. Raises `ApiError`. With several upstreams, a timeout raises it too."""
+        """The models of one upstream. Raises `ApiError` if the upstream fails, and with several upstreams also after a
+        timeout."""
         try:
             async with asyncio.timeout(self._patience if len(self._sources) > 1 else None):
                 return await self._read(name, source, headers)

@@ -7,8 +7,8 @@ The decoder accepts chunks of any size. The decoder emits content as soon as the
 boundary. Therefore its buffer holds at most one chunk and one boundary, however large a part is.
 
 Antiphon uses no library for this task. python-multipart (0.0.34) accepts a form that ends in the middle. The library
-multipart (2.0.1) does not support `filename*` (RFC 8187), names in Latin-1 and a preamble. The result of multipart for
-a malformed body depends on how the body was split into chunks.
+multipart (2.0.1) does not support `filename*` (RFC 8187), names in Latin-1 and a preamble. The result of that library
+for a malformed body depends on how the body was split into chunks.
 
 Invariant: the result depends only on the bytes, not on how they are split into chunks. The result is the list of parts
 or an `InvalidRequest`.
@@ -111,7 +111,7 @@ class FormDecoder:
             raise _broken("it ends before its last boundary")
 
     def _step(self, events: list[FormEvent]) -> bool:
-        """Parse the next element of the form. Returns False if the buffer holds too few bytes for it."""
+        """Parse the next element of the form. Returns False if the buffer holds too few bytes for this element."""
         if self._state is _FormState.HEAD:
             return self._read_head(events)
         if self._state is _FormState.EPILOGUE:
@@ -193,8 +193,8 @@ def _parameters(value: str) -> dict[str, str]:
 
 
 def _extended(value: str) -> str | None:
-    """Decode a value that begins with its character set (RFC 8187), like `UTF-8''na%C3%AFve.txt`. None if it is
-    invalid."""
+    """Decode a value that begins with its character set (RFC 8187), like `UTF-8''na%C3%AFve.txt`. Returns None if the
+    value is invalid."""
     charset, _, rest = value.partition("'")
     text = unquote_to_bytes(rest.partition("'")[2])
     if not text or charset.lower() not in ("utf-8", "iso-8859-1"):

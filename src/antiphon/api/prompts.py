@@ -313,7 +313,7 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
 
 
 def _check_declared(value: Raw, names: tuple[str, ...]) -> None:
-    """Check `variables` of a request. If present, they must equal the variables of the template."""
+    """Check that the field `variables` of a request, if present, names exactly the variables of the template."""
     if not given(value):
         return
     declared = try_decode(_STRINGS, value)
@@ -338,7 +338,7 @@ def _text(name: str, value: Raw) -> str | None:
 
 
 def _read_metadata(value: Raw) -> bytes | None:
-    """The metadata as stored JSON. None if the client sent no metadata."""
+    """The metadata as stored JSON, or None if the client sent no metadata."""
     if value is ABSENT:
         return None
     try:

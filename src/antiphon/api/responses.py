@@ -127,8 +127,8 @@ _RESPONSES = ObjectKind("Response", lambda one: is_id(one, "resp"), "response")
 class Responses(Area):
     """Serves `GET /v1/responses` and the stored responses below `/v1/responses/{id}`.
 
-    `native` serves responses that Antiphon has not stored. Without `background`, no response can be cancelled or
-    streamed.
+    `native` serves responses that Antiphon has not stored. If `background` is None, clients can neither cancel nor
+    stream a response.
     """
 
     def __init__(

@@ -68,8 +68,8 @@ class ReadyProbe:
 
     @property
     def not_ready_seconds(self) -> float:
-        """The seconds for which probes have failed: from the first failed probe to the last. 0 if the process is
-        ready."""
+        """The seconds for which probes have failed: from the first failed probe to the last. The number is 0 if the
+        process is ready."""
         return self._outage.seconds
 
     async def answer(self) -> ApiResponse:

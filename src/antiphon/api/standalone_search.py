@@ -225,7 +225,7 @@ class StandaloneSearch(Area):
         return json_response(answer, headers=ignored_fields(ignored))
 
     async def _run(self, owner: str, run: str, whole: _Declaration, command: _Command) -> tuple[str, list[SearchHit]]:
-        """Run one command. Returns its text for the answer, and its hits if it was a search."""
+        """Run one command. Returns the command's text for the answer, and the hits if the command was a search."""
         if command.error:
             return command.error, []
         declared = whole

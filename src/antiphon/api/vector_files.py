@@ -1,11 +1,11 @@
 """Serves the API for files in vector stores, one at a time or in batches.
 
-Lives here: the operations of OpenAI's API. Not here: the stores themselves (`vector_stores.py`), splitting a file into
-chunks (`search/ingest.py`).
+Lives here: the operations of OpenAI's API. Not here: vector stores themselves (`vector_stores.py`), splitting a file
+into chunks (`search/ingest.py`).
 
 The sidecar adds a file immediately and ingests it in the background. The status of the file and of its batch shows the
-progress. The answer is the same for a store, a batch or a file that does not exist and for one of another owner. The
-two answers differ only in the id.
+progress. The answer is the same for a vector store, a batch or a file that does not exist and for one of another owner.
+The two answers differ only in the id.
 
 Invariant: if Antiphon cannot add one file of a batch, it adds none.
 """
@@ -146,7 +146,8 @@ class VectorFiles(Area):
     async def add(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/files`: add an uploaded file, which workers then ingest. Clients poll the file's status.
 
-        Raises `NotFound` for the store or the file, `InvalidRequest` (`vector_store_expired`), and `OwnerFull`.
+        Raises `NotFound` if the vector store or the file does not exist, `InvalidRequest` (`vector_store_expired`), and
+        `OwnerFull`.
         """
         body, ignored = read_known(request, AddFile)
         if not body.file_id:
@@ -211,7 +212,7 @@ class VectorFiles(Area):
         Deleted[Literal["vector_store.file.deleted"]],
     )
     async def remove(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
-        """`DELETE …/files/{id}`: remove the file from the store. The uploaded file stays."""
+        """`DELETE …/files/{id}`: remove the file from the vector store. The uploaded file stays."""
         await self._known(request, store_id, file_id)
         return await FILES.delete(file_id, lambda: self._stores.remove_file(request.owner, store_id, file_id))
 
@@ -307,7 +308,7 @@ class VectorFiles(Area):
         return await STORES.find(store_id, lambda: self._stores.get(request.owner, store_id))
 
     async def _open_store(self, request: ApiRequest, store_id: str) -> None:
-        """Check that the store exists and has not expired. Raises `ApiError` otherwise."""
+        """Check that the vector store exists and has not expired. Raises `ApiError` otherwise."""
         if (await self._store(request, store_id)).expired:
             raise InvalidRequest(f"The vector store '{store_id}' has expired.", code="vector_store_expired")
 

@@ -195,7 +195,8 @@ def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
 
 
 def read_expiry(expiry: Expiry | None) -> int | None:
-    """Return the days without use after which a store expires, or None. Raises `InvalidRequest` (`invalid_value`)."""
+    """Return the days without use after which a vector store expires, or None if it never expires. Raises
+    `InvalidRequest` (`invalid_value`)."""
     if expiry is None:
         return None
     if expiry.anchor != "last_active_at":
@@ -233,8 +234,8 @@ def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
 def read_attributes(name: str, attributes: Mapping[str, object] | None) -> Attributes:
     """Check the attributes of a file: at most 16 strings, numbers and booleans. A null gives no attributes.
 
-    A key has at most 64 characters, and a string at most 512. `name` is the field's path in errors. Raises
-    `InvalidRequest`. For example, `{"year": 2024, "language": "en"}` is valid.
+    The key of an attribute has at most 64 characters, and a string value at most 512. `name` is the field's path in
+    errors. Raises `InvalidRequest`. For example, `{"year": 2024, "language": "en"}` is valid.
     """
     if attributes is None:
         return {}

@@ -1,10 +1,10 @@
 """Serves the Vector Stores API: clients create, read, change, delete and search vector stores.
 
-Lives here: the operations on stores of OpenAI's API, and `POST /v1/search` over several stores, which OpenAI does not
-have. Not here: files in a store (`vector_files.py`), the search itself (the `Searcher`).
+Lives here: the operations of OpenAI's API on vector stores, and `POST /v1/search` over several vector stores, which
+OpenAI does not have. Not here: files in a vector store (`vector_files.py`), the search itself (the `Searcher`).
 
-The API gives the same answer for a store that does not exist and for one of another owner. The two answers differ only
-in the id. All paths also exist as `/v1/vector-stores…`.
+The API gives the same answer for a vector store that does not exist and for one of another owner. The two answers
+differ only in the id. All paths also exist as `/v1/vector-stores…`.
 
 Invariant: the header `antiphon-ignored` names the fields that Antiphon does not use.
 """
@@ -109,7 +109,7 @@ class UpdateVectorStore(Struct):
 class SearchStore(Struct):
     """The body of a search. `query` is one text or several. `top_k` is another name for `max_num_results`. `filters` is
     a comparison such as `{"type": "gte", "key": "year", "value": 2024}`, or combines several with `and` or `or`. A
-    request with other fields gets a 400."""
+    search request with a field that is not listed here gets a 400."""
 
     query: str | list[str] | None = None
     rewrite_query: bool | None = None
@@ -157,7 +157,7 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/vector_stores", "Create a vector store", VectorStoreObject, body=CreateVectorStore, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/vector_stores`: create a store, and begin to ingest the files in `file_ids`.
+        """`POST /v1/vector_stores`: create a vector store, and begin to ingest the files in `file_ids`.
 
         Raises `InvalidRequest`, `NotFound` (`file_not_found`), and `OwnerFull` (429) if the owner or the team may store
         no more chunks.
@@ -198,13 +198,13 @@ class VectorStoreApi(Area):
 
     @listing("/v1/vector_stores", "List vector stores", ListOf[VectorStoreObject])
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/vector_stores`: list the stores, newest first unless the request sets `order`."""
+        """`GET /v1/vector_stores`: list the vector stores, newest first unless the request sets `order`."""
         page = await self._stores.list(request.owner, read_page(request))
         return list_response(page, show_store)
 
     @Route("GET", "/v1/vector_stores/{}", "Get a vector store", VectorStoreObject)
     async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`GET /v1/vector_stores/{id}`: get a store, even if it has expired."""
+        """`GET /v1/vector_stores/{id}`: get a vector store, even if it has expired."""
         return raw_response(show_store(await STORES.find(store_id, lambda: self._stores.get(request.owner, store_id))))
 
     @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
@@ -232,9 +232,9 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/vector_stores/{}/search", "Search a vector store", SearchResultsPage, body=SearchStore)
     async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST /v1/vector_stores/{id}/search`: search one store.
+        """`POST /v1/vector_stores/{id}/search`: search one vector store.
 
-        Raises `NotFound`, and `InvalidRequest` for an expired store, an unknown field or a wrong filter.
+        Raises `NotFound`, and `InvalidRequest` for an expired vector store, an unknown field or a wrong filter.
 
             {"query": "lease renewal", "filters": {"type": "eq", "key": "language", "value": "en"}}
         """
@@ -243,9 +243,10 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/search", "Search several vector stores", SearchResultsPage, body=SearchStores)
     async def search_several(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/search`: search up to 16 stores. Each result has the id of its store.
+        """`POST /v1/search`: search up to 16 vector stores. Each result has the id of its vector store.
 
-        Raises `InvalidRequest` (`not_found`) for an unknown store, because its id is in the body and not in the path.
+        Raises `InvalidRequest` (`not_found`) for an unknown vector store, because its id is in the body and not in the
+        path.
         """
         request.access.check_tool("file_search")
         body = read_strictly(request, SearchStores)

@@ -15,8 +15,8 @@ JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the 
 may split the inner JSON anywhere.
 
 Antiphon emits a native call only when its arguments are complete, so each text has one delta. As in OpenAI's streams,
-the item in the added event is empty. The events of a shell call stream its commands one by one. A patch streams its
-diff, unless it deletes a file. All other native calls stream nothing.
+the item in the event `response.output_item.added` is empty. The events of a shell call stream its commands one by one.
+A patch streams its diff, unless it deletes a file. All other native calls stream nothing.
 
 Invariants: the returned fragments of a custom input, concatenated, are the whole input. `complete` is true only when
 the arguments are a JSON object with the key `input`, or text that does not begin with `{`. Some models write the bare
@@ -46,8 +46,8 @@ _PATCHES: Final = ("create_file", "update_file", "delete_file")
 
 
 def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:
-    """The finished item for these arguments. None when the arguments do not have the form that this kind of call
-    needs."""
+    """The finished item for these arguments. Returns None when the arguments do not have the form that this kind of
+    call needs."""
     try:
         given = decode_any(arguments or "{}")
         make, member, read = NATIVE_FORMS[kind]
@@ -118,7 +118,8 @@ NATIVE_FORMS: Final[
 
 
 def _strings(value: object) -> list[str]:
-    """The strings of a list. A single string becomes a list with one entry. Any other value becomes an empty list."""
+    """The strings of a list. A single string becomes a list with one entry. A value that is neither a string nor a list
+    of strings becomes an empty list."""
     if isinstance(value, str):
         return [value] if value else []
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -164,7 +165,7 @@ def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> It
 
 
 def _opened(item: NativeCall, **empty: Raw) -> NativeCall:
-    """The item for the added event: in progress, and with empty content."""
+    """The item for the event `response.output_item.added`: in progress, and with empty content."""
     return msgspec.structs.replace(item, status="in_progress", **empty)
 
 

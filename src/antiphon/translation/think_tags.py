@@ -120,8 +120,8 @@ class ThinkTags:
         return data, b""
 
     def _text(self, data: bytes) -> bytes:
-        """The text behind the closing tag, without the blanks before the text and without a repeated closing tag (seen:
-        MAI-DS-R1)."""
+        """The text behind the closing tag, without the blanks before the text and without a repeated closing tag (seen
+        with MAI-DS-R1)."""
         while self._fresh:
             data = data[_after_blanks(data) :]
             if data.startswith(_CLOSE):

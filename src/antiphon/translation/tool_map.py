@@ -120,7 +120,7 @@ def fitting_call_id(call_id: str, *, nine: bool = False) -> str:
 class ToolMap:
     """The tools of one request, and which of them the model may call.
 
-    - `callable` holds the chat names that the model may call. None allows every name.
+    - `callable` holds the chat names that the model may call. If `callable` is None, the model may call every name.
     - `required`: the model must call a tool.
     - `single`: one answer may hold at most one call.
     - `call_ids` are the ids of the calls in the history.

@@ -26,8 +26,8 @@ class Ending(Struct, frozen=True):
     """How the upstream's answer ended. `status` is completed, incomplete or failed.
 
     `reason` is set if `status` is incomplete (max_output_tokens, content_filter). `code` and `message` are set if
-    `status` is failed. `error` is the upstream's error, if it gave one. A client that has not yet received a response
-    head gets that error.
+    `status` is failed. `error` is the upstream's error, if it gave one. A client that has not yet received the head of
+    an HTTP response gets the upstream's `error`.
     """
 
     status: str
@@ -46,8 +46,8 @@ class BuilderOptions(Struct, frozen=True):
     - `obfuscate`: deltas get padding that hides their length.
     - `seal` makes a reasoning item's `encrypted_content` from its payload.
     - `max_bytes` limits all text of the response.
-    - `first_number` is the next sequence number of a stream that `ResponseBuilder.queue` has begun. A value of 0 begins
-      a new stream.
+    - `first_number` is the next sequence number of a stream that `ResponseBuilder.queue` has begun. If `first_number`
+      is 0, the builder begins a new stream.
     """
 
     events: bool
@@ -62,8 +62,8 @@ class BuilderOptions(Struct, frozen=True):
 
 class ItemSources(Struct, frozen=True):
     """The sources of the content that items refer to. `unseal` decrypts content that Antiphon encrypted. The arguments
-    of `unseal` are the encrypted text and the parameter for errors. `files` are the files fetched by URL, or the error
-    of a failed fetch. `tolerance` decides about unknown parts."""
+    of `unseal` are the encrypted text, and the request parameter that an error names. `files` are the files fetched by
+    URL, or the error of a failed fetch. `tolerance` decides about unknown parts."""
 
     unseal: Callable[[str, str], bytes]
     files: Mapping[str, FetchedFile | ApiError] = {}
@@ -97,8 +97,9 @@ class ChatTools(Struct):
 class Turn(Struct):
     """The output of one assistant turn, until it becomes one assistant message and its tool messages.
 
-    `answer` is the number of the model's answer that the turn belongs to. The number increases when output of the model
-    follows input of the client. `round` is the round of the turn's hosted calls (`ShownCall.round`).
+    `answer` is the number of the model's answer that the turn belongs to. The number of the answer increases when
+    output of the model follows input of the client. `round` is the round of the turn's hosted calls
+    (`ShownCall.round`).
     """
 
     text: list[bytes] = []

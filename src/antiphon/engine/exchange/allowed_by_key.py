@@ -1,6 +1,6 @@
 """Checks that the client's key allows the models and the tool types that a request's body names.
 
-This module finds the names in every spelling that an upstream may accept. Not here: the limits of a key
+This module finds the names in every spelling that an upstream may accept. Not here: the limits of a client key
 (`engine/ports/callers.py`), and the callers of this check (`loaded_request.py`, `native_request.py`, `api/chat.py`,
 `api/conversations.py`).
 

@@ -41,8 +41,8 @@ class AnswerReader:
         """Parse the collected body. The caller calls this method after the last byte of the answer."""
 
     def end(self, cut: Ending | None) -> Ending:
-        """Return how the model's turn ended. `cut` is the reason why the answer is incomplete. None: the answer is
-        complete."""
+        """Return how the model's turn ended. `cut` is the reason why the answer is incomplete, or None for a complete
+        answer."""
         return cut or Ending("failed", code="server_error", message="The request ended without a response.")
 
 

@@ -31,8 +31,8 @@ class Answering:
 
     `streamed`: whether the head of an event stream was sent. `ignored` has the names of request fields without effect.
     `upstream` has the headers of the model's answer. `answered_by` is the name of the upstream that answered, if the
-    route has several upstreams. `reservation` has the headers about the caller's quotas. These headers replace the
-    upstream's quota headers, because the upstream's quota belongs to the operator.
+    route has several upstreams. `reservation` has the headers about the caller's quotas. The headers about the caller's
+    quotas replace the upstream's quota headers, because the upstream's quota belongs to the operator.
     """
 
     def __init__(self, actions: list[Action]) -> None:

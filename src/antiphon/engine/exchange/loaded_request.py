@@ -147,12 +147,13 @@ def open_sealed(sealer: Sealer, owner: str, text: str, param: str) -> bytes:
 
 
 class LoadedRequest:
-    """A request, and the stored objects that the request refers to. Call `begin` first. Then pass the answer to each
-    `LoadContext` action to `receive_context`.
+    """A request, and the stored objects that the request refers to. The caller first calls `begin`, and then passes the
+    answer to each `LoadContext` action to `receive_context`.
 
-    After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether approved tool calls
-    run in this request, or in the background job that this request creates. `compares`: whether the response may report
-    how its prompt differs from an earlier response's prompt. The request names the earlier response.
+    After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether the tool calls that
+    the client approved run, either in this request or in the background job that this request creates. `compares`:
+    whether the response may report how its prompt differs from an earlier response's prompt. The request names the
+    earlier response.
     """
 
     def __init__(

@@ -36,12 +36,14 @@ class ModelRoute:
       profile.
     - `upstream` is the name of the upstream or of the group. `several` has the names of the group's upstreams.
       `ordered`: the first upstream of the group answers, and the others are fallbacks.
-    - `model` is the model's name at the upstream. None: the client's name.
-    - `models`, if not empty, limits the models of the route. An entry is the client's or the upstream's name.
+    - `model` is the model's name at the upstream, or None if the upstream has the client's name for the model.
+    - `models`, if not empty, limits the models of the route. Each entry is the name of a model, as the client or as the
+      upstream uses it.
     - `passthrough`: the call carries the client's `Authorization`. `headers` has the names of other client headers that
       the call may carry.
     - `fields` has the names of further request fields that Antiphon passes on.
-    - `extra` has fields that Antiphon adds to every chat request. A field that the client sets takes precedence.
+    - `extra` has fields that Antiphon adds to every chat request. A field that the client sets takes precedence over
+      the same field in `extra`.
     """
 
     profile: UpstreamProfile

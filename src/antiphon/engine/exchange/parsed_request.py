@@ -17,7 +17,7 @@ from antiphon.types.request import CreateResponse
 
 
 class DeliveryOptions(Struct, frozen=True):
-    """The choices of the server that received this request (see `ResponseExchange.generate` and
+    """Two options that the server that received this request sets for its exchange (see `ResponseExchange.generate` and
     `ResponseExchange.error_events`)."""
 
     generate: bool = True

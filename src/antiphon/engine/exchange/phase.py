@@ -402,8 +402,8 @@ class Phase:
         """Stop reading the model call, and report only its token usage."""
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that the sidecar will not store. None: the response is not finished, or the
-        sidecar will store it."""
+        """The record of a finished response that the sidecar will not store. The result is None if the response is not
+        finished, or if the sidecar will store it."""
         return None
 
     def _unexpected(self, what: str) -> ExchangeStateError:

@@ -87,8 +87,8 @@ class PromptComparison:
         self._compared, self._tokens, self._tier = True, later.tokens, earlier.service_tier
 
     def report(self, usage: UsageObject | None) -> None:
-        """Put the result into the response. `usage` is the usage of the response's only model call. None: the upstream
-        reported no usage, or the response made several model calls."""
+        """Put the result into the response. `usage` is the usage of the response's only model call, or None if the
+        upstream reported no usage or the response made several model calls."""
         found = self._result(usage)
         self._loaded.builder.response.prompt_cache_diagnostics = found
         reason = found.reason if isinstance(found, CacheMiss) else ""

@@ -6,8 +6,8 @@ Not here: the journal's entry of a request (`observability/journal_entry.py`), a
 the recording (`observability/observation.py`).
 
 A process without the console uses the plain exchange, so recording costs that process nothing. The chunks of the
-upstream's answer within `STEP` seconds become one part. The events for the client within `STEP` seconds become another
-part. The exchange removes secrets once, at the end of the request.
+upstream's answer within `STEP` seconds become one recorded part. The events for the client within `STEP` seconds become
+another recorded part. The exchange removes secrets once, at the end of the request.
 
 Invariants: a recording exchange behaves as a plain exchange until an operator stops it. No recorded part contains a
 credential of the request or a secret of the settings. If the recording has no secrets and stays under its limit, the
@@ -278,7 +278,7 @@ _TOOLS: Final = msgspec.json.Decoder(DeclaredTools)
 
 
 class _Flow:
-    """The chunks of one time step, which together become one part."""
+    """The chunks of one time step, which together become one recorded part."""
 
     __slots__ = ("at", "kind", "pieces")
 
@@ -289,7 +289,8 @@ class _Flow:
 
 
 class RecordedParts:
-    """The parts of one request. `ticks` is a monotonic clock, and `limit` is the maximum of recorded bytes.
+    """The recorded parts of one request: its inputs and its outputs. `ticks` is a monotonic clock, and `limit` is the
+    maximum of recorded bytes.
 
     No part contains one of the request's `secrets`, or a secret for which `search` looks. All requests of a process
     share `search`, which looks for the secrets of the settings.
@@ -305,7 +306,8 @@ class RecordedParts:
         self._flows: list[_Flow] = []
 
     def add(self, kind: PART, data: bytes = b"", facts: Mapping[str, object] | None = None) -> None:
-        """Add a part. If `data` exceeds the rest of the limit, the part gets only its first bytes."""
+        """Add a part. If `data` exceeds the rest of the limit, the recorded part gets only the first bytes of
+        `data`."""
         self._flush()
         self._append(kind, self._ticks(), self._fitting(data), facts or {})
 
@@ -410,7 +412,7 @@ def _clean(data: bytes, searches: tuple[SecretSearch, SecretSearch]) -> bytes:
 
 
 def _clean_facts(facts: Mapping[str, object], searches: tuple[SecretSearch, SecretSearch]) -> Mapping[str, object]:
-    """The facts of a part, without secrets in their texts and headers."""
+    """The facts of a recorded part, without secrets in their texts and headers."""
     clean: dict[str, object] = {}
     for name, value in facts.items():
         if isinstance(value, str):

@@ -161,7 +161,8 @@ class Answers:
 
     `new` maps the id of each approval request that this request answers to the parameter name for error messages.
     `earlier` has the ids of approval requests that the client approved earlier, and whose calls are not in the
-    conversation. A client that sends the whole conversation with each request repeats such an approval each time.
+    conversation. A client that sends the whole conversation with each request repeats an earlier approval in each
+    request.
     """
 
     def __init__(self) -> None:

@@ -210,8 +210,8 @@ class ResponseExchange:
         return Usage(read, estimated.output_tokens, read + estimated.output_tokens)
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that the sidecar will not store. None: the response is not finished, or the
-        sidecar will store it."""
+        """The record of a finished response that the sidecar will not store. The result is None if the response is not
+        finished, or if the sidecar will store it."""
         return self._core.phase.unstored_record()
 
     def actions(self) -> list[Action]:

@@ -283,7 +283,7 @@ class ToolTurns:
 
     @property
     def _running(self) -> tuple[tuple[str, HostedItem], ...]:
-        """The call whose item is open, or an empty tuple."""
+        """A tuple of the call whose item is open, or an empty tuple if no item is open."""
         return () if self._open is None else (self._open,)
 
     def drop(self) -> None:

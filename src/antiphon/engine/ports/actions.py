@@ -113,13 +113,13 @@ class ComparedResponse:
 class Context:
     """The answer to `LoadContext`.
 
-    `chain` is None when this owner has no response with the requested `previous_response_id`. So a missing response and
-    another owner's response look alike. `conversation` and `prompt` are None when this owner has no such conversation
-    or prompt. `items` maps the ids of the referenced items to the items that were found. `files` maps each requested
-    URL and file id to the file or to an error. This error has no `param`, because only the exchange knows which
-    parameter named the file. `keyless` is whether the upstream accepts calls without an API key. `keyless` is None when
-    the sidecar could not find out. `compared` is None when this owner has no response with the id
-    `LoadContext.compared`.
+    `chain` is None when this owner has no response with the requested `previous_response_id`. A client thus cannot
+    distinguish a missing response from another owner's response. `conversation` and `prompt` are None when this owner
+    has no such conversation or prompt. `items` maps the ids of the referenced items to the items that were found.
+    `files` maps each requested URL and file id to the file or to an error. The error for a file has no `param`, because
+    only the exchange knows which request parameter named the file. `keyless` is whether the upstream accepts calls
+    without an API key. `keyless` is None when the sidecar could not find out. `compared` is None when this owner has no
+    response with the id `LoadContext.compared`.
     """
 
     chain: Chain | None = None
@@ -267,8 +267,9 @@ class LoadContext:
     too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when the request only
     reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt may name further
     objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls without an API
-    key. This check also has a separate action. `approvals` are the ids of the approval requests that the response
-    `lock_for` answers. This load marks the approvals as used, because each answer is valid for one response only.
+    key. The exchange requests this check in a separate action, too. `approvals` are the ids of the approval requests
+    that the response `lock_for` answers. The runner marks these approval requests as used, because the client's answer
+    to each is valid for one response only.
     """
 
     owner: str

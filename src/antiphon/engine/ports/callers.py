@@ -75,8 +75,8 @@ class Caller(Struct, frozen=True):
     """The sender of a request. `owner` is the owner id of the sender's stored data. `name` is the readable name,
     without the prefix.
 
-    `team` and `key_id` are empty when the caller has no client key with these fields. A client key that names no owner
-    has an empty `owner`. `OwnerResolver` (`doors/owners.py`) then fills `owner` from the request's headers.
+    `team` and `key_id` are empty when the caller has no client key with these fields. The caller has an empty `owner`
+    if the client key names no owner. `OwnerResolver` (`doors/owners.py`) then fills `owner` from the request's headers.
 
         Caller("n:anna", name="anna", team="ops", key_id="key_0198…")
     """

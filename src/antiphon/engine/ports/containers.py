@@ -166,8 +166,8 @@ class ContainerRows(Leased, Protocol):
 
     @property
     def contents(self) -> ContainerContents | None:
-        """The store of snapshots. None when one machine stores all state, because its container files then lie next to
-        the rows."""
+        """The storage of snapshots. The value is None when one machine stores all state, because its container files
+        then lie next to the rows."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.
@@ -203,7 +203,8 @@ class ContainerRows(Leased, Protocol):
         """Store the changed row, set its last use to now, and release the lease.
 
         `came` are the keys of the snapshots that the row newly names. `went` are the keys that the row no longer names.
-        Raises `ContainerLost`, also when a sweep has claimed a snapshot in `came` for deletion.
+        Raises `ContainerLost` if `holder` has lost the lease, or if a sweep has claimed a snapshot in `came` for
+        deletion.
         """
 
     async def let_go(self, container_id: str, holder: str) -> None:

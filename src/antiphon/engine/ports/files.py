@@ -4,9 +4,9 @@ Lives here: the values of a file, and the ports `OpenFile` and `BlobStore` (cont
 writes rows and contents together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP endpoints
 (`api/files.py`).
 
-A *content* is the bytes of one file. No transaction covers both a content and its row, because the storage of contents
-is separate from the database. A content that does not belong to a file yet, or no longer belongs to a file, is a
-*pending blob*. A separate table has a pending row for each pending blob. The data stays consistent if the process
+A *content* is the bytes of one file. No transaction covers both a content and the row of its file, because the storage
+of contents is separate from the database. A content that does not belong to a file yet, or no longer belongs to a file,
+is a *pending blob*. A separate table has a pending row for each pending blob. The data stays consistent if the process
 crashes after any of the steps below. An upload takes these steps:
 
 1. Add a pending row with a lease.
@@ -21,7 +21,7 @@ A deletion takes these steps:
 
 A sweep takes these steps:
 
-1. Claim the pending rows whose lease has expired. After that, no upload can turn their contents into files.
+1. Claim the pending rows whose lease has expired. After that, no upload can turn the contents of these rows into files.
 2. Delete the contents.
 3. Delete the pending rows.
 
@@ -56,7 +56,7 @@ class FileFields:
     """The properties of a new file, without its size and hash.
 
     `id` begins with `file-`. `name` is a plain file name. `media_type` is in lower case, without parameters.
-    `created_at` and `expires_at` are in seconds since the epoch. None: the file never expires.
+    `created_at` and `expires_at` are in seconds since the epoch. If `expires_at` is None, the file never expires.
     """
 
     id: str
@@ -112,8 +112,8 @@ class BlobWriter(Protocol):
 
 
 class BlobReader(Protocol):
-    """Reads an open content. After a deletion, a content on a disk stays readable until the reader closes it. In object
-    storage, a read after the deletion raises `StoreError`."""
+    """Reads an open content. After the deletion of a content that is on a disk, the content stays readable until the
+    reader closes it. In object storage, a read after the deletion raises `StoreError`."""
 
     @property
     def size(self) -> int:
@@ -133,26 +133,24 @@ class BlobReader(Protocol):
 
 
 def new_blob_key() -> str:
-    """Generate a unique key for a new content: 48 hexadecimal digits."""
+    """Generate a unique key for the content of a new file: 48 hexadecimal digits."""
     return token_hex(24)
 
 
 class BlobStore(Protocol):
-    """Stores contents by key. Any number of processes share the store.
-
-    The store does not record owners. The caller stores the key (`new_blob_key`) in a row before it writes the content.
-    Every method raises `StoreError` when the storage fails. No method blocks the event loop. Every call ends in bounded
-    time.
+    """Stores contents by key. Any number of processes share the storage. The storage does not record owners. The caller
+    stores the key (`new_blob_key`) in a row before it writes the content. Every method raises `StoreError` when the
+    storage fails. No method blocks the event loop. Every call ends in bounded time.
     """
 
     def writing(self, key: str) -> AbstractAsyncContextManager[BlobWriter]:
-        """Create a writer for a content under a new key."""
+        """Create a writer that stores the content of a file under this new key."""
 
     async def open(self, key: str) -> BlobReader:
         """Open a content. Raises `StoreError` if the content does not exist."""
 
     async def delete(self, key: str) -> None:
-        """Delete a content, whole or unfinished. A missing content is no error."""
+        """Delete a content, whole or unfinished. A content that does not exist is no error."""
 
     async def aclose(self) -> None:
         """Wait until all running operations end."""

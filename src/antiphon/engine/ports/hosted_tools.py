@@ -44,7 +44,8 @@ class PreparedTool:
 
     `items` are the first items of the response, for example the list of an MCP server's tools. `fields` are the values
     that each call item of this tool has from the start, for example a container's id. `creates` names a limit of stored
-    data. The runner checks this limit before the tool runs, because a call may create such data.
+    data. The runner checks the limit in `creates` before the tool runs, because a call may create data that counts
+    toward this limit.
     """
 
     tool: HostedTool
@@ -74,9 +75,10 @@ class HostedCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The result of a tool call. The model reads `output`. The finished item gets `fields` (`types/items.py`).
+    """The result of a tool call. The model reads `output`. The call's finished item gets the members in `fields`
+    (`types/items.py`).
 
-    `sources` are the texts that the model may cite. Their order is the order in which `output` names the texts. The
+    `sources` are the texts that the model may cite. The sources have the order in which `output` refers to them. The
     engine replaces each `{cite:N}` in `output` by the citation mark of the source with index N, counted from 0.
     `images` are data URLs, for models that accept images.
 

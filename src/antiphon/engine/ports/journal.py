@@ -189,7 +189,7 @@ class EntrySum(_Sums, frozen=True):
     """The sums of the entries of one model, upstream or owner (`name`).
 
     `seconds` (duration) and `first` (time to the first byte) are pairs of the median and the 95th percentile in
-    seconds, over the newest entries. A pair is None without values.
+    seconds, over the newest entries. A pair is None if no entry has such a value.
     """
 
     name: str

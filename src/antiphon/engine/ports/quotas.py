@@ -152,7 +152,7 @@ def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
 
 class Wanted(Struct, frozen=True):
     """A process's request for a lease of a limit. The process needs at least `need`, and prefers `want`, which is at
-    least `need`. The counter requests a warning with the grant that brings the used and leased amount to `warn_at`."""
+    least `need`. If a grant brings the used and leased amount to `warn_at`, the counter sets `warn` in that grant."""
 
     limit: Limit
     need: int
@@ -161,7 +161,8 @@ class Wanted(Struct, frozen=True):
 
 
 class Grant(Struct, frozen=True):
-    """The shared counter's answer. `amount` is 0 when less than `need` was free. A need of 0 only reads the counter.
+    """The shared counter's answer. `amount` is 0 when less than `need` was free. With a `need` of 0, the process only
+    reads the counter.
 
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
     limit `parallel_requests` has no period, so `starts` and `ends` are 0. `used` is the settled amount, and `leased`
@@ -223,8 +224,8 @@ class QuotaExceeded(ApiError):
         seconds: float | None,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        """`amount` is the limit, and `need` the amount that the request needs. `seconds`: the time until the period
-        ends; None: the limit has no period."""
+        """`amount` is the limit, and `need` the amount that the request needs. `seconds` is the time until the period
+        ends, or None if the limit has no period."""
         words, monthly, never = _MEASURED[measure], measure.endswith("_month"), need > amount
         shown = f"{amount / 1e6:.2f}" if measure == "cost_per_month" else str(amount)
         wanted = f"{need / 1e6:.6f}" if measure == "cost_per_month" else str(need)

@@ -1,9 +1,10 @@
 """Defines the ports through which the engine and operators use stored state, and the port through which the engine
 calls upstreams.
 
-This module defines the Protocols of histories and upstreams, and the values of stores and lists. The module also
-defines the port through which an operator counts, exports, moves and deletes the stored data of one owner or of all.
-Not here: stores (`stores/`), SQL, sockets, any implementation, the contents of files, containers.
+This module defines the Protocols of histories and upstreams, and the values that stores return, such as a page of a
+list. The module also defines the port through which an operator counts, exports, moves and deletes the stored data of
+one owner or of all. Not here: any implementation (`stores/`, `upstream/`), the contents of files (`files.py`), and
+containers (`containers.py`).
 
 Invariants: every read and write names the owner. A store gives the same answer for a missing object and for another
 owner's object. The operations of an operator cover every stored object that has an owner.

@@ -1,15 +1,16 @@
 """Defines vector stores as values, and the ports that index and search them.
 
-This module defines the values of a vector store, its files, a batch and a hit, and the port `Searcher`. The module also
-defines the ports `Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the database queries of a search) and
-`Embedder`. Not here: the storage of stores (`stores/vector_stores.py`), SQL, extraction, ranking, HTTP.
+This module defines the values of a vector store, its files, a batch of files and a search hit, and the port `Searcher`.
+The module also defines the ports `Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the database queries
+of a search) and `Embedder`. Not here: the storage of vector stores (`stores/vector_stores.py`), SQL, the extraction of
+text, ranking, HTTP.
 
 A *file number* identifies one ingestion of one file into one vector store. The high bits of a chunk's number are the
 file number.
 
-Invariants: every operation names the owner. A missing store and another owner's store give the same answer. The chunks
-of a file number never change after the file is completed. A file that is ingested again gets another file number. So a
-cache of vectors is valid when its file numbers are those in the database.
+Invariants: every operation names the owner. A missing vector store and another owner's vector store give the same
+answer. After the ingestion of a file is completed, the chunks of its file number never change. A file that is ingested
+again gets another file number. So a cache of vectors is valid when its file numbers are those in the database.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class Searcher(Protocol):
         filters: Filter | None = None,
         ranking: Ranking = DEFAULT_RANKING,
     ) -> list[FoundChunk]:
-        """Return at most `limit` chunks: the best hits of all queries in all of these stores, best first.
+        """Return at most `limit` chunks: the best hits of all queries in all of these vector stores, best first.
 
-        Raises `NotFound` for another owner's store, `InvalidRequest` for an expired store, and `StoreError`.
-        While the embeddings server fails, the search uses keywords only.
+        Raises `NotFound` for another owner's vector store, `InvalidRequest` for an expired vector store, and
+        `StoreError`. While the embeddings server fails, the search uses keywords only.
 
             recent = Filter("gte", "year", 2024)
             await searcher.search(owner, ["vs_0198…"], ["lease renewal"], limit=5, filters=recent)
@@ -100,8 +101,8 @@ class FileError:
 class VectorStore:
     """A vector store (`vs_…`). Times are in seconds since the epoch, and `metadata` is a JSON object.
 
-    `usage_bytes` is the size of its chunks. With `expires_days`, the store expires that many days after its last use.
-    `expires_at` is this time.
+    `usage_bytes` is the size of its chunks. With `expires_days`, the vector store expires that many days after its last
+    use. `expires_at` is this time.
     """
 
     id: str
@@ -204,7 +205,8 @@ class DocumentChunk:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A file to ingest. A worker holds the file under the unique name `claim`. `attempts` includes this attempt."""
+    """A file to ingest. The claim of the worker on this file has the unique name `claim`. `attempts` includes this
+    attempt."""
 
     number: int
     claim: str
@@ -234,11 +236,12 @@ class Ingestion(Protocol):
         """Renew these claims for `seconds` from now. Returns the claims that the worker still holds."""
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Release a file. No worker claims the file for `pause` seconds. `attempted`: whether the attempt counts."""
+        """Release a file. No worker claims the file again for `pause` seconds. `attempted`: whether the claim counts as
+        an attempt to ingest the file."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write these chunks. The first chunk gets the index `first` in the file. A search compares its words with
-        `title` and with the chunk."""
+        """Write these chunks. The first chunk gets the index `first` in the file. A search compares the words of a
+        query with `title` and with the chunk's text."""
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
         """Mark the file as completed, so that searches find it. `model` is the embedding model of its vectors, or
@@ -251,7 +254,8 @@ class Ingestion(Protocol):
         """Return the number of files whose ingestion is not finished."""
 
     async def sweep(self) -> bool:
-        """Delete a batch of chunks of deleted files, and of files of expired stores. Returns whether more remain."""
+        """Delete a batch of chunks of deleted files, and of files of expired vector stores. Returns whether more
+        remain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,7 @@ class ChunkIndex(Protocol):
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
         """Return these chunks with text and file (`score` 0). The result omits deleted chunks and chunks of other
-        stores."""
+        vector stores."""
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Set the last use of these vector stores to the current time, precise to a minute."""

@@ -169,7 +169,8 @@ class Keyless:
         self._asking: dict[str, asyncio.Lock] = {}
 
     async def ask(self, upstream: str) -> bool | None:
-        """Whether this upstream accepts requests without a key. None: the probe gave no clear answer."""
+        """Whether this upstream accepts requests without a key. The result is None if the probe gave no clear
+        answer."""
         async with self._asking.setdefault(upstream, asyncio.Lock()):
             known = self._known.get(upstream)
             if known is not None and self._clock() < known[0]:
@@ -194,7 +195,7 @@ class Keyless:
         return None
 
     async def _status(self, upstream: str, method: str, path: str, body: bytes) -> int:
-        """Send the request and return the answer's status. 0: the upstream sent no answer in time."""
+        """Send the request and return the answer's status, or 0 if the upstream sent no answer in time."""
         headers = (("content-type", "application/json"), ("accept", "application/json"))
         request = UpstreamRequest(method, path, headers, body, "", False, upstream)
         try:

@@ -1,7 +1,8 @@
 """Streams a background response to clients, from any process, while a worker generates the response.
 
 This module records which clients wait for which response, and reads the stream in a loop. Not here: the workers that
-write the stream (`workers.py`), heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
+write the stream (`workers.py`), the headers and status codes of the answers (`api/`,
+`engine/exchange/response_exchange.py`).
 
 Followers read all events from the store, even in the process that writes the events. So all clients get the same
 events, and only durable events. In the writing process each write wakes the followers. The signal watcher
@@ -39,8 +40,8 @@ class Followers:
     """All followers of background responses in one process.
 
     `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. `look` is the
-    number of seconds after which a follower reads the store even without a signal. These reads without a signal are
-    only a safeguard.
+    number of seconds after which a follower reads the store even without a signal. Followers read the store without a
+    signal only as a safeguard.
     """
 
     def __init__(

@@ -85,7 +85,8 @@ _ERROR_BODY = msgspec.json.Decoder(_ErrorBody)
 class JobRun:
     """A job that this process runs.
 
-    `lost`: the worker no longer holds the job. `ending`: the worker is writing the job's final transaction.
+    `lost`: whether the worker no longer holds the job. `ending`: whether the worker is writing the job's final
+    transaction.
     """
 
     job: Job

@@ -11,11 +11,11 @@ Not here:
 - the renewal of a lock's lease (`stores/leases.py`)
 - the decisions to lock and to release (`engine/exchange/phase.py`)
 
-Invariants: `Ports` is immutable. A runner with another history or upstream gets a copy (`dataclasses.replace`). The
-loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired file and another owner's
-file give the same error. This process renews a lock until its response is saved or queued, or until the lock is
-released. After a response is queued, its job holds the lock. If the process dies or a release fails, the lock's lease
-expires.
+Invariants: `Ports` is immutable. A runner with another history or upstream gets a copy of its `Ports`
+(`dataclasses.replace`). The loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired
+file and another owner's file give the same error. This process renews a lock until its response is saved or queued, or
+until the lock is released. After a response is queued, its job holds the lock. If the process dies or a release fails,
+the lock's lease expires.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class Loader:
 
 
 def size_of(context: Context | ApiError, action: LoadContext) -> int:
-    """The number of loaded bytes that the exchange must read and translate. 0 if the load failed."""
+    """The number of loaded bytes that the exchange must read and translate. The number is 0 if the load failed."""
     if isinstance(context, ApiError):
         return 0
     history = context.conversation or (context.chain.items if context.chain is not None else ())

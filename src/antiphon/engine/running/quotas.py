@@ -194,8 +194,8 @@ class Quotas:
         self._averages[model] = output if before is None else before + (output - before) / 16
 
     def changed(self, *, soon: bool = False) -> None:
-        """Schedule a report within `seconds`. If `soon`, report earlier, because another process may need the slot of a
-        parallel request."""
+        """Schedule a report within `seconds`. With `soon`, the report comes earlier, because another process may need
+        the freed slot of a parallel request."""
         self._dirty.set()
         if soon:
             self._soon.set()

@@ -217,7 +217,7 @@ class Runner:
         """Wait for the end of a request that continues after its client disconnected. If the process is `stopping`, a
         cancellation of this call breaks the request off. Otherwise the method ignores a cancellation.
 
-        Returns the request's `Finish`. None: the request does not continue, or it was broken off.
+        Returns the request's `Finish`, or None if the request does not continue or was broken off.
         """
         return await self._common.unattended.end(exchange, stopping)
 

@@ -99,7 +99,8 @@ class _Feed:
         self._left = False
 
     async def put(self, action: ClientAction) -> None:
-        """Add one action, after waiting for room. Drops the action if the reading task has stopped reading."""
+        """Add one action, after waiting for room in the queue. Drops the action if the reading task has stopped
+        reading."""
         if not self._left:
             await self._room.acquire()
             self._actions.put_nowait(action)

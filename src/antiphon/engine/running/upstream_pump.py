@@ -47,7 +47,7 @@ class PartQueue(Generic[Part]):
         self._given_until = 0.0
 
     async def put(self, part: Part) -> None:
-        """Add a part, after waiting for room in the queue."""
+        """Add a part of the answer, after waiting for room in the queue."""
         while len(self._parts) >= self._size:
             self._room = asyncio.get_running_loop().create_future()
             try:

@@ -93,7 +93,7 @@ class Workers:
     ) -> None:
         """`watch_door`: watches the gateway when model calls go through Envoy. `batch`: seconds between writes of a
         response's events. `able`: the names of the features that this process supports (`able_to`). The worker claims
-        only jobs that need no other features. None: the worker claims all jobs."""
+        only jobs that need no other features. If `able` is None, the worker claims all jobs."""
         self.name = name
         self._jobs = jobs
         self._background = background
@@ -165,7 +165,7 @@ class Workers:
         self._claiming = False
 
     async def aclose(self) -> None:
-        """Stop the worker. Release its running jobs or end them as failed, depending on the setting
+        """Stop the worker. Release the worker's running jobs or end them as failed, depending on the setting
         `background.on_restart`.
 
         A second call waits for the end of the first call.
@@ -216,7 +216,8 @@ class Workers:
         return self._settings.workers - len(self._running) if self._claiming else 0
 
     def _seconds_left(self) -> float | None:
-        """Seconds until the next renewal or claim. None: nothing is due until another method sets `_woken`."""
+        """Seconds until the next renewal or claim. The result is None if nothing is due until another method sets
+        `_woken`."""
         now = asyncio.get_running_loop().time()
         renewal = [max(0.0, self._renew_at - now)] if self._running else []
         claim = [self._claims.left(now)] if self._free() > 0 else []

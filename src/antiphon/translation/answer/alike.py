@@ -36,9 +36,9 @@ class Alike(Struct, frozen=True, gc=False):
 
 
 def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike | None:
-    """The bytes that later chunks may share with this chunk. None unless the chunk has exactly one text, of the kind
-    that `text_of` names. `data` is the bytes of the stream that hold the event. `payload` is the event's data, and
-    `chunk` is the decoded payload."""
+    """The bytes that later chunks may share with this chunk. The result is None unless the chunk has exactly one text,
+    of the kind that `text_of` names. `data` is the bytes of the stream that hold the event. `payload` is the event's
+    data, and `chunk` is the decoded payload."""
     found = _only_text(chunk)
     if found is None or found[0] is not text_of:
         return None

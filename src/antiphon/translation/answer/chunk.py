@@ -4,9 +4,9 @@ module tolerates values of the wrong type.
 Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. The fast decoder refuses
 wrong types, content as an array of parts or as an object, invalid UTF-8, and lone surrogates. The module also reads:
 
-- annotations: OpenAI's `url_citation`, nested or flat, and Perplexity's list `citations`. Each annotation belongs to
-  one text of the answer.
-- log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as in recorded answers
+- annotations, in the form of OpenAI's `url_citation` (nested or flat) or of Perplexity's list `citations`. Each
+  annotation belongs to one text of the answer.
+- log probabilities, in the form of the Responses API (`{token, bytes, logprob, top_logprobs}`), as in recorded answers
   of OpenAI. Chat Completions also allows `bytes` to be null.
 - the text in `reasoning_details`, and the details that the next request must return.
 - how an answer ended, with the many spellings of `finish_reason`.
@@ -187,7 +187,7 @@ def _int(value: object) -> int | None:
 
 
 def _raw(value: object) -> Raw:
-    """Encode a leniently decoded value. The value has no surrogates and only JSON's types."""
+    """Encode a leniently decoded value, which has no surrogates and only JSON's types."""
     return ABSENT if value is None else Raw(encode(value))
 
 

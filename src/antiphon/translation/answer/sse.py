@@ -98,8 +98,8 @@ class SseDecoder:
         return events
 
     def take_line(self) -> bytes | None:
-        """Take back the incomplete first line of an event. None when the parser holds more than that line, or when the
-        stream has not begun."""
+        """Take back the incomplete first line of an event. Returns None when the parser holds more than that line, or
+        when the stream has not begun."""
         if not self._started or self._data or self._type or self._after_cr:
             return None
         rest, self._rest = self._rest, b""

@@ -249,8 +249,8 @@ class ChatStream:
             self._reader.learn(chunk, text_of)
 
     def _open_text(self, chunk: Chunk) -> TextOf | None:
-        """The kind of text that later chunks add, if they differ from this chunk only in their text. None if later
-        chunks may have other effects."""
+        """The kind of text that later chunks add, if they differ from this chunk only in their text. The result is None
+        if later chunks may have other effects."""
         text_of = self._builder.text_of
         if text_of is None or self._wants_logprobs or self._held or self._failure is not None:
             return None
@@ -407,8 +407,8 @@ class ChatStream:
             self._annotate()
 
     def _waits(self, say: Callable[[bytes], None], fragment: bytes) -> bool:
-        """Queue this output while a call is incomplete, because the rest of the call may follow (seen: GLM, llama.cpp).
-        Emit complete calls first. Returns whether the output was queued."""
+        """Queue this output while a call is incomplete, because the rest of the call may follow (seen with GLM,
+        llama.cpp). Emit complete calls first. Returns whether the output was queued."""
         if self._held or (self._calls and self._calls.unfinished):
             self._held.append((say, fragment))
             return True

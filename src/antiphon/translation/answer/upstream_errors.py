@@ -307,7 +307,7 @@ def _message_in(value: dict[str, object]) -> str:
 
 
 def _words(value: object, depth: int = 0) -> list[str]:
-    """The texts in a message. A message may be a string, a list of problems (`{"loc": […], "msg": …}`), or an
+    """The texts in a message. A message may be a string, a list of problems (objects with `loc` and `msg`), or an
     object."""
     if isinstance(value, str):
         return [value] if value.strip() else []

@@ -229,7 +229,8 @@ def _response_format(
 ) -> Raw | UnsetType:
     """The chat form of `text.format`.
 
-    A server that knows only weaker forms gets the strongest form that it knows, and the schema as an instruction.
+    A server that accepts only weaker forms gets the strongest form of `text.format` that it accepts. The schema then
+    becomes an instruction in the messages.
     """
     if text is None or text.format is None or text.format.type == "text":
         return UNSET

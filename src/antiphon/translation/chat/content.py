@@ -123,7 +123,7 @@ class ContentRules:
 
 def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw | None:
     """The chat content of a message. The content is a JSON string, or an array of parts for a user message with more
-    than text. None if no part is of a known type."""
+    than text. The result is None if no part is of a known type."""
     if not given(content):
         raise missing_parameter(f"{where}.content")
     if first(content) == b'"':

@@ -11,12 +11,12 @@ another contains the output of that call, Antiphon drops both turns together. In
 messages, compactions, searches that found tools, and the latest turn always stay. Compactions stay because they
 summarize items that are no longer in the conversation.
 
-The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture. The estimate is
-too high for code and JSON, and can be too low for other scripts. So operators should set `context_tokens` somewhat
-below the real limit.
+The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture, whatever its size.
+The estimate is too high for code and JSON, and can be too low for other scripts. So operators should set
+`context_tokens` somewhat below the real limit.
 
-Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
-(tools/server/README.md, build 10434).
+Sources: the `TokenCountsResource` of OpenAI's API; vLLM's tokenize endpoint; llama.cpp's
+`/v1/chat/completions/input_tokens` (tools/server/README.md, build 10434).
 
 Invariants: if the server's response holds no valid number, the client's request does not fail. The client then gets
 Antiphon's estimate, and the header `antiphon-estimated` marks the number as an estimate. The remaining items keep their

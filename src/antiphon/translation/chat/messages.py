@@ -8,7 +8,7 @@ Not here: content parts (`content.py`), calls and outputs (`call_items.py`), all
 Invariants:
 - Every tool message answers exactly one call before it, every call has an answer, and nothing else comes in between.
 - The output of a tool is always a tool message, so text from outside never has the authority of the user.
-- Later items only append messages to those that the model has seen (exceptions: `docs/explanation/exactness.md`).
+- Later items only append messages to those that the model has seen (exceptions in `docs/explanation/exactness.md`).
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ class ResponseBuilder:
     # Lifecycle
 
     def queue(self) -> None:
-        """Emit `response.created` and `response.queued`. The stream of a background response begins with these two
-        events, before the response runs."""
+        """Emit the events `response.created` and `response.queued`, with which the stream of a background response
+        begins before the response runs."""
         self.response.status = "queued"
         self.draft.emit(ev.ResponseCreated(self.draft.next(), self.response))
         self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))

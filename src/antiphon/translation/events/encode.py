@@ -45,7 +45,7 @@ class DeltaTemplate:
     __slots__ = ("_head", "_middle", "_tail")
 
     def __init__(self, event: Event) -> None:
-        """Render the template from `event`. The event's sequence number and delta may have any value."""
+        """Render the template from `event`, whose sequence number and delta may have any value."""
         event.sequence_number = _NUMBER
         event.delta = _DELTA  # type: ignore[attr-defined]
         rendered = frame(event)
@@ -74,9 +74,10 @@ class PaddedTemplate(DeltaTemplate):
         self._padding = padding
 
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
-        """The framed event for this text fragment, with padding."""
+        """The framed event for this text fragment, with `obfuscation`."""
         return padded(super().render(sequence_number, fragment), self._padding(fragment))
 
     def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
-        """The framed events for these text fragments, each with padding. The first event has this sequence number."""
+        """The framed events for these text fragments, each with `obfuscation`. The first event has this sequence
+        number."""
         return b"".join([self.render(number, one) for number, one in enumerate(fragments, sequence_number)])

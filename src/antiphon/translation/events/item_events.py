@@ -5,7 +5,8 @@ also makes the event stream of a finished response, for a request that repeats a
 decision when a tool runs (`engine/exchange/tool_turns.py`), sequence numbers and output indices of a running response
 (`builder.py`). Not here: stored streams of background responses, and the streams of models.
 
-A hosted call's added event has an empty item. The item's content follows in the later events and in the done event.
+The event `response.output_item.added` of a hosted call has an empty item. The item's content follows in the later
+events and in `response.output_item.done`.
 
 Invariants: the deltas of a hosted call together equal the finished item's text. In a stream that is sent again,
 sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that applies the
@@ -177,7 +178,7 @@ _AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
 
 
 def opened(item: it.HostedItem) -> it.HostedItem:
-    """The item for the added event, without the content that follows later."""
+    """The item for the event `response.output_item.added`, without the content that follows later."""
     return msgspec.structs.replace(item, **_BEGUN[type(item)])
 
 

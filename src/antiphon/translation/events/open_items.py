@@ -1,4 +1,5 @@
-"""The open item of a response: one class for each kind of item, from its added event to its done event.
+"""The open item of a response: one class for each kind of item, from its event `response.output_item.added` to its
+event `response.output_item.done`.
 
 Lives here: the events of each kind of item, and the item's final text. Not here:
 
@@ -62,9 +63,9 @@ class OpenItem:
     """An output item that has begun and is not yet complete. Callers pass the item's text to `add`, and call `close`
     once.
 
-    The draft holds the text itself, because only one item is open at a time. So the draft receives every token,
-    whatever the item's class. The class is not an ABC: `isinstance` runs for each token, and would take four times as
-    long with an ABC. The type checker sees that each kind has a `close`.
+    The `ResponseDraft` holds the text itself, because only one item is open at a time. So the draft receives every
+    token, whatever the item's class. The class is not an abstract base class (ABC), because `isinstance` runs for each
+    token, and would take four times as long with an ABC. The type checker sees that each kind has a `close`.
     """
 
     __slots__ = ("_draft", "_index")
@@ -148,7 +149,7 @@ class OpenText(OpenMessage):
 
 
 class OpenRefusal(OpenMessage):
-    """A message with one refusal part. The deltas of a refusal never have padding."""
+    """A message with one refusal part. The delta events of a refusal never have the member `obfuscation`."""
 
     __slots__ = ("_item", "_part")
 

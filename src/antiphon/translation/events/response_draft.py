@@ -7,11 +7,12 @@ repeated fields that `translation/request/fields.py` cannot describe in a row of
 items share the state in `ResponseDraft`. Not here: the order of events (`builder.py`, `open_items.py`), and the code
 that encodes an event as bytes (`encode.py`).
 
-Source: OpenAI's observed responses, with the two differences below. If a request omits a function's `strict`, the
+Source: the observed responses of OpenAI, with the two differences below. If a request omits a function's `strict`, the
 response shows it as null, because Antiphon rewrites no schema. At the end, `service_tier` is the upstream's value, or
 `default`.
 
-Invariants: `sequence_number` has no gaps. If the counted text exceeds `max_bytes`, the draft raises `OutputTooLarge`.
+Invariants: `sequence_number` has no gaps. If the text of the response exceeds `max_bytes`, the draft raises
+`OutputTooLarge`.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ class ResponseDraft:
     # Open text
 
     def begin_text(self, delta: ev.Event, *, padded: bool = True) -> None:
-        """Begin an item's text. `delta` is the template of the item's delta events. `padded`: the deltas get padding if
-        the draft obfuscates."""
+        """Begin an item's text. `delta` is the template of the item's delta events. `padded`: whether the deltas get
+        padding if `obfuscate` is set."""
         if self.events:
             hides = padded and self.obfuscate
             self.template = PaddedTemplate(delta, self.padding) if hides else DeltaTemplate(delta)

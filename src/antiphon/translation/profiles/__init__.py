@@ -10,8 +10,8 @@ the host name, or by marks in a server's list of models. Not here:
 
 To add a vendor, add a row to `vendors.py`, with a reason next to each flag.
 
-Invariants: a profile never changes. Translators read flags, never names. A server whose list has no known mark gets the
-name `""`, never a guess.
+Invariants: a profile never changes. The translators read the flags of a profile, never its name. A server whose list of
+models has no known mark gets the name `""`, never a guess.
 """
 
 from __future__ import annotations

@@ -73,19 +73,20 @@ class UpstreamProfile:
       later system text into the first system message, because many chat templates accept only one.
     - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether Antiphon sends
       the field.
-    - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. With None,
-      Antiphon sends every effort unchanged. `default` stands for all efforts between none and high.
-    - `structured_output` is the strongest form of `text.format` that the server accepts. For a stronger form, Antiphon
-      adds an instruction to the model.
+    - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. If
+      `effort_values` is None, Antiphon sends every effort unchanged. `default` stands for all efforts between none and
+      high.
+    - `structured_output` is the strongest form of `text.format` that the server accepts. If a request asks for a
+      stronger form of `text.format`, Antiphon adds an instruction for the model.
     - `json_object` says whether the server also accepts the form `json_object`.
     - `json_object_schema` says whether the server obeys `json_object` only with a schema.
-    - `named_tool_choice` says how a request demands one tool. `required`: the model sees only the chosen tool, and must
-      call a tool.
+    - `named_tool_choice` says how a request demands one tool. With `required`, the model sees only the chosen tool, and
+      must call a tool.
     - `passed_fields` are the request fields that Antiphon forwards under their Responses name.
     - `parameters` are forwarded fields that the Responses API does not have (sampling, guided decoding).
     - `seed_field` is the server's name for `seed`.
-    - `images`, `files` and `audio_input` say which content the server accepts. `text`: Antiphon inserts text files as
-      text, and refuses other files.
+    - `images`, `files` and `audio_input` say which content the server accepts. With `text`, Antiphon inserts text files
+      as text, and refuses other files.
     - `call_ids` is the format of call ids that the server accepts (`nine`: exactly nine letters and digits).
     - `replay_reasoning` is the message key under which Antiphon sends earlier reasoning back.
     - `replay_details` says whether Antiphon sends `reasoning_details` back.
@@ -95,8 +96,9 @@ class UpstreamProfile:
 
     - `logprobs` says whether the server returns log probabilities.
     - `end_without_finish` is the status of a stream that ends after useful output without a `finish_reason`.
-    - `think` says where the content holds reasoning. `off`: nowhere. `tagged`: in an answer that begins with `<think>`.
-      `opened`: before `</think>`, because the chat template wrote the opening tag.
+    - `think` says where the content holds reasoning (`off`: nowhere). With `tagged`, the content may begin with
+      `<think>`, the reasoning and `</think>`. With `opened`, the reasoning ends at `</think>`, because the chat
+      template wrote the opening tag.
     - `stream_usage` says whether Antiphon asks for usage in streams.
 
     `tokenizer` is the API by which the server counts the tokens of a request (`translation/chat/context_size.py`).
@@ -207,8 +209,9 @@ class Support:
     """The treatment of one element of a request.
 
     - `sent`: the chat request has the element, in the form that chat servers know.
-    - `handled`: Antiphon does the work itself, or gets the same effect with other features of the chat server.
-    - `ignored`: Antiphon serves the request without the element, and lists it in `antiphon-ignored`.
+    - `handled` means that Antiphon does the work itself, or gets the same effect with other features of the chat
+      server.
+    - `ignored` means that Antiphon serves the request without the element, and lists it in `antiphon-ignored`.
     - `rejected`: the request gets a 400 that names the element.
 
     `note` gives details. `note` is empty where the kind says enough.

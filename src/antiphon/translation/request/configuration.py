@@ -35,7 +35,7 @@ _SETTINGS: Final = msgspec.json.Decoder(KeptConfiguration)
 
 @dataclass(slots=True)
 class Configuration:
-    """The settings after all updates of a conversation. UNSET: no update changes the setting."""
+    """The settings after all updates of a conversation. A setting that no update changes is `UNSET`."""
 
     effort: str | UnsetType | None = UNSET
     format: TextFormat | UnsetType | None = UNSET

@@ -60,8 +60,8 @@ class Field:
     Limits:
 
     - `least` and `most` limit a number, and `longest` limits the length of a text.
-    - `words` are the known values. Antiphon ignores an unknown value, because OpenAI adds values. A new value changes
-      only the style of the answer.
+    - `words` are the known values. Antiphon ignores an unknown value, because OpenAI adds new values, which change only
+      the style of the answer.
 
     Treatment:
 
@@ -71,8 +71,8 @@ class Field:
     - `fate` is the treatment of a field without `forward`. `fate` maps members or values to treatments if the
       treatments differ.
 
-    `echo` is the value that a response shows when the request lacks the field. If `echo` is `UNSET`, responses omit
-    the field, or other code sets it. `template`: a prompt's template can set the field.
+    `echo` is the value that a response shows when the request lacks the field. If `echo` is `UNSET`, responses omit the
+    field, or other code sets it. `template`: whether a prompt's template can set the field.
     """
 
     name: str

@@ -3,8 +3,8 @@
 Lives here: the checks that the setting `strict: true` adds. Not here: unknown fields and values (`types/tolerance.py`),
 and requests that no server can accept (`fields.py`, `tools.py`).
 
-Source: OpenAI's guide to structured outputs ("Supported schemas") and to custom tools, and the texts of its errors.
-`docs/reference/limits.md` lists the checks of this module, and the rules that it does not check.
+Sources: the guides of OpenAI to structured outputs ("Supported schemas") and to custom tools, and the texts of OpenAI's
+errors. `docs/reference/limits.md` lists the checks of this module, and the rules that it does not check.
 
 Invariant: every error names the schema's path in the request, and the path inside the schema.
 """

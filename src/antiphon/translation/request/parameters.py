@@ -92,11 +92,10 @@ def read_parameter(name: str, value: Raw) -> Raw | None:
 
 
 def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[dict[str, Raw], list[str]]:
-    """Add the members of the request's `extra_body` object to the request. Members of the request itself win.
-
-    Returns the new request, and the names of members of `extra_body` without effect. A member of `extra_body` has no
-    effect if the request itself has a member of the same name. A member whose name is in `apart` has no effect either,
-    because it is an API field. Raises `InvalidRequest`.
+    """Add the members of the request's `extra_body` object to the request. Returns the new request, and the names of
+    members of `extra_body` without effect. A member of `extra_body` has no effect if the request itself has a member of
+    the same name. A member whose name is in `apart` has no effect either, because it is an API field. Raises
+    `InvalidRequest`.
     """
     extra = fields["extra_body"]
     rest = {name: value for name, value in fields.items() if name != "extra_body"}

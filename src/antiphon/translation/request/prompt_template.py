@@ -60,7 +60,7 @@ _MESSAGE: Final = msgspec.json.Decoder(PromptMessage)
 
 
 def read_reference(value: Raw) -> PromptReference | None:
-    """Read a request's `prompt`. None when the request has none. Raises `InvalidRequest`."""
+    """Read a request's `prompt`, or return None when the request has no `prompt`. Raises `InvalidRequest`."""
     if not given(value):
         return None
     read = read_value("prompt", _REFERENCE, value)
