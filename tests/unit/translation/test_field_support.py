@@ -509,7 +509,8 @@ def test_a_file_by_url_is_fetched_and_then_what_any_file_is(profile: str) -> Non
         context=Context(files={url: file}),
     )
     assert outcome.head is not None
-    assert outcome.head.status == (200 if "`file` part" in decided.note else 400)
+    data = support_of(PROFILES[profile], "content.input_file.file_data")
+    assert outcome.head.status == (200 if "`file` part" in data.note else 400)
 
 
 def test_where_the_length_of_a_context_is_known_truncation_is_done_here() -> None:
