@@ -135,6 +135,6 @@ SPANS = (
         (OPERATION, TOOL_NAME, TOOL_TYPE, TOOL_CALL, TOOL_ARGUMENTS, TOOL_RESULT),
     ),
     DescribedSpan(RETRIEVAL, "client", "one search in vector stores", (OPERATION, DATA_SOURCE)),
-    DescribedSpan(f"{STORE} {{operation}}", "client", "one operation of a store", (DB_SYSTEM, DB_OPERATION)),
+    DescribedSpan(f"{STORE} {{operation}}", "client", "one operation of a database", (DB_SYSTEM, DB_OPERATION)),
 )
 """Every span of Antiphon."""

@@ -274,10 +274,10 @@ Antiphon uses the first profile that it finds in this order:
 1. The profile in `models[].profile`, if the matching rule of `models` names a profile.
 2. The profile in `upstream.profile` (`upstreams.NAME.profile`), if the setting is not `auto`.
 3. With `auto`, the profile whose host names match `upstream.url`.
-4. With `auto`, the profile of the server that its list of models identifies (llama.cpp, vLLM, SGLang, Ollama, LM
-   Studio). Antiphon requests this list once, as soon as it reaches the server.
-5. The profile `generic`, which works with every server of the recordings. Antiphon then logs the warning
-   `upstream_unidentified`, at the latest after half a minute.
+4. With `auto`, the profile of the server type that the upstream's list of models reveals (llama.cpp, vLLM, SGLang,
+   Ollama, LM Studio). Antiphon requests this list once, as soon as it reaches the server.
+5. The profile `generic`, which works with every server in Antiphon's recordings of real traffic. Antiphon then logs the
+   warning `upstream_unidentified`, at the latest after half a minute.
 
 You can change single flags of a profile with `upstream.profile_flags` or `models[].profile_flags`, for example
 `{named_tool_choice: required}`. `models[].profile_flags` applies to every model of the rule. The table of profiles
@@ -384,8 +384,9 @@ histogram.
   worker's last answer, and counts after that answer are lost. Each scrape asks every worker for its counts, and
   `antiphon up` also asks six times within `timeouts.hung`.
 - **A worker that does not answer** a scrape within two seconds contributes the counts of its last answer.
-- **Several scrapers** may scrape concurrently. Workers' answers in another order never lower a sum.
-- **Sums are exact.** Sums of floats depend on their order, and Prometheus takes one bit less for a restarted counter.
+- **Several scrapers** may scrape concurrently. No sum decreases if the workers answer in another order.
+- **Sums are exact.** Antiphon adds floats exactly, because a rounded sum depends on the order of its terms. If a sum
+  were lower by one bit, Prometheus would assume a restarted counter.
 - **`process_start_time_seconds`** is the time when `antiphon up` started and its counters were 0. A restarted worker or
   a reload of the settings ([configuration.md](configuration.md#change-without-restart)) does not change this time.
   After a restart of `antiphon up`, all counters begin at 0 together, with a later start time. In one worker's own
@@ -471,8 +472,9 @@ a variable is an error at the start.
 - `OTEL_SERVICE_NAME` sets `tracing.service_name`. `OTEL_RESOURCE_ATTRIBUTES` also adds attributes to the sidecars'
   spans.
 
-Envoy sends separate spans to the same collector, under the same `service.name`. Envoy's configuration must be the
-generated one, or contain `connection_manager` of `antiphon envoy-config --for snippet`. Envoy's spans have these names:
+Envoy sends separate spans to the same collector, under the same `service.name`. Envoy sends them only with the
+configuration that Antiphon generates, or if you copy the section `connection_manager` from the output of `antiphon
+envoy-config --for snippet` into yours. Envoy's spans have these names:
 
 - `ingress` is the span of each request.
 - `async … egress` is the span of the request's call of the sidecar.
@@ -628,7 +630,7 @@ _INPUTS = {
     Input.SAVED: "the runner has stored the response, or the write failed",
     Input.FOLLOWED: "the client has received the whole stream of a background response",
     Input.LIMIT: "the current time, or the client's stream grew too large",
-    Input.CANCEL: "the client or the upstream left, or the process must end",
+    Input.CANCEL: "the client or the upstream disconnected, or the process must end",
 }
 
 

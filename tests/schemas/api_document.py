@@ -267,11 +267,14 @@ def _add_events(schemas: Schemas) -> None:
     for one in sent:
         members = schemas.named[one.__name__]["properties"]
         if "delta" in members:
-            members["obfuscation"] = {"type": "string", "description": "Random padding, if the request asks for it."}
+            members["obfuscation"] = {
+                "type": "string",
+                "description": "Random letters that hide the length of `delta`, with `include_obfuscation: true`.",
+            }
         if "response" in members:
             members["headers"] = {
                 "type": "object",
-                "description": "Headers of the answer, in the first event on a WebSocket.",
+                "description": "The HTTP headers of the answer. Only the first event on a WebSocket has them.",
             }
         members["stream_id"] = {"type": "string", "description": "The request's `stream_id`, on a WebSocket."}
 

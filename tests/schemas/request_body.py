@@ -214,7 +214,7 @@ def _items() -> Schema:
     return _typed(
         plain,
         _NEEDED,
-        "A message without `type`, a reference without `type`. Antiphon ignores an item of another type.",
+        "Messages and item references may omit `type`. Antiphon ignores an item of another type.",
     )
 
 

@@ -101,7 +101,7 @@ class QuotaUseObject(Struct, kw_only=True):
     """The use of one limit in its current period. An example of `subject` is `owner:n:anna`, and an example of `limit`
     is `tokens_per_month`. `period` is the start of the period in UTC (`2026-01-31T09:30Z`). `held` is the amount that
     processes have reserved for requests. `maximum` is null if the settings have no such limit. Costs are in the
-    currency of the prices."""
+    currency of the setting `prices`."""
 
     object: Literal["quota_use"] = "quota_use"
     subject: str
@@ -157,7 +157,7 @@ class AdminList(Struct, kw_only=True):
 
 
 class QuotaUseList(AdminList):
-    """The use of limits, sorted by subject."""
+    """The use of each limit in `quotas`, sorted by `subject`."""
 
     data: list[QuotaUseObject]
 

@@ -103,7 +103,7 @@ class Unwell(Struct):
 Metadata = Annotated[
     dict[str, str],
     Meta(
-        description="At most 16 pairs. A key has at most 64 characters, a value at most 512.",
+        description="At most 16 pairs. Each metadata key has at most 64 characters, each metadata value at most 512.",
         extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}},
     ),
 ]

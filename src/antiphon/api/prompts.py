@@ -110,8 +110,8 @@ class DefaultVersion(Struct):
 
 
 class Prompt(Struct):
-    """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. Llama
-    Stack's clients get another shape, which they require."""
+    """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. The
+    client of Llama Stack gets another format, which it requires."""
 
     id: str
     object: Literal["prompt"]

@@ -62,7 +62,7 @@ class OpenPage(Struct):
 
 
 class ClickLink(Struct):
-    """Reads the page behind the link with the number `id` of the page `ref_id`."""
+    """Follows the link number `id` on the page `ref_id`, and reads the page to which the link leads."""
 
     ref_id: str
     id: int
@@ -82,8 +82,8 @@ class TellTime(Struct):
 
 
 class SearchCommands(Struct):
-    """The commands of a request, as Codex sends them. Antiphon runs at most 16. `response_length` is `short`, `medium`
-    or `long`."""
+    """The commands of a search request, in the form that Codex sends. Antiphon runs at most 16 commands.
+    `response_length` is `short`, `medium` or `long`."""
 
     search_query: list[SearchQuery] | None = None
     open: list[OpenPage] | None = None
@@ -110,8 +110,8 @@ class SearchDomains(Struct):
 
 
 class SearchSettings(Struct):
-    """The limits of all commands of a request. If `external_web_access` has a value other than `true` and `live`,
-    commands may not read pages."""
+    """Limits that apply to all commands of a search request. If `external_web_access` has a value other than `true` and
+    `live`, commands may not read pages."""
 
     filters: SearchDomains | None = None
     user_location: Raw = Raw()
@@ -120,8 +120,8 @@ class SearchSettings(Struct):
 
 
 class StandaloneSearchBody(Struct):
-    """The body of a search outside a response. The text of the answer has at most `max_output_tokens` tokens, at four
-    characters each."""
+    """The body of a web search that is not part of a response. The text of the answer has at most `max_output_tokens`
+    tokens, at four characters each."""
 
     id: str | None = None
     model: str | None = None
@@ -177,7 +177,7 @@ class StandaloneSearch(Area):
         self._tools = tools
         self._clock = clock
 
-    @Route("POST", PATH, "Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
+    @Route("POST", PATH, "Search the web, as Codex requests it", StandaloneSearchAnswer, body=StandaloneSearchBody)
     async def search(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/alpha/search`: run all commands concurrently. The answer has the results in the order of the
         commands.

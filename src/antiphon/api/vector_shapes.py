@@ -32,7 +32,7 @@ BATCHES = ObjectKind("File batch", lambda one: is_id(one, "vsfb"), where=" in th
 
 
 class Expiry(Struct):
-    """The days without use after which a store expires, from 1 to 365. `anchor` must be `last_active_at`."""
+    """When a vector store expires: after `days` without use, from 1 to 365. `anchor` must be `last_active_at`."""
 
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     days: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 365})] | None = None
@@ -79,7 +79,7 @@ class FileCounts(Struct):
 
 
 class ExpiresAfterDays(Struct):
-    """The days without use after which the store expires."""
+    """When a vector store expires: after `days` without use."""
 
     anchor: Literal["last_active_at"]
     days: int
@@ -126,7 +126,8 @@ class VectorStoreFileObject(Struct, kw_only=True):
 
 
 class FileBatchObject(Struct, kw_only=True):
-    """A batch of files (`vsfb_…`) that one request added to a store. `created_at` is in seconds since the epoch."""
+    """A batch of files (`vsfb_…`) that one request added to a vector store. `created_at` is in seconds since the
+    epoch."""
 
     id: str
     object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
@@ -144,8 +145,8 @@ class TextPart(Struct):
 
 
 class FileContentPage(Struct, kw_only=True):
-    """A page of a file's text, one part per chunk. `next_page` is the value of the parameter `page` for the next page,
-    null on the last page."""
+    """A page of a file's text. `data` has one text part per chunk. `next_page` is the value of the parameter `page` for
+    the next page, null on the last page."""
 
     object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
     data: list[TextPart]
@@ -155,7 +156,7 @@ class FileContentPage(Struct, kw_only=True):
 
 class SearchResult(Struct, kw_only=True):
     """A chunk that a search found. `score` is from 0 to 1. `attributes` belong to the chunk's file. Only a search over
-    several stores sets `vector_store_id`."""
+    several vector stores sets `vector_store_id`."""
 
     file_id: str
     filename: str
@@ -166,8 +167,8 @@ class SearchResult(Struct, kw_only=True):
 
 
 class SearchResultsPage(Struct, kw_only=True):
-    """The results of a search, best first. A search has one page. `search_query` has the queries of the search, after
-    any rewriting."""
+    """The results of a search, best first. All results are on one page. `search_query` has the queries of the search,
+    after any rewriting."""
 
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]

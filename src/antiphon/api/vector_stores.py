@@ -120,7 +120,7 @@ class SearchStore(Struct):
 
 
 class SearchStores(SearchStore):
-    """The body of a search over several stores, which `vector_store_ids` and `vector_store_id` name."""
+    """The body of a search over several vector stores, which `vector_store_ids` and `vector_store_id` name."""
 
     vector_store_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_STORES})] | None = None
     vector_store_id: str | None = None

@@ -54,8 +54,8 @@ class LimitSettings(Section):
     tool_calls: int = Field(default=256, ge=1)
     """Maximum number of tool calls in one answer of a model."""
     concurrent_requests: int = Field(default=10_000, ge=1)
-    """Maximum number of requests in flight per process. If the limit of open files is low, the effective value is a
-    little less than half of that limit. Further requests get a 503."""
+    """Maximum number of requests in flight per process. If the process's limit of open files is low, the effective
+    value is a little less than half of that limit. Further requests get a 503."""
     owner_requests: int | None = Field(default=None, ge=0)
     """Maximum number of requests in flight of one owner, running background responses included. Further requests get a
     429, and background responses wait. Unset: half of `concurrent_requests`. 0: as many as `concurrent_requests`. No
@@ -127,7 +127,8 @@ class TimeoutSettings(Section):
     """Seconds in which a client of the HTTP server must read the bytes in the server's send buffer. Otherwise the
     server closes the connection. A client of Envoy must read at least some bytes in this time (on Linux)."""
     save: float = Field(default=10.0, gt=0)
-    """Seconds for a write to begin its commit. A write that takes longer is rolled back and fails."""
+    """Seconds in which a write to the database must begin its commit. A write that takes longer is rolled back and
+    fails."""
     settle: float = Field(default=30.0, gt=0)
     """Seconds in total to wait for a write whose commit has begun but does not finish. After that the client gets an
     error. If the write takes effect later, the store undoes it."""

@@ -51,7 +51,8 @@ class JwtSettings(_ClaimSettings):
     issuer: str = Field(default="", max_length=1000)
     """The issuer of the tokens, exactly as in their claim `iss`."""
     audience: tuple[str, ...] = ()
-    """The names of this gateway at the issuer. Antiphon accepts a token if its claim `aud` has one of them."""
+    """The names under which the issuer knows this gateway. Antiphon accepts a token if its claim `aud` has one of
+    them."""
     jwks: str = ""
     """The issuer's public keys: an `https://` URL of a JSON Web Key Set, or the path of a file. `http://` is allowed
     only on this machine. Unset: Antiphon asks the issuer's `/.well-known/openid-configuration` for the URL."""

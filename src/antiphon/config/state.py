@@ -171,7 +171,8 @@ class VectorStoreSettings(Section):
     """Maximum number of tokens of one file in a vector store."""
     matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
     """Bytes of memory that cache vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit, the
-    least recently searched stores leave the cache, and their next search reads the vectors from the database again."""
+    vectors of the least recently searched vector stores leave the cache. The next search in such a store reads the
+    vectors from the database again."""
     lease: float = Field(default=60.0, gt=1)
     """Seconds after which another process ingests a file if the process that was ingesting it has died."""
     rewrite_model: str | None = None
@@ -189,9 +190,9 @@ class EmbeddingSettings(Section):
     api_key: HeaderSecret | None = None
     """The key for the embeddings server, which Antiphon sends as a bearer token."""
     model: str = "text-embedding-3-small"
-    """The embedding model. After a change, a search finds older chunks only by their words until they are ingested
-    again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of `models` has the same
-    name."""
+    """The embedding model. After a change of the model, a search finds older chunks only by their words until their
+    files are ingested again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of
+    `models` has the same name."""
     dimensions: int | None = Field(default=None, ge=1)
     """Length of embedding vectors, for models that can return shorter vectors. Unset: the model's default length."""
     batch: int = Field(default=64, ge=1, le=2048)

@@ -139,8 +139,8 @@ class CodeInterpreterSettings(Section):
     """Seconds without use after which a container is deleted. The request that creates the container may set another
     time."""
     containers: int = Field(default=200, ge=1)
-    """Maximum number of containers that exist at the same time. The files of all containers can take this many times
-    `code_interpreter.disk_bytes`."""
+    """Maximum number of containers that exist at the same time. Together their files take at most this number
+    times `code_interpreter.disk_bytes`."""
     per_owner: int = Field(default=50, ge=1)
     """Maximum number of containers of one owner."""
     sweep: float = Field(default=60.0, gt=0)

@@ -164,8 +164,8 @@ class Message(_Tracked, kw_only=True):
 
 
 class Reasoning(_EmittedItem, kw_only=True):
-    """A reasoning item. Reasoning items have no `status` (observed in 197 of 197 items). `content` is absent when
-    `summary` contains the text. `encrypted_content` is absent when the request's `include` does not list it."""
+    """A reasoning item. Reasoning items have no `status` (197 of 197 recorded items have none). `content` is absent
+    when `summary` contains the text. `encrypted_content` is absent when the request's `include` does not list it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -211,7 +211,7 @@ class ShellCall(_ClientCall, kw_only=True):
 
 
 class ApplyPatchCall(_ClientCall, kw_only=True):
-    """A change of one file. `operation` is `{type, path, diff}`."""
+    """A change of one file, which the client applies. `operation` is `{type, path, diff}`."""
 
     type: Literal["apply_patch_call"] = "apply_patch_call"
     operation: JsonObject

@@ -91,7 +91,7 @@ PromptCacheDiagnostics = CacheMiss | CacheHit | ComparisonNotFound | ComparisonU
 
 
 class Response(Struct, kw_only=True):
-    """One response. The stored body of a response omits `output` (`UNSET`). `conversation` and `prompt` are present
+    """One response. Only the copy in the store omits `output` (`UNSET`). `conversation` and `prompt` are present
     when the request has these fields. `prompt_cache_diagnostics` is present in the finished response when the request
     has a `comparison_response_id`. Every other key is always present."""
 

@@ -117,16 +117,17 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
             "Antiphon runs no programs, so it drops a tool whose `allowed_callers` lack `direct`"
         ),
         "tools.custom": handled(
-            "the model gets a function with one string parameter; Antiphon describes a grammar and does not enforce it"
+            "the model gets a function with one string parameter; the description contains a grammar, which Antiphon "
+            "does not enforce"
         ),
         "tools.custom.async": _LATER,
         "tools.namespace": handled(
-            "the model gets functions with joined names; Antiphon restores `namespace` in its calls"
+            "the model gets functions named `namespace__name`; Antiphon restores `namespace` in the calls"
         ),
         "tools.local_shell": _FUNCTION,
         "tools.shell": handled(
-            "the model gets a function with the skills of the client's machine; Antiphon drops a tool that asks for "
-            "OpenAI's container"
+            "the model gets a shell function, whose description lists the tool's `skills`; Antiphon drops a shell tool "
+            "that requests OpenAI's container"
         ),
         "tools.apply_patch": _FUNCTION,
         "tools.tool_search": handled(

@@ -294,7 +294,8 @@ _ROWS: Final = (
     Field(
         "conversation",
         fate=handled(
-            "Antiphon puts the conversation's items before the input, and adds each stored response that does not fail"
+            "Antiphon puts the conversation's items before the input, and appends the input and output of a stored "
+            "response to the conversation unless the response fails"
         ),
     ),
     Field(
