@@ -280,11 +280,13 @@ async def test_a_background_response_is_charged_its_history_until_it_ends(made: 
             await asyncio.sleep(0.01)
 
 
-async def _upload(app: BackgroundApp, token: str) -> tuple[int, Any]:
+async def _upload(
+    app: BackgroundApp, token: str, content: bytes = b"the words of a file", key: str = ""
+) -> tuple[int, Any]:
     form = aiohttp.FormData()
     form.add_field("purpose", "user_data")
-    form.add_field("file", b"the words of a file", filename="a.txt", content_type="text/plain")
-    headers = {"authorization": f"Bearer {token}"}
+    form.add_field("file", content, filename="a.txt", content_type="text/plain")
+    headers = {"authorization": f"Bearer {token}", **({"idempotency-key": key} if key else {})}
     async with app.session.post(f"{app.url}/files", data=form, headers=headers) as got:
         return got.status, await got.json()
 
@@ -313,6 +315,33 @@ async def test_stored_data_of_an_owner_and_of_a_team_is_limited(made: Processes)
     assert status == 429 and "'quotas.teams.research.file_bytes'" in body["error"]["message"]
     assert body["error"]["code"] == "storage_limit_exceeded"
     assert (await _upload(app, dora))[0] == 200
+
+
+async def test_a_file_that_does_not_fit_into_a_limit_is_refused(made: Processes) -> None:
+    keys = {
+        "anna": {"keys": ["anna-first-key-of-all"], "team": "research"},
+        "cleo": {"keys": ["cleo-first-key-of-all"], "team": "research"},
+        "dora": {"keys": ["dora-first-key-of-all"]},
+    }
+    quotas = {"each_owner": {"file_bytes": 9_500}, "teams": {"research": {"file_bytes": 10_000}}}
+    app = await made.start(owner_keys=keys, quotas=quotas)
+    anna, cleo, dora = (f"{name}-first-key-of-all" for name in ("anna", "cleo", "dora"))
+    # A file of 4,000 bytes counts as 4,096 bytes.
+    assert [(await _upload(app, token, b"x" * 4_000, "key"))[0] for token in (anna, cleo, dora)] == [200] * 3
+    found = []
+    for token, size in ((cleo, 1), (anna, 4_000), (dora, 5_405)):
+        status, body = await _upload(app, token, b"y" * size)
+        assert status == 429 and body["error"]["code"] == "storage_limit_exceeded"
+        found.append(body["error"]["message"].partition("'")[2].partition("'")[0])
+    assert found == ["quotas.teams.research.file_bytes"] * 2 + ["quotas.each_owner.file_bytes"]
+    # A refused file leaves no row and no content.
+    assert [await app.app.stores.files.used(f"n:{name}") for name in ("anna", "cleo", "dora")] == [4_096] * 3
+    assert await app.app.stores.files.sweep() == (0, 0)
+    assert sum(path.stat().st_size == 5_405 for path in made.data.rglob("*") if path.is_file()) == 0
+    # A retry of a served upload gets the same file, and a file that fits exactly is stored.
+    status, again = await _upload(app, cleo, b"x" * 4_000, "key")
+    assert status == 200 and again["bytes"] == 4_000
+    assert (await _upload(app, dora, b"y" * 5_404))[0] == 200
 
 
 async def test_chunks_in_vector_stores_are_limited(made: Processes) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -146,8 +147,11 @@ class Files(Area):
         announced = request.header("content-length") or ""
         if announced.isdigit() and int(announced) > self._limit + _FORM_BYTES:
             raise self._too_large()
+        check = None
         if self._room is not None:
-            await self._room.check(request.owner, request.caller, "file_bytes")
+            check = partial(self._room.check, request.owner, request.caller, "file_bytes")
+            # Refuse the upload before its content arrives, if the limit is already reached.
+            await check()
         async with self._files.uploading() as upload:
             form = _Form(upload, self._limit)
             size = 0
@@ -162,7 +166,7 @@ class Files(Area):
             fields = form.check(_file_id(self._new_id), self._clock())
             try:
                 once = request.once(*_said(fields))
-                made = await self._measured("save_file", upload.keep(request.owner, fields, once))
+                made = await self._measured("save_file", upload.keep(request.owner, fields, once, check=check))
             except AlreadyMade as earlier:
                 found = await self._files.get(request.owner, earlier.object_id)
                 return made_again(raw_response(show_file(existing(found, made_is_gone("file")))))

@@ -199,6 +199,16 @@ class FileStore:
                 ) from None
             raise ContentSwept from None
 
+    async def check(self, room: Callable[[int], Awaitable[None]], size: int, once: OnceOnly | None) -> None:
+        """Call `room` with the size of a new file. Raises the `OwnerFull` of `room`, unless the key `once` is in use.
+        For a key in use, raises the errors of `IdempotencyStore.make`."""
+        try:
+            await room(size)
+        except OwnerFull:
+            if once is not None:
+                await self._keys.explain(once)
+            raise
+
     async def delete(self, owner: str, file_id: str) -> bool:
         """Delete the file. Returns False when the file does not exist.
 
@@ -276,8 +286,18 @@ class FileUpload:
         deleted this upload because it stalled for too long."""
         await self.blob.write(data)
 
-    async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
+    async def keep(
+        self,
+        owner: str,
+        fields: FileFields,
+        once: OnceOnly | None = None,
+        *,
+        check: Callable[[int], Awaitable[None]] | None = None,
+    ) -> StoredFile:
         """Create the owner's file from the uploaded content. The file is durable when this method returns.
+
+        `check` gets the file's size and raises `OwnerFull` if the file does not fit into a limit. The store calls
+        `check` before it creates the file.
 
         Raises `OwnerFull`. Raises `AlreadyMade` when an earlier request with the same idempotency key created a
         file with the same fields and content. Raises an `ApiError` when a different request uses the key (422), or when
@@ -296,6 +316,8 @@ class FileUpload:
         if once is not None:
             # The content is part of the request's fingerprint, and its hash is known only after the upload.
             once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
+        if check is not None:
+            await self._files.check(check, blob.size, once)
         self.blob.settled = True
         try:
             # With `settled`, the upload's end does not delete the content. The content must stay while the outcome of

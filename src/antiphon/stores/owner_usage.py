@@ -123,7 +123,7 @@ class StorageQuota:
     """Checks the limits of stored data: the setting `limits.owner_bytes` (`general`), and the limits of owners and
     teams in the setting `quotas`.
 
-    A check before an operation counts only data that is already stored. So an owner may exceed a limit by the
+    A check counts the data that is already stored, and a new file of known size. So an owner may exceed a limit by the
     operations that run concurrently. `teams` has the owners of each team in the settings. Client keys in the database
     add further owners to a team.
     """
@@ -145,30 +145,35 @@ class StorageQuota:
         self.count_containers: Callable[[Sequence[str]], Awaitable[int]] | None = None
         """Returns the number of containers of these owners. None: there are no containers."""
 
-    async def check(self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes") -> None:
+    async def check(
+        self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes", file: int | None = None
+    ) -> None:
         """Raise `OwnerFull` (429, `storage_limit_exceeded`) when the owner, or the caller's team, has reached a limit.
 
         `stock` is the kind of data that the operation creates: bytes of responses and conversations, bytes of files,
-        chunks of vector stores, or containers. Raises `StoreError`.
+        chunks of vector stores, or containers. `file` is the size of the file that the operation creates; None: the
+        size is not known yet, or the operation creates other data. Raises `StoreError`.
         """
         if self._general is not None and stock == "stored_bytes":
             await self._general.check(owner)
         found = self._rules.stock("owner", listed_names(owner), stock)
         if found is not None:
-            await self._compare((owner,), stock, *found)
+            await self._compare((owner,), stock, file, *found)
         found = self._rules.stock("team", (caller.team,), stock) if caller.team else None
         if found is not None:
             managed = await self._tables.fetch(TEAM, {"team": caller.team})
             owners = {owner, *self._teams.get(caller.team, ()), *(row[0] for row in managed)}
-            await self._compare(sorted(owners), stock, *found)
+            await self._compare(sorted(owners), stock, file, *found)
 
-    async def _compare(self, owners: Sequence[str], stock: Stock, limit: int, setting: str) -> None:
+    async def _compare(self, owners: Sequence[str], stock: Stock, file: int | None, limit: int, setting: str) -> None:
         if stock in ("vector_chunks", "containers"):
             count = self.count_chunks if stock == "vector_chunks" else self.count_containers
             used = await count(owners) if count is not None else 0
         else:
             sql = STORED if stock == "stored_bytes" else FILES
             used = (await self._tables.fetch(sql, {"owners": list(owners)}))[0][0]
+        if file is not None and used + max(file, LEAST_ROOM) > limit:
+            raise OwnerFull(limit, setting, "files, including this one,", "Delete files")
         if used >= limit:
             raise OwnerFull(limit, setting, *_WORDS.get(stock, ()))
 
