@@ -50,7 +50,9 @@ def _granted(taken: str) -> str:
 
 
 _TAKEN = "c.used + c.leased"
-_WARNED = "CASE WHEN {taken} + {granted} < CAST(:warn_at AS bigint) THEN 0 WHEN {warned} = 0 THEN 1 ELSE 2 END"
+# The granted amount that exceeds the need is not in use yet.
+_WARNED = """CASE WHEN {taken} + least({granted}, CAST(:need AS bigint)) < CAST(:warn_at AS bigint) THEN 0
+             WHEN {warned} = 0 THEN 1 ELSE 2 END"""
 GRANT = f"""
 INSERT INTO quota_counters AS c (subject, measure, starts, used, leased, granted, warned)
 VALUES (:subject, :measure, {_PERIOD}, 0, {_granted("0")}, {_granted("0")},

@@ -86,6 +86,7 @@ def _quotas(
         expected_output=given.expected_output_tokens,
         shadow=given.shadow,
         refuses=given.when_unavailable == "refuse",
+        warn_share=given.warn_share,
         refused=lambda *words: REFUSED.append(words),
         seconds=seconds,
         grant_seconds=grant_seconds,
@@ -254,6 +255,33 @@ async def test_shadow_mode_serves_and_counts(counters: _Counters) -> None:
     assert REFUSED == [("owner", "requests_per_minute", "shadow")] * 2
     await quotas.aclose()
     assert await _used(counters) == {("owner:n:anna", "requests_per_minute"): (3, 0)}
+
+
+@pytest.mark.parametrize(
+    ("limit", "share", "at"),
+    [(6, 0.8, 5), (5, 0.8, 4), (1, 0.8, 1), (100, 0.07, 7), (2000, 0.8, 1600), (300, 1.0, 300)],
+)
+async def test_the_warning_comes_when_the_use_reaches_the_share(
+    counters: _Counters, limit: int, share: float, at: int
+) -> None:
+    quotas = _quotas(counters, warn_share=share, each_owner={"requests_per_minute": limit})
+    warned = []
+    for number in range(1, limit + 1):
+        with capture_logs() as lines:
+            await _take(quotas)
+        warned += [(number, line["event"], line["used"]) for line in lines]
+    # Requests within a lease need no query, so the warning may be late by the size of a lease.
+    ((number, event, used),) = warned
+    assert at <= number <= at + limit // 100 and event == "quota_warning" and used == number
+
+
+async def test_a_refused_request_is_no_use(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 1000})
+    with capture_logs() as lines:
+        await _take(quotas, output=300)
+        with pytest.raises(QuotaExceeded):
+            await _take(quotas, output=700)
+    assert not lines
 
 
 async def test_a_failing_database_serves_and_counts_later(counters: _Counters) -> None:

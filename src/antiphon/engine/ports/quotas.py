@@ -152,7 +152,8 @@ def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
 
 class Wanted(Struct, frozen=True):
     """A process's request for a lease of a limit. The process needs at least `need`, and prefers `want`, which is at
-    least `need`. If a grant brings the used and leased amount to `warn_at`, the counter sets `warn` in that grant."""
+    least `need`. If a grant of `need` brings the used and leased amount to `warn_at`, the counter sets `warn` in that
+    grant."""
 
     limit: Limit
     need: int
@@ -166,8 +167,8 @@ class Grant(Struct, frozen=True):
 
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
     limit `parallel_requests` has no period, so `starts` and `ends` are 0. `used` is the settled amount, and `leased`
-    the amount that all processes hold, this grant included. `warn` is true only for the grant that brings the period's
-    amount to `Wanted.warn_at`.
+    the amount that all processes hold, this grant included. `warn` is true only for the grant with which the period's
+    amount reaches `Wanted.warn_at`. For this comparison, the grant counts with `Wanted.need`.
     """
 
     amount: int

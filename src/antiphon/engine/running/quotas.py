@@ -19,6 +19,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from fractions import Fraction
+from math import ceil
 from time import monotonic
 from typing import Final, Literal
 
@@ -96,7 +98,8 @@ class Quotas:
         self._expected = expected_output
         self._shadow = shadow
         self._refuses = refuses
-        self._warn_share = warn_share
+        # As a decimal number, 0.07 of 100 is exactly 7.
+        self._warn_share = Fraction(str(warn_share))
         self._refused = refused
         self._seconds = seconds
         self._grant_seconds = grant_seconds
@@ -290,7 +293,11 @@ class Quotas:
                 self._leases[one.limit.subject, one.limit.measure] = lease = Lease(one.limit)
             lease.add(grant, now)
             if grant.warn:
-                _log.warning("quota_warning", **_said(one.limit), used=grant.used + grant.leased)
+                _log.warning(
+                    "quota_warning",
+                    **_said(one.limit),
+                    used=grant.used + grant.leased - max(0, grant.amount - one.need),
+                )
             if not grant.amount:
                 lease.asked_again_at, lease.refused_need = now + _ASK_AGAIN, one.need
                 refused.append((one.limit, grant))
@@ -433,12 +440,12 @@ class Quotas:
         return True
 
 
-def _wanted(limit: Limit, need: int, warn_share: float) -> Wanted:
+def _wanted(limit: Limit, need: int, warn_share: Fraction) -> Wanted:
     need = max(1, need)
     # Lease only the slots for parallel requests that this request needs, because other processes may need the other
     # slots.
     want = need if limit.measure == "parallel_requests" else max(need, limit.amount // _CHUNKS)
-    return Wanted(limit, need, want, int(limit.amount * warn_share))
+    return Wanted(limit, need, want, ceil(limit.amount * warn_share))
 
 
 def _said(limit: Limit) -> dict[str, str | int]:
