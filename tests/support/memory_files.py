@@ -99,7 +99,16 @@ class _Upload(FileUpload):
         self._parts.append(bytes(data))
         self._size += len(data)
 
-    async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
+    async def keep(
+        self,
+        owner: str,
+        fields: FileFields,
+        once: OnceOnly | None = None,
+        *,
+        check: Callable[[int], Awaitable[None]] | None = None,
+    ) -> StoredFile:
+        if check is not None:
+            await check(self.size)
         limit = self._store.limit
         if limit is not None and max(self.size, LEAST_ROOM) + self._store.total(owner) > limit:
             raise OwnerFull(limit, "files.owner_bytes", "files, including this one,", "Delete files")
