@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+import socket
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +16,15 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
+import yaml
 
+from antiphon.config.settings import Settings
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from tests.support.chat_server import WaitGone, answer, chunk, event, text_stream
+from antiphon.envoy.bootstrap import bootstrap
+from antiphon.envoy.sidecars import endpoints
+from tests.support.beside_envoy import envoy_and_sidecar
+from tests.support.chat_server import ChatServer, WaitGone, answer, chunk, event, text_stream
+from tests.support.envoy_binary import envoy_version
 from tests.support.extproc_door import request_body
 from tests.support.real_envoy import real_envoy
 from tests.support.waiting import until
@@ -26,6 +36,8 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.e2e
 
+SECONDS = 60.0
+_PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "monitoring.md"
 _TYPED = "type.googleapis.com/envoy.extensions."
 
 
@@ -73,6 +85,14 @@ class AccessLog:
         )
 
 
+def _door_filter() -> Any:
+    """The filter of the page's section about the model listener."""
+    section = _PAGE.read_text().partition("### Count background responses too")[2]
+    (block,) = re.findall(r"```yaml\n(- name: envoy.filters.http.ai_protocol_manager.*?)```", section, re.DOTALL)
+    (found,) = yaml.safe_load(block)
+    return found
+
+
 def _manager(config: dict[str, Any]) -> Any:
     """The HTTP connection manager of the clients' listener."""
     (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
@@ -98,6 +118,21 @@ async def _access_log() -> AsyncIterator[AccessLog]:
         yield log
     finally:
         await server.stop(None)
+
+
+async def _stats(admin: Path, holds: str) -> dict[str, int]:
+    """Envoy's counters whose names contain `holds`, by the last part of their names."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(admin))) as session,
+        session.get(f"http://envoy/stats?filter={holds}") as answered,
+    ):
+        lines = (await answered.text()).splitlines()
+    return {name.rpartition(".")[2]: int(count) for name, _, count in (line.partition(": ") for line in lines)}
+
+
+async def _counters(admin: Path) -> dict[str, int]:
+    """The protocol manager's counters of tokens that are not zero."""
+    return {name: count for name, count in (await _stats(admin, "token_usage")).items() if count}
 
 
 @pytest.mark.parametrize("mode", ["relay", "drive"])
@@ -143,13 +178,67 @@ async def test_envoys_protocol_manager_counts_the_same(tmp_path: Path, mode: str
         async with real_envoy(tmp_path, change, mode=mode) as envoy:
             for stream in (False, True, False, True):
                 await envoy.post(request_body(stream=stream))
-            async with (
-                aiohttp.ClientSession(connector=aiohttp.UnixConnector(admin)) as session,
-                session.get("http://envoy/stats?filter=token_usage") as answered,
-            ):
-                lines = (await answered.text()).splitlines()
-            stats = {name.rpartition(".")[2]: int(count) for name, _, count in (line.partition(": ") for line in lines)}
-            assert {name: count for name, count in stats.items() if count} == {f"token_usage_{counter}": 4}
+            assert await _counters(Path(admin)) == {f"token_usage_{counter}": 4}
             await until(lambda: len(log.records) == 5)
             totals = [record.total_tokens.value for record in log.records if record is not None]
             assert totals == [5] * 4, "whatever the manager does, the sidecar's record is there"
+
+
+async def test_the_protocol_manager_on_the_model_door_counts_background_work(tmp_path: Path) -> None:
+    """With `mode: drive` every model call passes the model door. The filter there counts each of them once."""
+    typed = _door_filter()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    async with ChatServer() as chat, aiohttp.ClientSession() as session:
+        given: dict[str, Any] = {
+            "listen": f"127.0.0.1:{port}",
+            "data": str(tmp_path),
+            "mode": "drive",
+            "upstream": {"url": chat.base_url, "auth": "none", "profile": "generic"},
+            # The check of the upstream would add calls without usage.
+            "timeouts": {"check": 0},
+        }
+        settings = Settings.model_validate(given)
+        config = bootstrap(settings, sidecars=endpoints(settings), version=envoy_version())
+        (door,) = (one for one in config["static_resources"]["listeners"] if one["name"] == "model_door")
+        door["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"].insert(0, typed)
+        url = f"http://127.0.0.1:{port}/v1/responses"
+
+        async def post(**more: Any) -> tuple[int, bytes]:
+            async with session.post(url, json={"model": "demo-model", "input": "hi", **more}) as got:
+                return got.status, await got.read()
+
+        async with envoy_and_sidecar(tmp_path, config, given) as alive:
+
+            async def serves() -> bool:
+                alive()
+                try:
+                    return (await post())[0] == 200
+                except aiohttp.ClientError:
+                    return False
+
+            async with asyncio.timeout(SECONDS):
+                while not await serves():
+                    await asyncio.sleep(0.05)
+            assert (await post(stream=True))[0] == 200
+            queued = [json.loads((await post(background=True))[1])["id"] for _ in range(3)]
+            for _ in range(2):
+                status, stream = await post(background=True, stream=True)
+                assert status == 200 and b"response.completed" in stream
+            async with asyncio.timeout(SECONDS):
+                while queued:
+                    async with session.get(f"{url}/{queued[0]}") as got:
+                        if (await got.json())["status"] == "completed":
+                            queued.pop(0)
+            calls = [one for one in chat.requests if one.method == "POST"]
+            assert len(calls) == 7
+            admin = tmp_path / "envoy-admin.sock"
+            assert await _counters(admin) == {"token_usage_found": 7}
+            table = _PAGE.read_text().partition("| counter | what it counts |")[2].partition("\n\n")[0]
+            names = {
+                name for row in re.findall(r"^\| (.+?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+            }
+            assert names == set(await _stats(admin, "ai_protocol_manager")), (
+                "the page lists every counter of the filter"
+            )
