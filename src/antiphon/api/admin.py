@@ -60,8 +60,8 @@ _Seconds = Annotated[int, Meta(ge=1, le=_MOST_SECONDS)]
 
 class CreateClientKey(Struct):
     """A new client key. `owner` is the name of the owner to whom the key's data belongs, such as `anna`. `models` and
-    `tools` are globs that limit the key. Without globs, the key may use all models and tools. The key expires after
-    `expires_in` seconds. Without `expires_in`, the key never expires."""
+    `tools` are globs that limit the key. Without these globs, the key may use all models and tools. The key expires
+    after `expires_in` seconds. Without `expires_in`, the key never expires."""
 
     owner: Annotated[str, Meta(extra_json_schema={"maxLength": 64})]
     name: Annotated[str, Meta(extra_json_schema={"maxLength": 100})] | None = None
@@ -72,16 +72,16 @@ class CreateClientKey(Struct):
 
 
 class RotateClientKey(Struct):
-    """The lifetimes of a rotated key. The successor expires after `expires_in` seconds, or never if the field is
-    missing. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
+    """The lifetimes of the old key and of its successor. The successor expires after `expires_in` seconds, or never if
+    the field is missing. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
 
     expires_in: _Seconds | None = None
     overlap: Annotated[int, Meta(ge=0, le=_MOST_SECONDS)] | None = None
 
 
 class ClientKeyObject(Struct, kw_only=True):
-    """A client key (`key_…`). `prefix` is the first characters of its token. Only the answer to its creation has
-    `token`. Times are seconds since the epoch. A key whose `expires_at` is null never expires."""
+    """A client key (`key_…`). `prefix` is the first characters of its token. Only the answer to the creation of the key
+    has `token`. Times are seconds since the epoch. A key whose `expires_at` is null never expires."""
 
     id: str
     object: Literal["client_key"] = "client_key"

@@ -135,7 +135,8 @@ class Router:
         return method == "POST" and path in EXCHANGE_PATHS
 
     def reads_body(self, method: str, path: str) -> bool:
-        """Return whether a handler needs the request body. Otherwise the server does not read the body."""
+        """Return whether a handler needs the request body. If no handler needs the body, the server does not read
+        it."""
         endpoint, _ = self._find(path)
         return method in _WITH_BODY and endpoint is not None and method in endpoint.methods
 

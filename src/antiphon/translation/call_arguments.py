@@ -10,9 +10,9 @@ Not here:
 - the declarations of the functions that the model calls (`chat/tools.py`)
 - the output indices and sequence numbers of events (`translation/events/builder.py`)
 
-Arguments are JSON inside a JSON string. Each fragment of the outer string is complete, since each chunk is a complete
-JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer JSON string is decoded. The server
-may split the inner JSON anywhere.
+The arguments of a call are JSON inside a JSON string. Each fragment of that outer string is complete, since each chunk
+is a complete JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer JSON string is
+decoded. The server may split the inner JSON anywhere.
 
 Antiphon emits a native call only when its arguments are complete, so each text has one delta. As in OpenAI's streams,
 the item in the event `response.output_item.added` is empty. The events of a shell call stream its commands one by one.

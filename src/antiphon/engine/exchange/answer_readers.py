@@ -1,8 +1,8 @@
 """Reads the bytes of upstream answers, with one reader for each form: a stream, a whole body, an error body.
 
-This module defines the readers. Each reader receives the bytes of the answer to one model call. Not here: the choice of
-the reader, and the steps after the end of the answer (`made_response.py`). `native_request.py` has the reader for
-answers that Antiphon does not translate.
+Each reader in this module receives the bytes of the answer to one model call. Not here: the choice of the reader, and
+the steps after the end of the answer (`made_response.py`). `native_request.py` has the reader for answers that Antiphon
+does not translate.
 
 Invariant: no reader buffers more bytes than its limit.
 """

@@ -39,7 +39,7 @@ _WIRE_HEADERS: Final = frozenset(
 
 
 def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool, traced: Headers = ()) -> Headers:
-    """The headers of a model call: `content-type` and `accept` of the call, and the client's allowed headers.
+    """The headers of a model call: the call's own `content-type` and `accept`, and the client's allowed headers.
 
     The trace headers in `traced`, if any, replace the client's trace headers.
     """

@@ -166,9 +166,8 @@ class NativeRequest(Phase):
         super().cancel(reason, message)
 
     def _break_off(self, fault: UpstreamError | None, error: ApiError) -> None:
-        """End with an HTTP error if the client got no byte. Otherwise break the stream off.
-
-        Only a broken stream shows the client that the answer is incomplete.
+        """End with an HTTP error if the client got no byte. If it got some bytes, break the stream off, because only
+        this shows the client that the answer is incomplete.
         """
         core = self.core
         self._tell_usage()

@@ -378,8 +378,8 @@ class Phase:
         raise self._unexpected("a saved row")
 
     def reject(self, error: ApiError) -> None:
-        """Fail the request. The client gets an HTTP error if no head and no tool call was sent, otherwise a failed
-        response."""
+        """Fail the request. The client gets an HTTP error if neither the head of its response nor a tool call was sent,
+        otherwise a failed response."""
         if not self.core.answer.head_sent and not self.core.counts:
             self.core.refuse(error)
         else:

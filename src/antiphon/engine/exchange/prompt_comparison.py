@@ -233,8 +233,8 @@ def make_prompt(
 def first_difference(earlier: CachedPrompt, later: CachedPrompt) -> PromptDifference | None:
     """The first difference that keeps a model server from reusing `earlier` for `later`.
 
-    None if `later` begins with `earlier`, or is the beginning of `earlier`. The order of the checks is the order of
-    OpenAI's reasons.
+    The result is None if `later` begins with `earlier`, or is the beginning of `earlier`. The order of the checks is
+    the order of OpenAI's reasons.
     """
     settings: tuple[tuple[MissReason, str, object, object], ...] = (
         ("model_changed", "model", earlier.model, later.model),
@@ -271,7 +271,8 @@ def cache_miss(difference: PromptDifference, tokens: int, usage: UsageObject | N
     """The diagnostics for a difference. `tokens` is the estimated size of the later prompt.
 
     `usage` is the usage of the model call, or None if the upstream reported none. If the upstream reported cached
-    tokens, this number replaces the estimate. Otherwise the function scales the estimate to the reported input tokens.
+    tokens, their number replaces the estimated number of reusable tokens. Otherwise the function scales the estimate to
+    the reported input tokens.
     """
     missed = difference.missed
     reusable = max(0, tokens - missed)

@@ -317,8 +317,9 @@ class ResponseExchange:
     def receive_silence(self) -> None:
         """Handle a period without output to the client. This input is allowed in every state.
 
-        If the upstream's head is late, a streaming client gets the head and the first events. A client with an open
-        stream gets a comment. Any other client gets nothing, because the upstream's answer may become an error.
+        If the head of the upstream's answer is late, a streaming client gets the head and the first events of its
+        response. A client with an open stream gets a comment. Any other client gets nothing, because the upstream's
+        answer may become an error.
         """
         answer, known, state = self._core.answer, self._core.known, self.state
         if state is State.CALLING and known.streaming and known.builder is not None and not answer.head_sent:

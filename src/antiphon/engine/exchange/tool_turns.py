@@ -303,7 +303,8 @@ class ToolTurns:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Close the open item if it has a result, and open the next item, until an item has no result."""
+        """Close the open item if its call has a result, and open the item of the next call. Repeat this until a call
+        has no result."""
         while True:
             if self._open is None:
                 if not self._waiting:

@@ -334,7 +334,7 @@ class ReleaseConversation:
 
 @dataclass(frozen=True, slots=True)
 class SaveResponse:
-    """Store the finished response. The runner passes the result to `receive_saved`."""
+    """Store the finished response. The runner passes the outcome of the save to `receive_saved`."""
 
     record: ResponseRecord
 

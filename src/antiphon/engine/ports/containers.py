@@ -48,7 +48,8 @@ class ContainerInUse(Exception):
 
 
 class ContainerLost(Exception):
-    """The writer's lease on the container ran out. Another holder may have used the container since."""
+    """The caller's lease on the container expired before the caller changed the container. Another holder may have used
+    the container since."""
 
 
 class TooManyContainers(ContainerFailed):
@@ -215,7 +216,7 @@ class ContainerRows(Leased, Protocol):
         change. Raises `ContainerLost`."""
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
-        """Delete the container. The sweep deletes its snapshots later. Raises `ContainerLost`."""
+        """Delete the container. The sweep deletes the snapshots of the container later. Raises `ContainerLost`."""
 
 
 @dataclass(frozen=True, slots=True)

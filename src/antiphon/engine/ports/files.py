@@ -157,7 +157,7 @@ class BlobStore(Protocol):
 
 
 class OpenFile(Protocol):
-    """A file with its content open. The caller that opened the file must close it."""
+    """A stored file that a caller has opened to read its content. The caller that opened the file must close it."""
 
     @property
     def file(self) -> StoredFile:

@@ -23,8 +23,9 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
 
     `name` is the name of the step's object, such as the upstream of a `call` or the function of a `tool` step.
 
-    The facts of a `call` are `operation`, `status`, `fault`, `head` and `first` (seconds after the call's start),
-    `input_tokens`, `output_tokens` and `estimated`. The facts of other steps have an `error` if the step failed.
+    A span of the kind `call` has the facts `operation`, `status`, `fault`, `head` and `first` (seconds after the call's
+    start), `input_tokens`, `output_tokens` and `estimated`. A span of another kind has the fact `error` if its step
+    failed.
     """
 
     kind: str

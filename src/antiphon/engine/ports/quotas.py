@@ -40,8 +40,8 @@ class Limit(Struct, frozen=True):
     """One limit of one subject, for example 60 requests per minute of the owner `anna`.
 
     `subject` is the id of the counter: the kind, a colon, and an owner id, key id, team, or model name or glob. `name`
-    is the readable name of the subject. `amount` is the maximum of `measure`. A cost is in millionths of the prices'
-    currency. A month is a calendar month in UTC.
+    is the readable name of the subject. `amount` is the maximum of `measure`. A cost is in millionths of the currency
+    in which the settings give the prices. A month is a calendar month in UTC.
 
         Limit("owner", "owner:n:anna", "anna", "requests_per_minute", 60)
         Limit("team", "team:ops", "ops", "cost_per_month", 25_000_000)  # 25.00
@@ -300,8 +300,8 @@ class Reservation(Protocol):
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
         """Settle the reservation with the actual usage of all model calls. A second call has no effect.
 
-        `output`: the output tokens among `tokens`. `cost`: in millionths of the prices' currency. `queued`: the
-        response is queued, so its estimate counts as used until the response ends.
+        `output`: the output tokens among `tokens`. `cost`: the cost in millionths of the prices' currency. `queued`:
+        the response is queued, so its estimate counts as used until the response ends.
         """
 
     def close_read(self, read: int, written: int) -> None:

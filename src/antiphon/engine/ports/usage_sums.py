@@ -1,6 +1,6 @@
 """Defines token usage and cost of model calls as values, and the port that records them.
 
-This module defines the values and the port, and parses an operator's query. Not here: prices (`config/upstreams.py`),
+This module also parses the query by which an operator reads sums of usage. Not here: prices (`config/upstreams.py`),
 the code that writes sums (`engine/running/usage_recorder.py`), their storage (`stores/owner_usage.py`).
 """
 

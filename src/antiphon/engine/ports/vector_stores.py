@@ -262,7 +262,7 @@ class Ingestion(Protocol):
 class KnownStore:
     """A vector store to search. `number` is its database id. `version` changes when its completed files change.
 
-    The database never reuses ids and numbers, not even after the deletion of the vector store.
+    The database never reuses the ids and numbers of vector stores, not even after a deletion.
     """
 
     id: str

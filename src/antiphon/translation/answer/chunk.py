@@ -286,16 +286,16 @@ def _decoded(data: Raw) -> object:
 
 
 def read_logprobs(data: Raw) -> list[Raw]:
-    """The entries for the tokens of the content. The result has no entries for reasoning and refusals, because these
-    entries belong to no text."""
+    """The log probabilities of the tokens of the content, one entry per token. The result has no entries for reasoning
+    and refusals, because these entries belong to no text."""
     value = _decoded(data)
     entries = value.get("content") if isinstance(value, dict) else None
     return [Raw(encode(made)) for entry in _objects(entries) if (made := _entry(entry)) is not None]
 
 
 def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
-    """The last entries, whose tokens make up the text. Servers list the tokens of hidden reasoning before the text's
-    tokens."""
+    """The last entries of `entries`, whose tokens make up the text. Servers list the tokens of hidden reasoning before
+    the text's tokens."""
     left = len(text.encode("utf-8", "replace"))
     number = len(entries)
     while number and left > 0:

@@ -21,9 +21,10 @@ A refusal of an image or audio counts as an error in the client's input. Some se
 error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this mapping, a client's SDK would send the same picture
 again and again. The mapping applies only when the request held an image or audio.
 
-A 401 is always about the key. A 403 is about the key if its code or text clearly names the key. A 400 is about the key
-if its body holds an error code for a bad key, as Gemini's does. Most other errors are about the model, the region or
-the content, which the client can change. An upstream's text about the gateway's key never reaches a client.
+An upstream's 401 is always about the API key. A 403 is about the key if its code or text clearly names the key. A 400
+is about the key if its body holds an error code for a bad key, as Gemini's does. Most other errors are about the model,
+the region or the content, which the client can change. An upstream's text about the gateway's key never reaches a
+client.
 
 Invariants: the outcome is always an OpenAI error object. The sidecar searches every upstream text for secrets before a
 client gets it, and cuts it to 2,000 characters.

@@ -1,4 +1,5 @@
-"""Checks request values that several modules read: choices, names, metadata and types. Each check raises its own error.
+"""Checks request values that several modules read: choices, names, metadata and types. Each check itself raises the
+error that the client gets.
 
 Invariant: every error names the field with the wrong value.
 """

@@ -348,7 +348,8 @@ def _is_callable(tool: ToolDeclaration) -> bool:
 
 
 def _environment(value: Raw) -> str | None:
-    """The type of a shell's environment. None for a shell without an environment, which is the client's."""
+    """The type of a shell's environment. The result is None for a shell without an environment, because the client runs
+    such a shell."""
     found = try_decode(_ENVIRONMENT, value) if given(value) else ToolEnvironment()
     return found.type if found is not None else "unknown"
 
