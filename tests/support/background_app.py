@@ -179,6 +179,7 @@ class Processes:
         upstream: str = "",
         upstream_profile: str = "generic",
         keepalive: float = 15.0,
+        head: float = 600.0,
         limits: dict[str, Any] | None = None,
         owner: Literal["bearer", "single", "jwt"] = "bearer",
         jwt: JwtSettings | None = None,
@@ -230,7 +231,7 @@ class Processes:
                 }
             )
         settings = settings.model_copy(
-            update={"timeouts": settings.timeouts.model_copy(update={"keepalive": keepalive})}
+            update={"timeouts": settings.timeouts.model_copy(update={"keepalive": keepalive, "head": head})}
         )
         app = await build(settings, door="http")
         door = HttpDoor(app.context)

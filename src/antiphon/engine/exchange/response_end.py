@@ -57,7 +57,10 @@ class ResponseEnd(Phase):
         self._ending, self._at = ending, core.clock()
         failed = ending.status == "failed"
         if failed:
-            core.note_failure(core.failure_of(core.answer.as_http_error(ending)))
+            # The model call's error has the cause, which the client's error lacks. While tools run, the upstream is not
+            # at fault.
+            known = ending.error if core.machine.state is not State.RUNNING else None
+            core.note_failure(core.failure_of(known or core.answer.as_http_error(ending)))
         if self.turns is not None:
             self.turns.stop()
         builder.emit_all_later()
