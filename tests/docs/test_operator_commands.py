@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from antiphon.commands.start_checks import idle_quotas
+from antiphon.config.settings import Settings
 from tests.docs.blocks import REPOSITORY, block
 from tests.docs.running import printed
 from tests.support.commands import SECONDS, Command, commands, run_command
@@ -88,6 +90,22 @@ async def test_the_admin_api(tmp_path: Path) -> None:
         token = (tmp_path / "data" / "admin.token").read_text()
         said = await place.run("keys-and-owners.md", "keys-admin-revoke", KEY=key["id"], ADMIN_TOKEN=token)
         assert '"client_key.deleted"' in said and said.count("ant_") == 2
+
+
+async def test_five_people_with_limits(tmp_path: Path) -> None:
+    settings = _settings(f"{_HOW_TO}/quotas.md", "## Five people with limits")
+    people = settings["owner"]["keys"]
+    assert len(people) == 5 and {"listen", "data", "upstream", "prices", "quotas"} <= set(settings)
+    assert idle_quotas(Settings.model_validate(settings)) == []
+    async with _serving(tmp_path, settings) as place:
+        async with asyncio.timeout(SECONDS):
+            # A process writes its counters a moment after the request.
+            while "owner:n:ben" not in (said := await place.run("quotas.md", "quotas-request")):
+                pass
+        for subject in ("owner:n:ben", "team:research"):
+            assert subject in said
+        for limit in ("requests_per_minute", "tokens_per_month", "cost_per_month"):
+            assert limit in said
 
 
 async def test_the_commands(place: Place) -> None:

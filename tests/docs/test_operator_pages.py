@@ -28,7 +28,7 @@ def _blocks(page: str) -> Iterator[str]:
             yield block
 
 
-@pytest.mark.parametrize("page", ["keys-and-owners.md", "monitoring.md", "scaling.md", "security.md"])
+@pytest.mark.parametrize("page", ["keys-and-owners.md", "monitoring.md", "quotas.md", "scaling.md", "security.md"])
 def test_settings_of_a_page_are_accepted(page: str, tmp_path: Path) -> None:
     blocks = list(_blocks(page))
     assert blocks
