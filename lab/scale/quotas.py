@@ -5,12 +5,14 @@ Lives here: the upstream that notes the usage of each owner, the load, and the v
 
 Each owner has one kind of limit. The upstream answers with a random usage and notes it. The noted usage of a minute or
 of the run must not exceed the owner's limit by more than `_SHARE`. If an owner's requests were refused, the noted usage
-must be at least the limit without `_SHARE`.
+must be at least the limit without `_SHARE`. Half of the owners with a limit on tokens also send bursts of requests that
+continue a stored response with a long history.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections import Counter, defaultdict
@@ -45,6 +47,11 @@ _SHARE = 0.05
 _INPUT, _OUTPUT = 1.0, 10.0
 """The prices of a million tokens."""
 _PAUSE = 0.02
+_HISTORY = "word " * 800
+"""The input of a stored response that bursts continue: 4,000 bytes, or about 1,000 tokens."""
+_BURST = 8
+_BURSTS = 0.1
+"""The share of the chosen clients' requests that are bursts."""
 _OWNERS = [f"{kind}-{number}" for kind in LIMITS for number in range(_EACH)]
 
 
@@ -86,6 +93,7 @@ async def oracle(chance: random.Random) -> AsyncIterator[Ledger]:
         ledger.most[owner] = max(ledger.most[owner], ledger.active[owner])
         try:
             read, written = chance.randint(20, 60), chance.randint(50, 150)
+            read = max(read, sum(len(each["content"]) for each in asked["messages"]) // 4)
             ledger.requests[owner] += 1
             ledger.tokens[owner] += read + written
             ledger.cost[owner] += round(read * _INPUT + written * _OUTPUT)
@@ -116,35 +124,58 @@ class _Load:
     cut: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
+    chains: dict[str, str] = field(default_factory=dict)
+
     async def client(self, session: aiohttp.ClientSession) -> None:
         while self.requests > 0:
-            self.requests -= 1
             owner = self.chance.choice(_OWNERS)
-            number = self.chance.choice(self.replicas.up or [0])
-            url = self.replicas.url(number)
-            body: dict[str, Any] = {"model": "m", "input": f"{owner} asks", "store": False}
-            if self.chance.random() < 0.5:
-                body["max_output_tokens"] = 150
-            began, minute = time.monotonic(), int(time.time() // 60)
-            try:
-                headers = {"authorization": f"Bearer {_key(owner)}"}
-                async with session.post(f"{url}/v1/responses", json=body, headers=headers) as got:
-                    text = await got.text()
-            except (aiohttp.ClientError, TimeoutError):
-                # The replica was killed.
-                self.cut[owner] += 1
-                continue
-            self.lasted.append(time.monotonic() - began)
-            self.statuses[owner, got.status] += 1
-            if got.status == 429:
-                self.refused_in[owner, minute] += 1
-                if "retry-after" not in got.headers or owner not in text:
-                    self.wrong.append(f"a 429 without its limit or its end: {text[:200]}")
-            elif got.status == 503 and "adapter_unavailable" in text and number not in self.replicas.up:
-                # The replica was killed, and its Envoy lived a moment longer.
-                self.cut[owner] += 1
-            elif got.status != 200:
-                self.wrong.append(f"{got.status}: {text[:200]}")
+            kind, _, number = owner.rpartition("-")
+            if kind.startswith("tokens") and int(number) % 2 and self.chance.random() < _BURSTS:
+                await self._burst(session, owner)
+            else:
+                await self._ask(session, owner)
+
+    async def _burst(self, session: aiohttp.ClientSession, owner: str) -> None:
+        """Continue the owner's response with the long history by several requests at once."""
+        if owner not in self.chains:
+            body = await self._ask(session, owner, input=f"{owner} tells {_HISTORY}", store=True)
+            if body is None:
+                return
+            self.chains[owner] = json.loads(body)["id"]
+        more = {"previous_response_id": self.chains[owner]}
+        await asyncio.gather(*(self._ask(session, owner, **more) for _ in range(_BURST)))
+
+    async def _ask(self, session: aiohttp.ClientSession, owner: str, **more: Any) -> str | None:
+        """Send one request. Returns the body of a 200, else None."""
+        self.requests -= 1
+        number = self.chance.choice(self.replicas.up or [0])
+        url = self.replicas.url(number)
+        body: dict[str, Any] = {"model": "m", "input": f"{owner} asks", "store": False, **more}
+        if self.chance.random() < 0.5:
+            body["max_output_tokens"] = 150
+        began, minute = time.monotonic(), int(time.time() // 60)
+        try:
+            headers = {"authorization": f"Bearer {_key(owner)}"}
+            async with session.post(f"{url}/v1/responses", json=body, headers=headers) as got:
+                text = await got.text()
+        except (aiohttp.ClientError, TimeoutError):
+            # The replica was killed.
+            self.cut[owner] += 1
+            return None
+        self.lasted.append(time.monotonic() - began)
+        self.statuses[owner, got.status] += 1
+        if got.status == 200:
+            return text
+        if got.status == 429:
+            self.refused_in[owner, minute] += 1
+            if "retry-after" not in got.headers or owner not in text:
+                self.wrong.append(f"a 429 without its limit or its end: {text[:200]}")
+        elif got.status == 503 and "adapter_unavailable" in text and number not in self.replicas.up:
+            # The replica was killed, and its Envoy lived a moment longer.
+            self.cut[owner] += 1
+        else:
+            self.wrong.append(f"{got.status}: {text[:200]}")
+        return None
 
 
 async def quotas(
