@@ -262,7 +262,8 @@ class Prompts(Area):
 
 
 def _read_fields(request: ApiRequest) -> dict[str, Raw]:
-    """Decode the body and rename other names of `instructions`. Raises `InvalidRequest` for an unknown field."""
+    """Decode the body, and rename a field that has another name of `instructions`. Raises `InvalidRequest` for an
+    unknown field."""
     fields = read_body(request, dict[str, Raw])
     for other in _OTHER_NAMES:
         if other in fields:

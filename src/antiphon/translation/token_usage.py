@@ -1,4 +1,4 @@
-"""Reads token usage from every key and spelling that providers use.
+"""Reads token usage from every field name and spelling that providers use.
 
 Lives here: the code that converts a chat usage object into a Responses usage object, and that adds the usage of several
 model calls. The module also finds the usage in an answer that Antiphon forwards unchanged. Not here: the callers that

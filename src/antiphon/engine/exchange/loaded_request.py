@@ -370,8 +370,8 @@ class LoadedRequest:
 def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
     """The conversation without `mcp_list_tools` items of MCP servers whose tools the model gets as declarations.
 
-    The translation would turn such an item into a call without reasoning. Some upstreams reject such a call together
-    with other calls of the same turn.
+    The translation would turn an `mcp_list_tools` item into a call without reasoning. Some upstreams reject such a call
+    together with other calls of the same turn.
     """
     declared = {function.namespace for one in prepared for function in one.functions}
     if not declared:

@@ -1,9 +1,8 @@
 """Makes a response with the model, in these phases: loading, compaction, tools, model turns, end.
 
 Lives here: the order of the phases, and the model turns. In a model turn the model answers, or summarizes the
-conversation. The summary comes before the answer or replaces the answer. A turn requests the call, chooses the reader
-of its answer, and reports the call's token usage.
-Not here:
+conversation. The summary comes before the answer or replaces the answer. A turn requests the model call, chooses the
+reader of its answer, and reports the call's token usage. Not here:
 
 - loading objects, and the condition for a compaction (`loaded_request.py`)
 - the other phases (`running_tools.py`, `response_end.py`)
@@ -295,8 +294,8 @@ class CompactionTurn(ModelTurn):
     def begin(self) -> bool:
         """Let the model summarize the conversation. If the conversation has files, Antiphon may fetch the files first.
 
-        Returns False when there is nothing to summarize, but never when the client itself requested the compaction.
-        Raises `ApiError`.
+        Returns False when there is nothing to summarize, unless the client itself requested the compaction. Raises
+        `ApiError`.
         """
         loaded, request = self.loaded, self.loaded.request
         if self._covers and all(item.role in ("system", "developer") for _, item in self._summed):

@@ -167,8 +167,8 @@ class ContainerRows(Leased, Protocol):
 
     @property
     def contents(self) -> ContainerContents | None:
-        """The storage of snapshots. The value is None when one machine stores all state, because its container files
-        then lie next to the rows."""
+        """The storage of snapshots. The value is None when one machine stores all state, because it then stores the
+        container files next to the database."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.

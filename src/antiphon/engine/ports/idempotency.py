@@ -1,7 +1,7 @@
 """Defines the meaning of `Idempotency-Key`, the header by which a repeated request has no second effect.
 
 Lives here: the format of a key, and the errors for a request whose key is in use. Not here: the storage of keys
-(`stores/idempotency.py`), in the same transaction as the created object. Not here: the keys that responses of this
+(`stores/idempotency.py`), which uses the transaction that creates the object. Not here: the keys that responses of this
 process hold (`engine/running/idempotency.py`), and the replay of an answer (`api/`, the exchange).
 
 A key belongs to its owner and identifies one request. Two requests are the same if their methods, paths and bodies have

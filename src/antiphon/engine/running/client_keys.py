@@ -5,11 +5,11 @@ change, and checks keys while the database is unreachable. Not here: the SQL (`s
 settings (`app/keys.py`), the request headers that carry a key (`doors/owners.py`), the callers
 (`commands/admin/client_keys.py`, `api/admin.py`).
 
-Invariants: the caller gets a new token once. The database stores only the token's SHA-256 and its first characters. One
-transaction stores both a change and its audit row. No error and no log line has a token. A process accepts a new key,
-and refuses a revoked or expired key, at most `POLL_SECONDS` plus two queries after the change. While the database is
-unreachable, the stored keys stay valid for at most `stale` seconds. The keys of the settings stay valid without the
-database.
+Invariants: a new token is returned only once, to the caller that creates the key. The database stores only the token's
+SHA-256 and its first characters. One transaction stores both a change and its audit row. No error and no log line has a
+token. A process accepts a new key, and refuses a revoked or expired key, at most `POLL_SECONDS` plus two queries after
+the change. While the database is unreachable, the stored keys stay valid for at most `stale` seconds. The keys of the
+settings stay valid without the database.
 """
 
 from __future__ import annotations

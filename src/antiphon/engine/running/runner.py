@@ -1,8 +1,9 @@
 """Performs an exchange's actions through the ports. The exchange itself does no I/O.
 
-This module makes model calls and runs tools, with their timers (keep-alives, a late upstream head). The module also
-ends a request cleanly after its client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the
-client's identity (`doors/`), loading (`loading.py`), saving (`saving.py`).
+This module makes model calls and runs tools, with their timers (for keep-alives, and for an upstream answer whose head
+is late). The module also ends a request cleanly after its client disconnects. Not here: decisions
+(`engine/exchange/response_exchange.py`), the client's identity (`doors/`), loading (`loading.py`), saving
+(`saving.py`).
 
 Invariants: The runner yields client-facing actions in the exchange's order. A save that has begun completes even if the
 request's task is cancelled. An upstream call never outlives its exchange, except to read the bytes after `[DONE]`.

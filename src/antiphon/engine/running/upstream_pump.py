@@ -1,8 +1,8 @@
 """Reads an upstream's answer ahead into a bounded queue, and returns the answer to the runner in parts.
 
-This module has the task that reads, and its bounded queue. When an upstream sends a flood of bytes, the module pauses,
-so that other requests run. Not here: the meaning of the parts (`engine/exchange/response_exchange.py`), and the time
-that the runner waits for a part (`runner.py`).
+This module has the task that reads the answer, and the bounded queue between this task and the runner. When an upstream
+sends a flood of bytes, the module pauses, so that other requests run. Not here: the meaning of the parts
+(`engine/exchange/response_exchange.py`), and the time that the runner waits for a part (`runner.py`).
 
 Invariants: An upstream call never outlives its pump, except to read the bytes after `[DONE]`. The queue is bounded and
 keeps the order of the parts. If a wait times out, no part of the answer is lost.

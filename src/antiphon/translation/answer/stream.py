@@ -73,8 +73,8 @@ class IdleBytes:
         self.idle = 0
 
     def exceeds(self, received: int, output: int) -> bool:
-        """Add the received bytes, and compare the size of the output. Returns whether too many bytes carried no
-        output."""
+        """Add the received bytes, and compare the output's size with the size at the last call. Returns whether too
+        many bytes carried no output."""
         idle = self.idle + received
         if output != self.output:
             # New output raises the number of allowed bytes, because a token with all its metadata takes about a

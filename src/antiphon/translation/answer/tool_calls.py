@@ -80,7 +80,8 @@ class ToolCalls:
     def failure(self, *, refused: bool, answered: bool) -> Ending | None:
         """The error in the calls of an otherwise complete answer, or None.
 
-        `refused`: the model declined to answer. `answered`: the model gave output that the client can see.
+        `refused`: whether the model declined to answer. `answered`: whether the model gave output that the client can
+        see.
         """
         if any(not call.name and (call.waiting or call.id) for call in self._calls):
             # A call without a name cannot be emitted.
@@ -202,7 +203,8 @@ class ToolCalls:
             self._first += 1
 
     def _emit(self, call: _OpenCall, last: bool) -> None:
-        """Emit the arguments of a call so far. `last`: the next call has begun, or no more deltas come."""
+        """Emit the arguments of a call so far. `last`: whether no more arguments follow, because the next call has
+        begun or the last delta has come."""
         if call.suppressed:
             call.sent += call.waiting
             call.waiting = []
@@ -246,7 +248,8 @@ def _is_another(call: _OpenCall, name: str, part: bytes) -> bool:
 
 
 def _is_usable(call_id: str) -> bool:
-    """Whether clients and chat servers accept the id: at most 64 characters, and none that JSON must escape."""
+    """Whether clients and chat servers accept the id: at most 64 characters, without characters that JSON must
+    escape."""
     return len(call_id) <= _LONGEST_ID and call_id.isascii() and call_id.isprintable() and '"' not in call_id
 
 

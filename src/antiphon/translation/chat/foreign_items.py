@@ -5,7 +5,7 @@ replaces content that another server encrypted. Not here: the order of the messa
 tools (`call_items.py`).
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's session files (rollouts) of July 2026 (`agent_reasoning`); Codex
-since 0.138. Since that version, Codex puts a message between agents into an `encrypted_content` part, because OpenAI's
+since 0.138. Since version 0.138, Codex puts a message between agents into an `encrypted_content` part, because OpenAI's
 server encrypts such messages. With another server, an `encrypted_content` part holds the model's plain text.
 
 Invariant: the model gets all text that is not encrypted. Antiphon replaces encrypted content by a note, or lists the

@@ -258,7 +258,7 @@ class _Grouping:
         self._plain(role, message_content(where, role, item.content, self._rules))
 
     def _plain(self, role: str, content: Raw | None) -> None:
-        """Add a message of the client, unless all of its parts are unknown."""
+        """Add a message of the client, unless all of its content parts have unknown types."""
         if content is not None:
             self._entries.append(PlainMessage(role, content))
         self._close_turn()

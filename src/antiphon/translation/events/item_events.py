@@ -183,7 +183,7 @@ def opened(item: it.HostedItem) -> it.HostedItem:
 
 
 def begun(item: it.HostedItem) -> Iterator[HostedEvent]:
-    """The events after the item's added event and before the tool runs."""
+    """The events after `response.output_item.added` and before the tool runs."""
     for event, told in _BEFORE.get(type(item), ()):
         if not told:
             yield event, ()
@@ -192,7 +192,7 @@ def begun(item: it.HostedItem) -> Iterator[HostedEvent]:
 
 
 def ended(item: it.HostedItem) -> Iterator[HostedEvent]:
-    """The events after the tool has run and before the item's done event."""
+    """The events after the tool has run and before `response.output_item.done`."""
     if (events := _AFTER.get(type(item))) is not None:
         failed = (
             item.error is not UNSET if isinstance(item, it.McpListTools) else getattr(item, "status", "") == "failed"

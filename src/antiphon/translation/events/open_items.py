@@ -11,8 +11,9 @@ Lives here: the events of each kind of item, and the item's final text. Not here
 Text comes as fragments (`types/json.py`), which are escaped JSON and are never decoded. The events and their fields
 follow OpenAI's service (`types/events.py`).
 
-Invariants: constructing an object emits the item's added event. `close` emits the item's done event, and nothing
-follows. The deltas between the added and the done event, concatenated, are the item's text.
+Invariants: constructing an object emits the event `response.output_item.added`. `close` emits
+`response.output_item.done`, and nothing follows. The deltas between these two events, concatenated, are the item's
+text.
 """
 
 from __future__ import annotations

@@ -221,12 +221,12 @@ class ResponseDraft:
     # Items
 
     def added(self, index: int, item: OutputItem) -> None:
-        """Emit the added event of an item."""
+        """Emit the event `response.output_item.added` of an item."""
         if self.events:
             self.emit(ev.OutputItemAdded(self.next(), index, item))
 
     def done(self, index: int, item: OutputItem) -> None:
-        """Add a finished item to the output, and emit its done event, which is the item's last event."""
+        """Add a finished item to the output, and emit the item's last event, `response.output_item.done`."""
         self.output.append(item)
         if self.events:
             self.emit(ev.OutputItemDone(self.next(), index, item))
@@ -270,7 +270,7 @@ _HELD: Final = tuple(ECHOED.keys() - FORWARDED.keys())
 
 
 def start_response(request: CreateResponse, response_id: str, created_at: float) -> Response:
-    """The response at its beginning: `in_progress`, without output and usage."""
+    """The response at its beginning, with the status `in_progress` and without output and usage."""
     return WHOLE_RESPONSE(
         id=response_id,
         created_at=int(created_at),

@@ -41,7 +41,7 @@ class Configuration:
     format: TextFormat | UnsetType | None = UNSET
 
     def apply(self, request: CreateResponse) -> bool:
-        """Set the values in the request. Returns whether any update set a value."""
+        """Set the updated settings in the request. Returns whether any update set a value."""
         if self.effort is not UNSET:
             before = request.reasoning or ReasoningOptions()
             request.reasoning = msgspec.structs.replace(before, effort=self.effort)

@@ -6,7 +6,8 @@ Lives here: the treatment of every `include` value, tool, form of `tool_choice` 
 the fields (`fields.py`) and of items (`translation/item_kinds.py`), and the code that handles them (`body.py`,
 `translation/chat/body.py`, `translation/chat/tools.py`, `translation/chat/messages.py`, `translation/chat/content.py`).
 
-Invariant: the table agrees with that code. `tests/unit/translation/test_field_support.py` sends a request for each row.
+Invariant: the table agrees with the code that handles the fields, tools and items.
+`tests/unit/translation/test_field_support.py` sends a request for each row.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ the rows:
 Lives here: the values of `include`, the checks of limits, and the members of `text`, `reasoning` and
 `context_management`.
 
-A field that goes to the chat server unchanged needs only its row. A field that Antiphon acts on also has an attribute
-of `CreateResponse`, and code that reads that attribute.
+A field that goes to the chat server unchanged needs only a row in the table. A field that Antiphon acts on also has an
+attribute of `CreateResponse`, and code that reads that attribute.
 
 Not here: fields that only chat servers know (`parameters.py`), items, tools and content parts.
 
