@@ -38,7 +38,7 @@ class LimitSettings(Section):
     drive_ahead_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
     """Maximum number of bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar
     estimates these bytes for clients that read 256 KiB a second. One stream may be 8 MiB ahead of such a client. At the
-    limit, the sidecar writes each stream at that speed."""
+    limit, the sidecar writes each stream at 256 KiB a second."""
     input_items: int = Field(default=10_000, ge=1)
     """Maximum number of items in one request's `input`."""
     chain_items: int = Field(default=50_000, ge=1)

@@ -38,9 +38,9 @@ class ConsoleSettings(Section):
     most: int = Field(default=200_000, ge=100, le=10_000_000)
     """Maximum number of rows of requests. Antiphon deletes the oldest rows first."""
     record: Literal["off", "failures", "all"] = "off"
-    """The requests whose contents the console records: the request, the chat requests, the upstream's answers and the
-    events. Antiphon seals these contents as it seals stored bodies (`state.seal`). Requests with `store: false` also
-    need `record_unstored`."""
+    """Which requests the console records with their contents: the request, the chat requests, the upstream's answers
+    and the events. Antiphon seals these contents as it seals stored bodies (`state.seal`). Requests with `store: false`
+    also need `record_unstored`."""
     record_unstored: bool = False
     """Also record the contents of requests with `store: false`, only in the memory of the process that served the
     request, and for at most 15 minutes. `owner.store_never` overrides this setting."""

@@ -43,8 +43,8 @@ class MetadataSettings(_ClaimSettings):
     namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "envoy.filters.http.jwt_authn"
     """The namespace of Envoy's dynamic metadata in which a filter leaves the claims that it checked."""
     key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = "claims"
-    """The key of the claims in this namespace: `payload_in_metadata` of jwt_authn. Empty: the namespace itself has the
-    claims."""
+    """The key that holds the claims in this namespace: `payload_in_metadata` of jwt_authn. Empty: the namespace itself
+    has the claims."""
 
 
 class JwtSettings(_ClaimSettings):

@@ -52,8 +52,8 @@ class StateSettings(Section):
     immediately."""
 
     migrate: Literal["auto", "check"] = "auto"
-    """How a start handles missing steps of the database's schema. `auto` applies them. `check` refuses the start until
-    `antiphon migrate up` has applied them."""
+    """How a start handles missing migrations of the database's schema. `auto` applies them. `check` refuses the start
+    until `antiphon migrate up` has applied them."""
 
     @property
     def place(self) -> StateUrl:
