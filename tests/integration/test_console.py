@@ -20,6 +20,7 @@ from antiphon.engine.ports.journal import EntryFilter
 from antiphon.entry import main
 from antiphon.recordings.format import read_entries
 from tests.support.background_app import BackgroundApp, processes
+from tests.support.chat_server import ChatServer
 from tests.support.console_browser import HOST, ConsoleBrowser, header, links
 from tests.support.state import needs_sqlite
 
@@ -32,6 +33,7 @@ ANNA, BO = "ant_key-of-anna-0123456789", "ant_key-of-bo-0123456789"
 class Place:
     app: BackgroundApp
     console: Console
+    chat: ChatServer
 
     def browser(self, **headers: str) -> ConsoleBrowser:
         return ConsoleBrowser(self.console, headers)
@@ -78,7 +80,7 @@ async def place(data: Path, *, act: bool = False, record: Any = "all", **changes
         )
         console = app.app.context.console
         assert isinstance(console, Console)
-        yield Place(app, console)
+        yield Place(app, console, made.chat)
 
 
 async def test_without_a_session_only_the_sign_in_page_is_served(tmp_path: Path) -> None:

@@ -74,8 +74,13 @@ def test_both_sides_are_printed_in_order() -> None:
     story = tell(
         Recording(
             (
-                Part(0.0, "request", b'{"input": "hi"}'),
-                Part(0.1, "call", b'{"messages": []}', {"upstream": "default"}),
+                Part(
+                    0.0,
+                    "request",
+                    b'{"input": "hi"}',
+                    {"method": "POST", "path": "/v1/r", "headers": [["accept", "a"]]},
+                ),
+                Part(0.1, "call", b'{"messages": []}', {"upstream": "default", "path": "/chat"}),
                 Part(0.2, "head", b"", {"status": 503, "headers": []}),
                 Part(0.3, "data", b"busy"),
                 Part(0.4, "tool", b"42", {"name": "web_search"}),
@@ -86,7 +91,8 @@ def test_both_sides_are_printed_in_order() -> None:
         )
     )
     shown = "\n".join(contents(story, colors=False))
-    places = [shown.index(part) for part in ('"input"', '"messages"', "busy", "42", '"error"', "record is cut")]
+    named = ("POST /v1/r", "accept: a", '"input"', "/chat", '"messages"')
+    places = [shown.index(part) for part in (*named, "busy", "42", '"error"', "record is cut")]
     assert places == sorted(places)
 
 

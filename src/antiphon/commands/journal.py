@@ -17,7 +17,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -28,10 +28,11 @@ from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
 from antiphon.config.settings import Settings
 from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
-from antiphon.console.story import RecordedEvent, Story, tell
+from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents
 from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ConfigError, StoreError
+from antiphon.observability.outcome import hint_for
 from antiphon.stores import backend_of
 from antiphon.stores.journal import JournalStore, cursor_of
 
@@ -151,7 +152,7 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     for line in facts(entry, colors=colors):
         print(line)
     if story is None:
-        print("  The contents are not recorded (console.record).")
+        print(f"  {why_no_contents(entry)}")
     elif arguments.verbose:
         for line in contents(story, colors=colors):
             print(line)
@@ -200,7 +201,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
         "caused by": entry.fault,
         "message": entry.detail.message,
         "cause": entry.detail.cause if entry.detail.cause != entry.detail.message else "",
-        "advice": entry.detail.advice,
+        "advice": hint_for(entry),
     }
     for name, value in named.items():
         if value and value != NONE:
@@ -210,9 +211,11 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
 
 def contents(story: Story, *, colors: bool) -> Iterator[str]:
     """The recorded contents of the client's side and of the model server's side, in order."""
-    yield from _block("request of the client", story.request, colors=colors)
+    name = f"request of the client {story.method} {story.path}".rstrip()
+    yield from _block(one_line(name, _LINE), story.request, colors=colors, headers=story.headers)
     for number, call in enumerate(story.calls, 1):
-        yield from _block(f"chat request {number} at {duration(call.at)}", call.body, colors=colors)
+        name = f"chat request {number} at {duration(call.at)} {call.path}".rstrip()
+        yield from _block(one_line(name, _LINE), call.body, colors=colors, headers=call.sent_headers)
         status = f"HTTP {call.status}" if call.status else "no answer"
         if call.events:
             yield dimmed(f"-- answer {number}: {status}, {len(call.events) + call.more} chunks", colors=colors)
@@ -259,8 +262,10 @@ def _steps(entry: Entry) -> Iterator[str]:
         yield f"  {name:<28}  {bar:<{_WIDTH}}  {duration(span.end - span.start)}"
 
 
-def _block(title: str, data: bytes | str, *, colors: bool) -> Iterator[str]:
+def _block(title: str, data: bytes | str, *, colors: bool, headers: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
     yield dimmed(f"-- {title} ({size(len(data))})", colors=colors)
+    for name, value in headers:
+        yield one_line(f"{name}: {value}", _LINE)
     shown = _decoded(data if isinstance(data, bytes) else data.encode(errors="replace"))
     text = shown if isinstance(shown, str) else json.dumps(shown, indent=2, ensure_ascii=False)
     yield printable_text(text[:_LONGEST]) + ("…" if len(text) > _LONGEST else "")

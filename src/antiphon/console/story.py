@@ -1,8 +1,8 @@
 """Orders a recording for readers: the request, each model call with its answer, the tools, and the events.
 
 Lives here: the code that pairs calls with their answers, and that splits event streams into events. The module also
-exports the model calls as a cassette, which `antiphon replay` serves. Not here: recording
-(`engine/exchange/recording_exchange.py`), the format of cassettes (`recordings/format.py`), and HTML.
+explains why a request has no contents, and exports the model calls as a cassette, which `antiphon replay` serves. Not
+here: recording (`engine/exchange/recording_exchange.py`), the format of cassettes (`recordings/format.py`), and HTML.
 
 Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the calls in their order, and marks
 a call as cut if the call's answer did not end.
@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from antiphon.engine.ports.journal import Part, Recording
+from antiphon.api.chat import PASSED
+from antiphon.engine.ports.journal import Entry, Part, Recording
+from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.errors import InvalidRequest
 from antiphon.recordings.format import CannotRecord, entry_line, make_entry
 
@@ -48,11 +50,14 @@ class RecordedEvent(msgspec.Struct, frozen=True):
 
 
 class RecordedCall(msgspec.Struct):
-    """One chat request and its answer. `events` are the chunks of a streamed answer, `answer` is any other body."""
+    """One chat request and its answer. `events` are the chunks of a streamed answer, `answer` is any other body.
+    `sent_headers` are the recorded headers of the request, and `headers` those of the answer."""
 
     at: float
     body: bytes
     facts: Mapping[str, object]
+    path: str = ""
+    sent_headers: list[tuple[str, str]] = []
     status: int = 0
     head_at: float | None = None
     headers: list[tuple[str, str]] = []
@@ -89,22 +94,25 @@ class CallParts(msgspec.Struct):
     @property
     def headers(self) -> list[tuple[str, str]]:
         """The headers of the answer that are recorded."""
-        found = self.head.facts.get("headers", ()) if self.head is not None else ()
-        return [(str(name), str(value)) for name, value in found]
+        return _headers_of(self.head) if self.head is not None else []
 
 
 class Story(msgspec.Struct):
     """The recorded contents of one request, on the client's side and on the model server's side. `answer` is the body
     that the client got, if it is no event stream. `more` and `RecordedCall.more` count events beyond the 2,000 that are
-    listed."""
+    listed. `headers` and `answer_headers` have only the headers that a recording may contain."""
 
     request: bytes = b""
+    method: str = ""
+    path: str = ""
+    headers: list[tuple[str, str]] = []
     calls: list[RecordedCall] = []
     tools: list[RecordedToolResult] = []
     events: list[RecordedEvent] = []
     more: int = 0
     answer: bytes = b""
     answer_status: int = 0
+    answer_headers: list[tuple[str, str]] = []
     cut: bool = False
 
 
@@ -115,18 +123,51 @@ def tell(recording: Recording) -> Story:
     for part in recording.parts:
         match part.kind:
             case "request":
-                story.request = part.data
+                story.request, story.headers = part.data, _headers_of(part)
+                story.method, story.path = str(part.facts.get("method", "")), str(part.facts.get("path", ""))
             case "tool":
                 output = part.data.decode(errors="replace")
                 story.tools.append(RecordedToolResult(part.at, str(part.facts.get("name", "")), output, part.facts))
             case "event_head":
-                story.answer_status = int(part.facts.get("status", 0))
+                story.answer_status, story.answer_headers = int(part.facts.get("status", 0)), _headers_of(part)
             case "event":
                 sent.append(part)
             case _:
                 pass
     story.events, story.more, story.answer = _read(sent)
     return story
+
+
+def why_no_contents(entry: Entry) -> str:
+    """Why a request without readable contents has none, and the setting that changes this for later requests."""
+    if entry.recorded and not entry.stored:
+        return (
+            "Only the process that served this request holds its contents, in memory and for at most "
+            f"{HELD_SECONDS / 60:.0f} minutes after the end of the request. Until then the console of that process "
+            "shows them."
+        )
+    if entry.recorded:
+        return "The contents of this request were recorded, but are deleted by now."
+    if entry.door == PASSED:
+        return (
+            "Antiphon forwards requests to this path unchanged, so it records no contents of them. The client has the "
+            "upstream's answer."
+        )
+    if entry.fault == "client" and not entry.response_id and not entry.detail.upstream_status:
+        return (
+            "Antiphon refused the request before it began a response, so there are no contents to show. The message "
+            "above says what to change."
+        )
+    if not entry.stored:
+        return (
+            "The contents are not recorded. The request set store: false or ended before it was stored, so Antiphon "
+            f"keeps only these facts. To record such requests in memory for {HELD_SECONDS / 60:.0f} minutes, set "
+            "console.record and console.record_unstored."
+        )
+    return (
+        "The chat side of this request is not recorded. Set console.record to 'failures' or 'all' to see it for later "
+        "requests."
+    )
 
 
 def model_calls(recording: Recording) -> list[CallParts]:
@@ -162,6 +203,8 @@ def _call(parts: CallParts) -> RecordedCall:
         parts.begun.at,
         parts.begun.data,
         parts.begun.facts,
+        path=str(parts.begun.facts.get("path", "")),
+        sent_headers=_headers_of(parts.begun),
         status=parts.status,
         head_at=parts.head.at if parts.head is not None else None,
         headers=parts.headers,
@@ -171,6 +214,10 @@ def _call(parts: CallParts) -> RecordedCall:
         ended=parts.end.facts if parts.end is not None else {},
         ended_at=parts.end.at if parts.end is not None else None,
     )
+
+
+def _headers_of(part: Part) -> list[tuple[str, str]]:
+    return [(str(name), str(value)) for name, value in part.facts.get("headers", ())]
 
 
 def _line(call: CallParts, *, cut: bool) -> bytes:

@@ -2,12 +2,14 @@
 failure.
 
 This module chooses the level, the common fields, and one short piece of advice about a failure for the operator. The
-servers write the line at the end of a response. The documentation has runbooks for operators.
+servers write the line at the end of a response. The module also has the hint that the console's page of a request and
+`antiphon show` print. The documentation has runbooks for operators.
 
 Invariant: a failed response writes one line at `warning` with a cause, unless the client caused the failure. All
 durations are in seconds. A failure gets at most one piece of advice. `advice_for` first checks for a missing listener
 of Envoy, then the code, the upstream's status and the operation. A client's mistake gets no advice, because the client
-has the error message. Requests refused for lack of capacity share one line (`repeated_failures.py`).
+has the error message. `hint_for` also explains mistakes of clients. Requests refused for lack of capacity share one
+line (`repeated_failures.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import Any
 
 import structlog
 
-from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.failure import Failure, Fault
 from antiphon.engine.ports.callers import CLAIMED, Caller
+from antiphon.engine.ports.journal import Entry
 from antiphon.types.transport import NO_MODEL_DOOR
 
 _BY_CODE = {
@@ -27,6 +30,7 @@ _BY_CODE = {
     "upstream_cut": (
         "the upstream closed the connection early: read its log, and check the time limits of proxies in between"
     ),
+    "upstream_error": "the upstream reported an error: read its log at the time of this request",
     "upstream_too_large": "raise limits.upstream_body_bytes if the model's answers should be that large",
     "upstream_invalid": (
         "the answer does not come from a Chat Completions server, but perhaps from a proxy: check the upstream's url"
@@ -82,6 +86,52 @@ _BY_OPERATION = {
     ),
 }
 
+_NO_SUCH = "it was deleted or has expired, belongs to another owner, or never existed on this server"
+_HINTS = {
+    "previous_response_not_found": (
+        "the response was deleted, has expired (retention), was sent with store: false, or belongs to another owner; "
+        "the client must start a new thread"
+    ),
+    "model_not_found": (
+        "no upstream serves this model, or the client's key does not allow it; GET /v1/models lists the models of a key"
+    ),
+    "context_length_exceeded": (
+        "the input with its history is longer than the model's context; the client must send less or start a new "
+        "thread, or use truncation: auto or context_management with the setting models[].context_tokens"
+    ),
+    "unsupported_tool": (
+        "this server does not run the tool; enable the tool in the settings, or remove it from the client's request"
+    ),
+    "request_too_large": (
+        "the request exceeds the limit that the message names; the client must send less, or an operator must raise "
+        "the limit (limits.request_body_bytes)"
+    ),
+    "file_not_found": f"no file of this owner has the id: {_NO_SUCH}; the client must upload the file again",
+    "conversation_not_found": (
+        f"no conversation of this owner has the id: {_NO_SUCH}; the client must create a new conversation"
+    ),
+    "not_found": f"no object of this owner has the id: {_NO_SUCH}",
+    "cancelled_by_operator": "a user of the console cancelled the request",
+    "client_gone": "the client closed the connection; check the client's timeouts",
+    "connection_ended": (
+        "the client closed the connection, or the upstream broke off its answer: check the client's timeouts and the "
+        "upstream's log"
+    ),
+}
+_LIMIT = (
+    "a limit of this server refused the request, not the model server: the message names the limit; the client may "
+    "retry later, or an operator must raise the limit"
+)
+_REFUSED_BY_UPSTREAM = (
+    "the upstream refused the request because of its content: the client must change what the upstream's message names"
+)
+_REFUSED_UNREAD = (
+    "the upstream refused the request because of its content; only the client has the upstream's message, because that "
+    "message may quote the request"
+)
+_UPSTREAM_FAILED = "the upstream failed: read its log at the time of this request"
+_OURS = "Antiphon failed: read its log lines with this request id"
+
 _MODEL_DOOR = "check that Envoy runs as the same user, with the listener model_door at the path of sidecar.model_door"
 
 
@@ -95,8 +145,29 @@ def advice_for(failure: Failure) -> str:
         _BY_CODE.get(failure.code)
         or _BY_UPSTREAM_STATUS.get(failure.upstream_status)
         or _BY_OPERATION.get(failure.operation)
-        or ""
+        or (_UPSTREAM_FAILED if failure.fault == "upstream" else "")
     )
+
+
+def hint_for(entry: Entry) -> str:
+    """Return what a reader of a failed request should know or do, or an empty text. The hint is the advice for the
+    operator if there is one. Unlike `advice_for`, this function also explains failures that the client caused."""
+    fault, detail = entry.fault, entry.detail
+    if not fault or fault == "none":
+        return ""
+    if detail.advice:
+        return detail.advice
+    told, answered = _HINTS.get(entry.code, ""), detail.upstream_status
+    if fault == "client" and not told:
+        if answered:
+            return _REFUSED_BY_UPSTREAM if detail.message else _REFUSED_UNREAD
+        return _LIMIT if entry.status == 429 else ""
+    if fault in ("upstream", "ours"):
+        # An earlier version may have written this entry, without the advice that this version has.
+        who: Fault = "upstream" if fault == "upstream" else "ours"
+        failure = Failure(who, detail.cause, entry.status, entry.code, detail.operation, "", answered)
+        return advice_for(failure) or told or (_OURS if fault == "ours" else "")
+    return told
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.console.story import RecordedEvent, tell
-from antiphon.engine.ports.journal import Part, Recording
+from antiphon.console.story import RecordedEvent, tell, why_no_contents
+from antiphon.engine.ports.journal import Detail, Entry, Part, Recording
 
 CHUNK = b'data: {"choices": []}\n\n'
 EVENT = b'event: response.created\ndata: {"type": "response.created"}\n\n'
@@ -39,8 +39,10 @@ def test_each_answer_belongs_to_its_call() -> None:
     story = tell(
         Recording(
             (
-                Part(0.0, "request", b"{}", {"path": "/v1/responses"}),
-                Part(0.1, "call", b'{"n": 1}', {"upstream": "default"}),
+                Part(
+                    0.0, "request", b"{}", {"method": "POST", "path": "/v1/responses", "headers": [["accept", "a/b"]]}
+                ),
+                Part(0.1, "call", b'{"n": 1}', {"upstream": "default", "path": "/chat", "headers": [["accept", "*"]]}),
                 Part(0.2, "head", b"", {"status": 200, "headers": [["content-type", "text/event-stream"]]}),
                 Part(0.3, "data", CHUNK),
                 Part(0.4, "end", b"", {}),
@@ -61,6 +63,8 @@ def test_each_answer_belongs_to_its_call() -> None:
     assert (second.body, second.status, second.answer, second.ended) == (b'{"n": 2}', 503, b"busy", {"fault": "cut"})
     assert [tool.output for tool in story.tools] == ["42"]
     assert [event.type for event in story.events] == ["response.created"]
+    assert (story.method, story.path, story.headers) == ("POST", "/v1/responses", [("accept", "a/b")])
+    assert (first.path, first.sent_headers, second.sent_headers) == ("/chat", [("accept", "*")], [])
     assert story.cut and story.answer_status == 200 and story.request == b"{}"
 
 
@@ -78,6 +82,22 @@ def test_answers_without_a_call_are_left_out() -> None:
 def test_a_long_stream_names_the_events_that_it_leaves_out() -> None:
     story = tell(Recording((Part(0.0, "event", EVENT * 2005),)))
     assert (len(story.events), story.more) == (2000, 5)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (Entry("e", "o", recorded=True, stored=True), "deleted by now"),
+        (Entry("e", "o", recorded=True), "in memory and for at most 15 minutes"),
+        (Entry("e", "o", door="pass_through", fault="client"), "forwards requests to this path unchanged"),
+        (Entry("e", "o", fault="client"), "Antiphon refused the request before it began"),
+        (Entry("e", "o", fault="client", detail=Detail(upstream_status=400)), "console.record_unstored"),
+        (Entry("e", "o", response_id="r"), "console.record_unstored"),
+        (Entry("e", "o", stored=True), "Set console.record to"),
+    ],
+)
+def test_missing_contents_are_explained(entry: Entry, says: str) -> None:
+    assert says in why_no_contents(entry)
 
 
 @given(cuts=st.lists(st.integers(0, len(EVENT) * 3), max_size=6))

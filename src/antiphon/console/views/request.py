@@ -17,10 +17,12 @@ from antiphon.console.charts import waterfall
 from antiphon.console.reading import Reading
 from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
-from antiphon.console.story import Story, exported, tell
+from antiphon.console.story import Story, exported, tell, why_no_contents
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
+from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.errors import NotFound
+from antiphon.observability.outcome import hint_for
 from antiphon.stores.audit import ReadAction
 
 _FAULTS = {
@@ -50,16 +52,6 @@ const client = new OpenAI();
 const response = await client.responses.create(BODY);
 console.log(response.output_text);"""
 
-_HINTS = {
-    "previous_response_not_found": "the response was deleted, has expired (retention), was sent with store: false, or "
-    "belongs to another owner; the client must start a new thread",
-    "model_not_found": "no upstream serves this model, or the client's key does not allow it; see the page Models",
-    "rate_limit_exceeded": "the model server or a quota refused the request, as the message says; the client may retry",
-    "server_error": "the model server failed; read its log at the time of this request",
-    "cancelled_by_operator": "a user of the console cancelled the request",
-    "client_gone": "the client closed the connection; check the client's timeouts",
-}
-
 
 class RequestView:
     """The page of one request."""
@@ -86,14 +78,15 @@ class RequestView:
             story=story,
             exists=stored is not None,
             first=entry.first if entry.output_tokens or not entry.fault else None,
-            hint=entry.detail.advice or _HINTS.get(entry.code, ""),
+            hint=hint_for(entry),
             stored=stored,
             stored_input=items,
             bars=waterfall(entry.detail.spans, entry.seconds),
             whole=max([entry.seconds, *(span.end for span in entry.detail.spans)]),
             rate=_rate(entry),
             faults=_FAULTS,
-            no_record=_no_record(entry),
+            no_record=why_no_contents(entry),
+            held_until=entry.ended_at + HELD_SECONDS if not entry.stored else 0.0,
             snippets=_snippets(story, stored, items),
             previous=newer,
             next=older,
@@ -143,28 +136,6 @@ def _rate(entry: Entry) -> float | None:
         return None
     seconds = entry.seconds - entry.first
     return entry.output_tokens / seconds if seconds > 0.01 else None
-
-
-def _no_record(entry: Entry) -> str:
-    if entry.recorded:
-        return (
-            "The contents of this request were recorded, but are deleted by now, or another process holds them in its "
-            "memory."
-        )
-    if entry.fault == "client" and not entry.response_id:
-        return (
-            "Antiphon refused the request before it began a response, so there are no contents to show. The message "
-            "above names the field to change."
-        )
-    if not entry.stored:
-        return (
-            "The contents are not recorded. The request set store: false, so Antiphon keeps only these facts. To "
-            "record such requests in memory for 15 minutes, set console.record and console.record_unstored."
-        )
-    return (
-        "The chat side of this request is not recorded. Set console.record to 'failures' or 'all' to see it for later "
-        "requests."
-    )
 
 
 def _snippets(

@@ -1,0 +1,60 @@
+"""The page of one request over a real gateway: the contents of both sides, and what the page says about a failure."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+from antiphon.engine.ports.journal import EntryFilter
+from tests.integration.test_console import ANNA, Place, place
+from tests.support.chat_server import json_answer
+
+
+async def page_of_the_newest(there: Place) -> str:
+    """The text of the page of the newest request, in one line and without tags."""
+    (entry, *_) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries
+    status, page = await (await there.user(ANNA)).get(f"/console/requests/{entry.id}")
+    assert status == 200, page
+    main = page.partition("<main")[2]
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", main)))
+
+
+async def test_both_sides_have_method_path_and_headers(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.create(ANNA, request_id="req_of_anna")
+        page = await page_of_the_newest(there)
+        client, _, server = page.partition("Antiphon ⇄ model server")
+        assert "POST /v1/responses" in client and "x-request-id req_of_anna" in client
+        assert "POST /chat/completions" in server and "content-type application/json" in server
+        assert ANNA not in page and "authorization" not in page
+
+
+async def test_contents_in_memory_say_until_when(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.create(ANNA, store=False)
+        page = await page_of_the_newest(there)
+        assert re.search(r"only in the memory of this process, until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", page)
+        await there.create(ANNA)
+        assert "memory of this process" not in await page_of_the_newest(there)
+
+
+async def test_the_upstream_refuses_a_forwarded_request(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        there.chat.script(json_answer({"error": {"message": "temperature is odd"}}, status=400))
+        sent = {"model": "demo-model", "messages": []}
+        url = f"{there.app.url}/chat/completions"
+        async with there.app.session.post(url, json=sent, headers={"authorization": f"Bearer {ANNA}"}) as got:
+            assert got.status == 400
+        await there.journal_has(1)
+        page = await page_of_the_newest(there)
+        assert "The upstream refused the request because of its content" in page
+        assert "forwards requests to this path unchanged" in page and "Antiphon refused" not in page
+
+
+async def test_a_server_error_of_the_upstream_has_advice(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        there.chat.script(json_answer({"error": {"message": "boom", "code": "invented"}}, status=500))
+        await there.create(ANNA)
+        page = await page_of_the_newest(there)
+        assert "boom" in page and "read its log at the time of this request" in page
