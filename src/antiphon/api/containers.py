@@ -159,7 +159,8 @@ class ContainerFileObject(Struct, kw_only=True):
 
 
 class ContainerApi(Area):
-    """Serves `/v1/containers`. A key that may not use the tool `code_interpreter` cannot create containers.
+    """Serves `/v1/containers`. A client key that is not allowed to use the tool `code_interpreter` cannot create
+    containers.
 
     `settings` limits the memory of a container, and the time until an unused one expires. `room` checks how many
     containers an owner or a team may have.

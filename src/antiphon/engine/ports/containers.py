@@ -4,9 +4,9 @@ Lives here: a container's row, the port `ContainerRows`, and the values of a cli
 here: running code (`tools/code_interpreter/`), the HTTP endpoints (`api/containers.py`), SQL.
 
 A process that uses a container holds a lease on the container. Each lease has a new, unique holder name. `Leases`
-(`stores/leases.py`) renews the lease. If one machine stores all state, it stores the container files next to the rows.
-If several machines share the rows, a row names the machine that has the current files, and the snapshot that has a copy
-of them.
+(`stores/leases.py`) renews the lease. If one machine stores all state, it stores the container files next to the
+database that has the rows. If several machines share the rows, a row names the machine that has the current files, and
+the snapshot that has a copy of them.
 
 Invariants: A container belongs to one owner. A lookup returns None for a container that is missing, expired or another
 owner's. By the store's clock, a container has at most one holder at any time. A holder whose lease has expired can no

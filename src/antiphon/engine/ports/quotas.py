@@ -183,8 +183,8 @@ class Grant(Struct, frozen=True):
 class Report(Struct, frozen=True):
     """The usage of a process's lease since the last report, in the period that began at `starts`.
 
-    `spent`: the amount to settle out of the lease. `back`: the unused amount that returns to the limit. `debt`: the
-    amount to settle that no lease covers.
+    `spent`: the leased amount to settle (to count as used for good). `back`: the unused amount that returns to the
+    limit. `debt`: the amount to settle that no lease covers.
     """
 
     subject: str

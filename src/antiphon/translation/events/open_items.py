@@ -426,7 +426,7 @@ class OpenLaterCall(HeldCall):
 
 
 class OpenHostedItem(OpenItem):
-    """A hosted tool that runs. `item` has the members that are known before the tool ends."""
+    """The item of a hosted tool that runs. `item` has the members that are known before the tool ends."""
 
     __slots__ = ("_item",)
 

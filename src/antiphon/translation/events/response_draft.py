@@ -313,7 +313,8 @@ def _metadata(request: CreateResponse) -> Raw:
 
 
 def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
-    """The metadata with an additional pair of Antiphon's, unless the client's pairs reach the maximum."""
+    """The metadata with an additional key-value pair from Antiphon, unless the client's pairs reach the maximum
+    number."""
     pairs = msgspec.json.decode(metadata, type=dict[str, Raw])
     if key not in pairs and len(pairs) >= _MOST_METADATA:
         return metadata

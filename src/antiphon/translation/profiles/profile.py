@@ -96,9 +96,9 @@ class UpstreamProfile:
 
     - `logprobs` says whether the server returns log probabilities.
     - `end_without_finish` is the status of a stream that ends after useful output without a `finish_reason`.
-    - `think` says where the content holds reasoning (`off`: nowhere). With `tagged`, the content may begin with
-      `<think>`, the reasoning and `</think>`. With `opened`, the reasoning ends at `</think>`, because the chat
-      template wrote the opening tag.
+    - `think` says where the content holds reasoning (`off`: nowhere). With `tagged`, an answer may begin with reasoning
+      between `<think>` and `</think>`. With `opened`, the reasoning ends at `</think>`, because the chat template wrote
+      the opening tag.
     - `stream_usage` says whether Antiphon asks for usage in streams.
 
     `tokenizer` is the API by which the server counts the tokens of a request (`translation/chat/context_size.py`).
