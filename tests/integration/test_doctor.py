@@ -255,6 +255,24 @@ async def test_problems_and_notes_are_counted(tmp_path: Path, capsys: pytest.Cap
     assert problems and notes and shown.err.startswith(f"doctor: {problems} to fix, {notes} to note")
 
 
+@pytest.mark.parametrize(("auth", "noted"), [("passthrough", True), ("none", False)])
+async def test_an_upstream_that_may_get_identity_tokens_is_noted(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    auth: str,
+    noted: bool,
+) -> None:
+    monkeypatch.setenv("ANTIPHON_OWNER__SOURCE", "header")
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__AUTH", auth)
+    async with ChatServer() as server:
+        server.default = chat_server()
+        arguments = ["doctor", "--upstream", server.base_url, "--data", str(tmp_path / "d"), "--door", "http"]
+        await asyncio.to_thread(main, arguments)
+    found = " ".join(capsys.readouterr().out.split())
+    assert ("owner.source is header, and auth is passthrough for: default" in found) == noted
+
+
 async def test_each_finding_is_told_when_it_is_known(tmp_path: Path) -> None:
     """Not all of them at the end, which a server that hangs puts off by a minute for every question."""
     async with ChatServer() as server:

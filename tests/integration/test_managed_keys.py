@@ -260,7 +260,7 @@ async def test_bad_flags_are_explained(keys: Keys, words: tuple[str, ...], probl
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [
-        ({"state": {"url": "memory:"}}, "owner.managed_keys: with state.url memory"),
+        ({"state": {"url": "memory:"}}, "owner.managed_keys: with state.url 'memory:'"),
         ({"owner": {"managed_keys": True, "source": "header"}}, "set source to bearer, or managed_keys to false"),
         (
             {"upstream": {"auth": "passthrough"}},
