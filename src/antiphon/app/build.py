@@ -213,9 +213,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     usage_recorder.start()
     opened.push_async_callback(usage_recorder.aclose)
     journal = open_journal(settings, stores, opened)
-    if journal is not None:
-        lost = journal.recorder.lost
-        metrics.read(JOURNAL_LOST, lambda: lost)
+    lost = journal.recorder.lost if journal is not None else {}
+    metrics.read(JOURNAL_LOST, lambda: lost)
     quotas = make_quotas(settings.quotas, stores.quotas, price_of(settings.prices), metrics)
     if quotas is not None:
         quotas.start()
