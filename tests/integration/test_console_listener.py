@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,43 @@ async def test_pages_count_among_the_requests_in_flight() -> None:
             assert (await _get(door, "/console")).status in (429, 503)
         await until(lambda: door.context.admission.active == 0)
         assert (await _get(door, "/console")).status == 200
+
+
+async def test_silent_connections_keep_nobody_out() -> None:
+    """The connections that have sent nothing, or a part of a head, are the first that the full listener closes."""
+    setup: dict[str, Any] = {"console_at": ConsoleAt.SEPARATE, "request_seconds": 3600}
+    async with open_http_door(console=FakeConsole(), **setup) as door, AsyncExitStack() as opened:
+        reader = await opened.enter_async_context(door.client())
+        await reader.send(post_bytes(method="GET", path="/console/events"))
+        await reader.head()
+        for number in range(300):
+            silent = await opened.enter_async_context(door.client())
+            if number % 2:
+                await silent.send(b"GET /console HTTP/1.1\r\n")
+        async with asyncio.timeout(4):
+            assert (await _get(door, "/console")).status == 200
+        assert await reader.part() == b"data: first\n\n"
+
+
+async def test_who_has_not_signed_in_has_little_time_for_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antiphon.doors.http.console.UNKNOWN_SECONDS", 0.05)
+    slow = b"POST /console/form HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n"
+    kind = b"content-type: application/x-www-form-urlencoded\r\n"
+    for at in (ConsoleAt.SEPARATE, ConsoleAt.CLIENTS):
+        async with open_http_door(console=FakeConsole(), console_at=at, request_seconds=3600) as door:
+            got = await door.ask(slow + kind + b"\r\ntoken")
+            assert (got.status, got.error["code"]) == (408, "request_timeout")
+            async with door.client() as client:
+                await client.send(slow + kind + b"cookie: a=b\r\n\r\ntoken")
+                assert (await door.ask(slow + kind + b"\r\ntoken")).status == 408
+                await client.send(b"=1234")
+                assert (await client.read()).json["size"] == 10
+
+
+async def test_a_silent_connection_of_the_separate_listener_closes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antiphon.doors.http.console.UNKNOWN_SECONDS", 0.05)
+    setup: dict[str, Any] = {"console_at": ConsoleAt.SEPARATE, "request_seconds": 3600}
+    async with open_http_door(console=FakeConsole(), **setup) as door, door.client() as client:
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(asyncio.IncompleteReadError):
+                await client.exactly(1)

@@ -40,6 +40,10 @@ class FakeConsole:
         """Whether the path is that of a form."""
         return method == "POST" and path == "/console/form"
 
+    def knows(self, request: ApiRequest) -> bool:
+        """Whether the request has a cookie."""
+        return request.header("cookie") is not None
+
     async def runs(self, request: ApiRequest) -> Caller | None:
         """The caller of the test, for requests with its CSRF token."""
         self.requests.append(request)

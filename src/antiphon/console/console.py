@@ -92,6 +92,13 @@ class Console:
         """Whether the server must read the body of this request."""
         return method == "POST"
 
+    def knows(self, request: ApiRequest) -> bool:
+        """Whether the request has a valid session. False also while the client keys cannot be read."""
+        try:
+            return self._sessions.find(request) is not None
+        except ApiError:
+            return False
+
     async def runs(self, request: ApiRequest) -> Caller:
         """The caller in whose name the playground runs a request. Raises `ApiError`."""
         session = self._sessions.find(request)

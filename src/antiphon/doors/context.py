@@ -50,6 +50,10 @@ class ConsolePages(Protocol):
         """Whether the page at this path needs the request body. If it does not, the server does not read the body."""
         ...
 
+    def knows(self, request: ApiRequest) -> bool:
+        """Whether the request comes from a user who has signed in."""
+        ...
+
     async def runs(self, request: ApiRequest) -> Caller | None:
         """The caller for whom a `POST` to `RUN_PATH` creates a response. None if `handle` answers the request. The
         server has not read the request body at this point. Raises `ApiError` when the session or the CSRF token is

@@ -56,6 +56,10 @@ from antiphon.envoy.tracing import tracing
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 from antiphon.types.transport import CORS_EXPOSED, CORS_HEADERS, CORS_MAX_AGE, CORS_METHODS, SECRET_HEADER
 
+CONSOLE_CONNECTIONS = 1024
+"""The maximum number of connections of the console's listener in Envoy."""
+_CONSOLE_SECONDS = 5.0
+
 
 def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> Config:
     """Build the bootstrap for these settings and sidecar processes. Fields that this Envoy version lacks are left
@@ -84,6 +88,7 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
             ],
         },
         "overload_manager": overload_manager(settings),
+        **_runtime(settings),
     }
     return fitted(whole, version)
 
@@ -148,8 +153,33 @@ def console_listener(settings: Settings) -> list[Config]:
     manager = http_manager(
         "console", console_routes(settings), host={"response_headers_to_add": [REQUEST_ID]}, **_client_options(settings)
     )
+    manager["request_headers_timeout"] = _seconds(_console_seconds(settings))
+    # All listeners share the limit of Envoy's connections. This listener has a lower limit, so that clients of the API
+    # can still connect. The filter counts connections that have sent a byte. `_runtime` limits the others.
+    limit = typed(
+        "filters.network.connection_limit.v3.ConnectionLimit",
+        stat_prefix="console",
+        max_connections=CONSOLE_CONNECTIONS,
+    )
     made = listener("console", settings.console.listen, manager)
-    return [{**made, "traffic_direction": "INBOUND", **client_limits(settings)}]
+    made["filter_chains"][0]["filters"].insert(
+        0, {"name": "envoy.filters.network.connection_limit", "typed_config": limit}
+    )
+    seconds = _seconds(_console_seconds(settings))
+    return [{**made, "traffic_direction": "INBOUND", **client_limits(settings), "listener_filters_timeout": seconds}]
+
+
+def _console_seconds(settings: Settings) -> float:
+    """The timeout in seconds for the request head on the console's listener."""
+    return min(settings.timeouts.request, _CONSOLE_SECONDS)
+
+
+def _runtime(settings: Settings) -> Config:
+    """Build Envoy's runtime, which limits the connections of the console's listener. Empty without this listener."""
+    if not settings.console.enabled:
+        return {}
+    values = {"envoy.resource_limits.listener.console.connection_limit": CONSOLE_CONNECTIONS}
+    return {"layered_runtime": {"layers": [{"name": "antiphon", "static_layer": values}]}}
 
 
 def _client_options(settings: Settings) -> Config:

@@ -24,8 +24,7 @@ def _made(**settings: Any) -> dict[str, Config]:
 
 
 def _manager(listener: Config) -> Config:
-    (one,) = listener["filter_chains"][0]["filters"]
-    found: Config = one["typed_config"]
+    found: Config = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     return found
 
 
@@ -84,3 +83,20 @@ def test_an_existing_envoy_gets_both() -> None:
         found = parts(one, SIDECARS)
         assert [listener["name"] for listener in found["listener"]][:1] == ["console"]  # type: ignore[index]
         assert "console" in [route["name"] for route in found["routes"]]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("request_seconds", "seconds"), [(60.0, "5s"), (2.0, "2s")])
+def test_the_separate_listener_has_few_connections_and_short_waits(request_seconds: float, seconds: str) -> None:
+    """The key of the limit is from Envoy's documentation of overload (listener connection limits)."""
+    values = {"console": {"enabled": True}, "timeouts": {"request": request_seconds}}
+    made = bootstrap(Settings.model_validate(values), sidecars=SIDECARS)
+    ((layer),) = made["layered_runtime"]["layers"]
+    assert layer["static_layer"] == {"envoy.resource_limits.listener.console.connection_limit": 1024}
+    console, public = (_made(**values)[name] for name in ("console", "public"))
+    limit = console["filter_chains"][0]["filters"][0]
+    assert limit["name"] == "envoy.filters.network.connection_limit"
+    assert limit["typed_config"]["max_connections"] == 1024
+    assert console["listener_filters_timeout"] == _manager(console)["request_headers_timeout"] == seconds
+    assert public["listener_filters_timeout"] == f"{request_seconds:g}s"
+    assert len(public["filter_chains"][0]["filters"]) == 1
+    assert "layered_runtime" not in bootstrap(Settings(), sidecars=SIDECARS)

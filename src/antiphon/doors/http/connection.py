@@ -113,6 +113,14 @@ class DoorServer(web.Server):
         min(idle, key=lambda connection: connection.answered_at).force_close()
         return True
 
+    def close_silent(self, most: int) -> bool:
+        """Close the connections that have waited longest for a request head, at most `most`. Returns False when every
+        connection has a request in flight."""
+        silent = sorted((one for one in self._open if one.awaits_head), key=lambda one: one.waits_since)
+        for connection in silent[:most]:
+            connection.force_close()
+        return bool(silent)
+
 
 class _Request(web.BaseRequest):
     """A request that decides whether its response has `connection: close`. aiohttp reads `keep_alive` whenever it
@@ -140,7 +148,7 @@ class HttpConnection(web.RequestHandler):
 
     __slots__ = (
         *("_answered", "_begun", "_begun_requests", "_clock", "_door", "_has_spoken", "_head_timer", "_heard_at"),
-        *("_send_timer", "answered_at", "promised"),
+        *("_opened_at", "_send_timer", "answered_at", "promised"),
     )
 
     def __init__(self, door: DoorServer, idle_seconds: float) -> None:
@@ -163,7 +171,7 @@ class HttpConnection(web.RequestHandler):
         # Whether the client has sent any byte since the last response, and the first bytes that the client sent.
         self._has_spoken = False
         self._begun = b""
-        self._heard_at = 0.0
+        self._heard_at = self._opened_at = 0.0
         self.answered_at = 0.0
         """The time when the last response ended, on the event loop's clock."""
         self.promised = False
@@ -172,7 +180,7 @@ class HttpConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._door.opened(self)
-        self._heard_at = self._clock.time()
+        self._heard_at = self._opened_at = self._clock.time()
         self._head_timer = self._clock.call_later(self._door.head_seconds, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -209,6 +217,16 @@ class HttpConnection(web.RequestHandler):
     def is_idle(self) -> bool:
         """Whether the last request on the connection was answered and no byte has arrived since."""
         return self._answered > 0 and self._answered == self._begun_requests and not self._has_spoken
+
+    @property
+    def awaits_head(self) -> bool:
+        """Whether no request is in flight on the connection. A part of the next request's head may have arrived."""
+        return self._answered == self._begun_requests
+
+    @property
+    def waits_since(self) -> float:
+        """The time when the connection opened or when the last response ended, on the event loop's clock."""
+        return max(self._opened_at, self.answered_at)
 
     @property
     def heard_at(self) -> float:

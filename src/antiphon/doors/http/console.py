@@ -20,7 +20,7 @@ from typing import Any
 from antiphon.api.http import ApiRequest, ApiResponse, BodyStream
 from antiphon.api.router import unknown_url
 from antiphon.doors.context import RUN_PATH, ConsolePages, DoorContext, is_console
-from antiphon.doors.http.incoming_body import BodyKind
+from antiphon.doors.http.incoming_body import BodyKind, BodyLimit
 from antiphon.doors.listening import max_connections
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.waiting import look_at
@@ -34,6 +34,8 @@ _FORM_BYTES = 256 << 10
 """The maximum number of bytes of a form, without the file that it uploads."""
 _CONNECTIONS = 256
 """The maximum number of connections of the separate listener, which clients of the API do not use."""
+UNKNOWN_SECONDS = 5.0
+"""The time in seconds in which a client that has not signed in must send a request head, and the body of a form."""
 TO_CONSOLE: Headers = (("location", CONSOLE_PATH), ("cache-control", "no-store"))
 """The headers of the redirect from `/` to the console."""
 _NOT_PASSED_ON = frozenset({"authorization", "cookie", "x-csrf-token"})
@@ -66,6 +68,12 @@ class ConsoleAccess:
     def connections(self) -> int | None:
         """The maximum number of connections of the listener. None: as many as the process allows."""
         return min(_CONNECTIONS, max_connections()) if self.is_separate else None
+
+    @property
+    def head_seconds(self) -> float:
+        """The timeout in seconds for the first request head on a connection of the listener."""
+        seconds = self._context.timeouts.request
+        return min(seconds, UNKNOWN_SECONDS) if self.is_separate else seconds
 
     @property
     def is_separate(self) -> bool:
@@ -105,9 +113,13 @@ class ConsoleAccess:
         kind = (request.header("content-type") or "").partition(";")[0]
         return "stream" if kind.strip().lower() == "multipart/form-data" else "whole"
 
-    def form_bytes(self, kind: BodyKind) -> int:
-        """The maximum number of bytes of a form. Only a streamed form holds an upload."""
-        return _FORM_BYTES + (self._context.upload_bytes if kind == "stream" else 0)
+    def form_limit(self, request: ApiRequest, kind: BodyKind) -> BodyLimit:
+        """The limits of a form. Only a streamed form holds an upload. A user who has signed in gets more time, because
+        other clients could keep many connections and requests busy with slow forms."""
+        seconds = self._context.timeouts.request
+        if self._pages is None or not self._pages.knows(request):
+            seconds = min(seconds, UNKNOWN_SECONDS)
+        return BodyLimit(_FORM_BYTES + (self._context.upload_bytes if kind == "stream" else 0), seconds)
 
     async def handle(self, peer: str, request: ApiRequest) -> ApiResponse:
         """Answer a request to a page, and count it. `peer` is the address of the client or the gateway. The answer to

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aiohttp import web
 from aiohttp.web_exceptions import HTTPException
@@ -23,6 +23,15 @@ from antiphon.types.transport import Headers
 
 BodyKind = Literal["none", "whole", "stream"]
 """How a handler gets the request body. `none`: the server does not read the body."""
+
+
+class BodyLimit(NamedTuple):
+    """The limits of one request body: its size in bytes, and the seconds in which a whole body must arrive."""
+
+    size: int
+    seconds: float
+
+
 CLOSE: Headers = (("connection", "close"),)
 UPLOAD_BYTES = 256 << 10
 """The maximum number of bytes of an upload in memory: the bytes read ahead, and the chunk in use."""

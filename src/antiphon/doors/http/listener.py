@@ -38,10 +38,14 @@ _log = structlog.get_logger(__name__)
 
 class Listener:
     """Listens on one address. `limit` is the maximum number of connections. At the limit, the listener closes idle
-    connections."""
+    connections.
 
-    def __init__(self, server: DoorServer, limit: int | None = None) -> None:
+    `closes_silent`: at the limit, the listener also closes connections whose clients have sent no whole request head.
+    """
+
+    def __init__(self, server: DoorServer, limit: int | None = None, *, closes_silent: bool = False) -> None:
         self._server = server
+        self._closes_silent = closes_silent
         self._limit = max_connections() if limit is None else limit
         self._bound: list[socket.socket] = []
         self._context: ssl.SSLContext | None = None
@@ -164,12 +168,18 @@ class Listener:
 
     def _pause(self, why: str) -> None:
         """Stop accepting connections for a moment, because the limit is reached or no descriptor is free. Close the
-        connection that has been idle longest to make room."""
+        connection that has been idle longest to make room.
+
+        With `closes_silent`, close the oldest quarter of the connections, except those with a request in flight. If the
+        listener closed only one, a client could open silent connections faster than the listener closes them."""
         loop = asyncio.get_running_loop()
         for bound in self._bound:
             loop.remove_reader(bound)
         self._again = loop.call_later(_FULL_SECONDS, self._watch)
-        made_room = self._server.close_idle()
+        if self._closes_silent:
+            made_room = self._server.close_silent(max(1, self._limit // 4))
+        else:
+            made_room = self._server.close_idle()
         if not made_room and loop.time() >= self._told_at + _TELL_SECONDS:
             self._told_at = loop.time()
             _log.warning("connections_wait", cause=why, open=self._server.open, limit=self._limit)

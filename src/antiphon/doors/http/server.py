@@ -29,7 +29,7 @@ from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.http.connection import DoorServer, HttpConnection
 from antiphon.doors.http.console import OPERATION, OWNER, TO_CONSOLE, ConsoleAccess, ConsoleAt, without_session
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
-from antiphon.doors.http.incoming_body import CLOSE, UPLOAD_BYTES, BodyKind, body_pieces, read_whole
+from antiphon.doors.http.incoming_body import CLOSE, UPLOAD_BYTES, BodyKind, BodyLimit, body_pieces, read_whole
 from antiphon.doors.http.listener import Listener
 from antiphon.doors.http.path import Query, split_target
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
@@ -136,14 +136,14 @@ class HttpDoor:
         """
         server = DoorServer(
             self._handle,
-            head_seconds=self._context.timeouts.request,
+            head_seconds=self._console.head_seconds,
             # A proxy keeps connections for an hour, and the proxy must close them before this server does.
             idle_seconds=3_630.0 if self._private else 120.0,
             send_seconds=self._context.timeouts.send,
             leaving=lambda: self._context.admission.leaving,
         )
         self._server = server
-        self._listener = Listener(server, self._console.connections)
+        self._listener = Listener(server, self._console.connections, closes_silent=self._console.is_separate)
         # An event stream of the console never ends by itself. So the server ends all open ones when the drain begins,
         # and again after the notice.
         for callbacks in (self._context.admission.on_leave, self._context.admission.on_close):
@@ -298,15 +298,14 @@ class HttpDoor:
         asked = ApiRequest(call.method, call.path, query, headers, request_id=call.id, caller=named)
         if console.redirects(call.method, call.path):
             return make_response(302, (*TO_CONSOLE, *call.added), b"")
-        promised = _is_promised(request)
         if (caller := await console.runs(asked)) is not None:
             call.caller, call.headers = caller, without_session(call.headers)
-            with admission.admit(caller.owner, "response", promised=promised), bodies.hold(caller.owner) as hold:
+            place = admission.admit(caller.owner, "response", promised=_is_promised(request))
+            with place, bodies.hold(caller.owner) as hold:
                 return await self._serve_exchange(request, call, caller, hold, RESPONSES_PATH)
-        with admission.admit(OWNER, promised=promised), bodies.hold(OWNER) as hold:
-            handle = partial(console.handle, _peer_address(request))
-            kind = console.body_of(asked)
-            return await self._ask(request, call, asked, handle, hold, kind, console.form_bytes(kind))
+        with admission.admit(OWNER, promised=_is_promised(request)), bodies.hold(OWNER) as hold:
+            handle, kind = partial(console.handle, _peer_address(request)), console.body_of(asked)
+            return await self._ask(request, call, asked, handle, hold, kind, console.form_limit(asked, kind))
 
     async def _ask(
         self,
@@ -316,16 +315,17 @@ class HttpDoor:
         handle: Callable[[ApiRequest], Awaitable[ApiResponse]],
         hold: Hold,
         kind: BodyKind,
-        limit: int | None = None,
+        limit: BodyLimit | None = None,
         *,
         counts: bool = True,
     ) -> web.StreamResponse:
-        """Read the body, call the handler, and write its answer. `limit` is the maximum size of the body. `counts` is
-        whether the answer's bytes count in `hold`."""
+        """Read the body, call the handler, and write its answer. `limit` has limits below those of the settings.
+        `counts` is whether the answer's bytes count in `hold`."""
         pieces = None
         if kind == "stream":
             hold.add(UPLOAD_BYTES)
-            pieces = body_pieces(request, call.headers, self._context.timeouts.request, limit)
+            size = limit.size if limit is not None else None
+            pieces = body_pieces(request, call.headers, self._context.timeouts.request, size)
             asked = replace(asked, body_stream=pieces)
         elif kind == "whole":
             asked = replace(asked, body=await self._read_body(request, call, hold, limit))
@@ -457,12 +457,12 @@ class HttpDoor:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
     async def _read_body(
-        self, request: web.BaseRequest, call: _RequestRecord, hold: Hold, limit: int | None = None
+        self, request: web.BaseRequest, call: _RequestRecord, hold: Hold, limit: BodyLimit | None = None
     ) -> bytes:
-        """Read the whole body. Raises `ApiError` when the body exceeds the limits of size, memory or time. `limit` is
-        the maximum size if it is not that of the settings."""
+        """Read the whole body. Raises `ApiError` when the body exceeds a limit of size, memory or time."""
         size, seconds = self._context.limits.request_body_bytes, self._context.timeouts.request
-        return await read_whole(request, call.headers, hold, size if limit is None else min(limit, size), seconds)
+        limit = limit or BodyLimit(size, seconds)
+        return await read_whole(request, call.headers, hold, min(limit.size, size), min(limit.seconds, seconds))
 
     def _write_log(self, call: _RequestRecord) -> None:
         if call.response is not None:
