@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
@@ -114,3 +115,21 @@ async def test_the_listener_for_clients_serves_it_without_cors(tmp_path: Path, m
         assert not [name for name, _ in pages.requests[-1].headers if name.startswith("x-antiphon-")]
         _, headers, _ = await _ask(public + "/v1/models", headers=sent)
         assert headers["access-control-allow-origin"] == ORIGIN
+
+
+async def test_silent_connections_to_the_console_leave_envoys_other_connections_free(tmp_path: Path) -> None:
+    """Of 1,100 silent connections Envoy closes those above the limit of the console's listener at once."""
+    async with _served(tmp_path, FakeConsole()) as (_, url, _door), AsyncExitStack() as opened:
+        host, port = str(URL(url).host), int(URL(url).port or 0)
+        readers = []
+        for _ in range(1100):
+            reader, writer = await asyncio.open_connection(host, port)
+            opened.callback(writer.close)
+            readers.append(reader)
+        ends = [asyncio.ensure_future(one.read(1)) for one in readers]
+        async with asyncio.timeout(60):
+            await until(lambda: sum(one.done() for one in ends) >= 76)
+            assert not all(one.done() for one in ends)
+            # The listener closes silent connections after 5 s, and then serves the console again.
+            await asyncio.wait(ends)
+            assert (await _ask(f"{url}/console"))[0] == 200
