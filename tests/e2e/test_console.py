@@ -60,6 +60,8 @@ async def test_the_separate_listener_leads_to_the_console_alone(tmp_path: Path) 
         status, headers, body = await _ask(console + "/console/a?secret=1", headers={"x-antiphon-owner": "forged"})
         assert (status, json.loads(body)["path"]) == (200, "/console/a") and headers["x-request-id"]
         assert not [name for name, _ in pages.requests[-1].headers if name.startswith("x-antiphon-")]
+        await _ask(console + "/console/a", headers={"x-antiphon-peer": "192.0.2.7"})
+        assert pages.requests[-1].peer == "127.0.0.1"
         status, headers, _ = await _ask(console + "/?next=x")
         assert (status, headers["location"]) == (302, "/console")
         for path in ("/v1/models", "/ready", "/metrics", "/consolex", "/console/../v1/models"):

@@ -105,6 +105,19 @@ async def test_the_pages_learn_whom_the_gateway_names_and_no_client_can_say_so()
     assert [one.caller.owner for one in pages.requests] == ["h:anna", "", "", ""]
 
 
+async def test_the_pages_get_the_clients_address_and_no_client_can_choose_it() -> None:
+    pages = FakeConsole()
+    forged = {"x-antiphon-peer": "192.0.2.7"}
+    for at in (ConsoleAt.SEPARATE, ConsoleAt.CLIENTS):
+        async with open_http_door(console=pages, console_at=at) as door:
+            assert (await _get(door, "/console", {**forged, **MARK})).status == 200
+    gateway: dict[str, Any] = {"private": True, "console_at": ConsoleAt.GATEWAY, "secret": "s3cret"}
+    async with open_http_door(console=pages, **gateway) as door:
+        for named in (forged, {}):
+            assert (await _get(door, "/console", {**named, **MARK, "x-antiphon-secret": "s3cret"})).status == 200
+    assert [one.peer for one in pages.requests] == ["127.0.0.1", "127.0.0.1", "192.0.2.7", ""]
+
+
 async def test_the_playground_runs_a_request_in_the_name_of_its_caller() -> None:
     pages = FakeConsole(ANNA)
     headers = {"x-csrf-token": "right", "cookie": "session=abc", "authorization": "Bearer sso"}

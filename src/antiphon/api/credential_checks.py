@@ -4,6 +4,8 @@ Lives here: the answer to a wrong admin token, its log line, and the error 429 a
 comparison of tokens (`engine/ports/callers.py`), the list of checked paths (`api/admin.py`), the source of the token
 (`app/keys.py`), and the console's sign-in (`console/sessions.py`).
 
+`AttemptsByAddress` limits the failed sign-ins from each client address.
+
 Invariants: a missing token and every wrong token get the same answer. Within any period of `seconds`, at most `most`
 failed attempts get an error other than 429. A client that presents the admin token is never locked out. A process
 writes at most one log line a minute about failed attempts.
@@ -11,9 +13,10 @@ writes at most one log line a minute about failed attempts.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 import structlog
@@ -44,6 +47,11 @@ class FailedAttempts:
 
         The error's message begins with `message`. Its header `retry-after` has the seconds until the next attempt.
         """
+        self.check(message)
+        self._failed.append(self._clock())
+
+    def check(self, message: str) -> None:
+        """Raise the error of `add` if the next failed attempt is one too many."""
         now = self._clock()
         while self._failed and now >= self._failed[0] + self._seconds:
             self._failed.popleft()
@@ -56,7 +64,60 @@ class FailedAttempts:
                 code="too_many_attempts",
                 headers=(("retry-after", str(wait)),),
             )
-        self._failed.append(now)
+
+
+class AttemptsByAddress:
+    """Limits the attempts to sign in, for each address of a client and for all clients together.
+
+    After `most` failed attempts in `seconds`, an address is blocked, so that its client cannot guess a token quickly.
+    The limit for all clients lets valid tokens through, because otherwise one client could lock out all others. An
+    empty address has no separate limit. `addresses` is the maximum number of addresses in memory.
+    """
+
+    def __init__(
+        self,
+        most: int = 10,
+        *,
+        seconds: float = 60.0,
+        addresses: int = 4096,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._addresses = addresses
+        self._clock = clock
+        self._all = FailedAttempts(most, seconds=seconds, clock=clock)
+        # The failed attempts of each network, in the order of the last failure.
+        self._failed: OrderedDict[str, FailedAttempts] = OrderedDict()
+
+    def check(self, address: str) -> None:
+        """Raise `ApiError` (429, `too_many_attempts`) if the address is blocked. A valid token does not help then."""
+        if (failed := self._failed.get(_network(address))) is not None:
+            failed.check("Too many failed attempts to sign in from your address.")
+
+    def add(self, address: str) -> None:
+        """Count a failed attempt. Raises `ApiError` (429, `too_many_attempts`) after too many failed attempts."""
+        if network := _network(address):
+            failed = self._failed.pop(network, None)
+            if failed is None:
+                failed = FailedAttempts(self._most, seconds=self._seconds, clock=self._clock)
+            self._failed[network] = failed
+            if len(self._failed) > self._addresses:
+                self._failed.popitem(last=False)
+            failed.add("Too many failed attempts to sign in from your address.")
+        self._all.add("Too many failed attempts to sign in.")
+
+
+def _network(address: str) -> str:
+    """The network that one client controls: the IPv4 address, or the /64 network of an IPv6 address."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    mapped = found.ipv4_mapped
+    return str(mapped if mapped is not None else ipaddress.IPv6Network((found, 64), strict=False))
 
 
 class AdminGuard:

@@ -153,6 +153,8 @@ class ApiRequest:
     access: Access = EVERYTHING
     """The models and tools that the client's key may use."""
     caller: Caller = NO_CALLER
+    peer: str = ""
+    """The address of the client's machine, for requests to the console. Empty if the server does not know it."""
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body in chunks, from `body_stream` or from `body`."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from antiphon import __version__
-from antiphon.api.credential_checks import FailedAttempts
+from antiphon.api.credential_checks import AttemptsByAddress
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.app.keys import make_sealer
 from antiphon.app.owners import quota_rules
@@ -119,7 +119,7 @@ def make_console(
         owners,
         seconds=settings.console.session,
         clock=time.time,
-        attempts=FailedAttempts(),
+        attempts=AttemptsByAddress(),
     )
     return Console(reading, keys, sessions, acts=settings.console.act)
 

@@ -214,9 +214,9 @@ class Console:
         if not _same_origin(request):
             return self._sign_in_page(target, "The form comes from another site. Load this page again.", 403)
         try:
-            made = self._sessions.sign_in(form.get("token", ""))
+            made = self._sessions.sign_in(form.get("token", ""), request.peer)
         except ApiError as error:
-            _log.warning("console_sign_in_refused", code=error.code, request_id=request.request_id)
+            _log.warning("console_sign_in_refused", code=error.code, peer=request.peer, request_id=request.request_id)
             return self._sign_in_page(target, error.message, error.status, error.headers)
         _log.info("console_signed_in", kind=made.kind, owner=made.owner[:12], name=made.name)
         return redirect(_local(target), (self._sessions.cookie(made, secure=_is_secure(request)),))

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from antiphon.api.credential_checks import FailedAttempts
+from antiphon.api.credential_checks import AttemptsByAddress
 from antiphon.api.http import ApiRequest
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import NAMED, AdminToken, Caller
@@ -70,7 +70,7 @@ class Sessions:
         *,
         seconds: float,
         clock: Callable[[], float],
-        attempts: FailedAttempts,
+        attempts: AttemptsByAddress,
     ) -> None:
         self._admin = AdminToken(admin_token)
         secret = hmac.digest(admin_token.encode(), b"antiphon console sessions", "sha256")
@@ -92,9 +92,14 @@ class Sessions:
         """Whether a gateway in front authenticates owners, by a trusted header or by metadata."""
         return self._owners.by_gateway
 
-    def sign_in(self, token: str) -> Session:
-        """Return the new session of the user who presents this token. Raises `Unauthorized`, and `ApiError` (429)
-        after too many failures."""
+    def sign_in(self, token: str, address: str = "") -> Session:
+        """Return the new session of the user who presents this token. `address` is the address of the user's browser,
+        or empty if the server does not know it.
+
+        Raises `Unauthorized`, and `ApiError` (429) after too many failures. After too many failures from one address,
+        this address gets the error 429 even with a valid token.
+        """
+        self._attempts.check(address)
         token = token.strip()
         if not token or len(token) > _LONGEST_TOKEN:
             raise InvalidRequest("Enter the operators' token (admin.token) or a client key.", code="missing_token")
@@ -105,8 +110,7 @@ class Sessions:
         try:
             found, kind = self._caller(token, digest)
         except Unauthorized:
-            # The console limits only failed attempts. Otherwise a client without a key could lock out all users.
-            self._attempts.add("Too many failed attempts to sign in.")
+            self._attempts.add(address)
             raise Unauthorized(
                 "This is neither the operators' token nor a valid client key.", code="wrong_token"
             ) from None

@@ -23,6 +23,7 @@ from antiphon.types.transport import (
     CONSOLE_PATH,
     LOCAL_REPLY,
     LONGEST_REQUEST_ID,
+    PEER_HEADER,
     REQUEST_ID,
     SECRET_HEADER,
     TRIED_HEADER,
@@ -175,7 +176,9 @@ def _console(settings: Settings) -> Config:
     """Build the route to the console. The sidecar serves the console only to requests with the header that this route
     adds. Pages of other origins must not read the console, so the CORS filter ignores the route."""
     fields = _told_to_sidecar(settings)
-    fields.setdefault("request_headers_to_add", []).append(overwritten(CONSOLE_HEADER, "1"))
+    # The sidecar limits the failed sign-ins from each address, but sees only Envoy's address.
+    address = overwritten(PEER_HEADER, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%")
+    fields.setdefault("request_headers_to_add", []).extend([overwritten(CONSOLE_HEADER, "1"), address])
     no_cors = typed("filters.http.cors.v3.CorsPolicy", filter_enabled={"default_value": {"numerator": 0}})
     return {
         "name": "console",

@@ -49,6 +49,10 @@ CONSOLE_PATH: Final = "/console"
 CONSOLE_HEADER: Final = "x-antiphon-console"
 """The header by which Envoy marks a request from a listener that serves the console. Clients cannot set this header."""
 
+PEER_HEADER: Final = "x-antiphon-peer"
+"""The header with the address of the client that sent a request to the console through Envoy. Clients cannot set this
+header."""
+
 BACKEND_HEADER: Final = "x-antiphon-backend"
 """The header with the name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients
 cannot set this header."""

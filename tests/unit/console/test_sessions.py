@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from antiphon.api.credential_checks import FailedAttempts
+from antiphon.api.credential_checks import AttemptsByAddress
 from antiphon.api.http import ApiRequest
 from antiphon.console.sessions import COOKIE, Session, Sessions, read_cookie
 from antiphon.doors.owners import ClaimNames, LeftClaims, OwnerResolver
@@ -32,7 +32,7 @@ class Clock:
 
 def sessions(clock: Clock, owners: OwnerResolver | None = None, *, admin: str = ADMIN, most: int = 10) -> Sessions:
     resolver = owners or OwnerResolver("bearer", key=b"owner key", client_keys=keys())
-    return Sessions(admin, resolver, seconds=3600, clock=clock, attempts=FailedAttempts(most, clock=clock))
+    return Sessions(admin, resolver, seconds=3600, clock=clock, attempts=AttemptsByAddress(most, clock=clock))
 
 
 def keys() -> dict[bytes, Caller]:
@@ -102,6 +102,54 @@ def test_too_many_failures_are_refused_until_the_minute_is_over() -> None:
     clock.now += 61
     with pytest.raises(Unauthorized):
         site.sign_in("wrong")
+
+
+@pytest.mark.parametrize(
+    ("address", "same", "other"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::9", "2001:db8:0:2::1"),
+        ("fe80::1%eth0", "fe80::2%eth1", "fe81::1"),
+    ],
+)
+def test_an_address_with_too_many_failures_is_blocked_with_the_right_token_too(
+    address: str, same: str, other: str
+) -> None:
+    clock = Clock()
+    site = sessions(clock, most=3)
+    for _ in range(3):
+        with pytest.raises(Unauthorized):
+            site.sign_in("wrong", address)
+    for token in ("wrong", KEY, ADMIN):
+        for blocked in (address, same):
+            clock.now += 5
+            with pytest.raises(ApiError) as refused:
+                site.sign_in(token, blocked)
+            assert (refused.value.status, refused.value.code) == (429, "too_many_attempts")
+    assert dict(refused.value.headers)["retry-after"] == "30"
+    assert site.sign_in(ADMIN, other).is_operator and site.sign_in(KEY, other).owner == "n:anna"
+    clock.now += 30
+    assert site.sign_in(KEY, address).owner == "n:anna"
+
+
+def test_failures_from_many_addresses_are_few_and_take_little_memory() -> None:
+    clock = Clock()
+    attempts = AttemptsByAddress(3, addresses=2, clock=clock)
+    for number in range(3):
+        attempts.add(f"192.0.2.{number}")
+    for number in range(3, 9):
+        with pytest.raises(ApiError):
+            attempts.add(f"192.0.2.{number}")
+    for _ in range(2):
+        with pytest.raises(ApiError):
+            attempts.add("192.0.2.8")
+    with pytest.raises(ApiError):
+        attempts.check("192.0.2.8")
+    # The two latest addresses are in memory, and an address that came back is among them.
+    for number in (1, 2):
+        with pytest.raises(ApiError):
+            attempts.add(f"192.0.2.{number}")
+    attempts.check("192.0.2.8")
 
 
 def test_the_cookie_reveals_no_token_and_keeps_scripts_and_other_sites_out() -> None:
@@ -215,7 +263,7 @@ class Issuer:
 def test_a_session_of_an_issuers_token_lasts_at_most_an_hour() -> None:
     clock = Clock()
     resolver = OwnerResolver("jwt", tokens=Issuer())
-    site = Sessions(ADMIN, resolver, seconds=86_400, clock=clock, attempts=FailedAttempts())
+    site = Sessions(ADMIN, resolver, seconds=86_400, clock=clock, attempts=AttemptsByAddress())
     assert site.takes_keys
     assert site.sign_in("a.b.c").ends == clock.now + 3600
     assert site.sign_in(ADMIN).ends == clock.now + 86_400

@@ -52,7 +52,7 @@ def test_the_separate_listener_leads_to_the_console_alone() -> None:
     routes = _routes(console)
     assert list(routes) == ["console", "to_console", "no_page"]
     assert routes["console"]["route"]["cluster"] == "sidecar_http" and routes["console"]["route"]["timeout"] == "0s"
-    assert set(_added(routes["console"])) == {"x-antiphon-secret", "x-antiphon-console"}
+    assert set(_added(routes["console"])) == {"x-antiphon-secret", "x-antiphon-console", "x-antiphon-peer"}
     assert routes["no_page"]["direct_response"]["status"] == 404
     manager = _manager(console)
     assert [one["name"] for one in manager["http_filters"]] == ["envoy.filters.http.router"]

@@ -24,7 +24,7 @@ from antiphon.doors.http.incoming_body import BodyKind, BodyLimit
 from antiphon.doors.listening import max_connections
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.waiting import look_at
-from antiphon.types.transport import CONSOLE_HEADER, CONSOLE_PATH, Headers, header_value
+from antiphon.types.transport import CONSOLE_HEADER, CONSOLE_PATH, PEER_HEADER, Headers, header_value
 
 OPERATION = "console"
 """The name of the console's requests in metrics."""
@@ -99,6 +99,11 @@ class ConsoleAccess:
         """Whether the server redirects this request to the console. Only the separate listener redirects, and only the
         path `/`."""
         return self.is_separate and path == "/" and method in ("GET", "HEAD")
+
+    def client_address(self, headers: Headers, peer: str) -> str:
+        """The address of the client that sent these headers. Behind Envoy, Envoy names the address in a header, and
+        `peer` is Envoy's address."""
+        return (header_value(headers, PEER_HEADER) or "") if self._at is ConsoleAt.GATEWAY else peer
 
     async def runs(self, request: ApiRequest) -> Caller | None:
         """The caller for whom a request of the playground creates a response; None for any other request. Raises

@@ -291,11 +291,11 @@ class HttpDoor:
         """Serve a page of the console, or a response that the playground creates."""
         call.operation = OPERATION
         console, admission, bodies = self._console, self._context.admission, self._context.bodies
-        # The pages do not get private headers. The trusted header of the owner may be private, so the pages get the
-        # owner separately.
+        # The pages get no private headers, so they get the owner and the client's address separately.
         named = self._context.owners.named_by_gateway(call.headers)
         headers = _without_private(call.headers)
-        asked = ApiRequest(call.method, call.path, query, headers, request_id=call.id, caller=named)
+        peer = console.client_address(call.headers, _peer_address(request))
+        asked = ApiRequest(call.method, call.path, query, headers, request_id=call.id, caller=named, peer=peer)
         if console.redirects(call.method, call.path):
             return make_response(302, (*TO_CONSOLE, *call.added), b"")
         if (caller := await console.runs(asked)) is not None:
