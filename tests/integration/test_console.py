@@ -345,7 +345,8 @@ async def test_the_model_calls_are_exported_as_a_cassette(tmp_path: Path) -> Non
         made = await there.create(ANNA, input="for a bug report")
         anna, bo = await there.user(ANNA), await there.user(BO)
         answer = await anna.send("GET", f"/console/requests/{made['id']}/cassette")
-        (entry,) = read_entries(answer.body)
+        client, entry = read_entries(answer.body)
+        assert client.path == "/v1/responses" and made["id"].encode() in client.body
         assert answer.status == 200 and b"for a bug report" in entry.request and entry.status == 200
         assert header(answer, "content-disposition") == f'attachment; filename="{made["id"]}.jsonl"'
         assert (await bo.send("GET", f"/console/requests/{made['id']}/cassette")).status == 404

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from antiphon.engine.ports.journal import EntryFilter
+from antiphon.recordings.format import read_entries
 from tests.integration.test_console import ANNA, Place, place
 from tests.support.chat_server import json_answer
 
@@ -58,3 +59,43 @@ async def test_a_server_error_of_the_upstream_has_advice(tmp_path: Path) -> None
         await there.create(ANNA)
         page = await page_of_the_newest(there)
         assert "boom" in page and "read its log at the time of this request" in page
+
+
+async def test_a_request_without_an_answer_has_no_first_token_and_can_be_exported(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.chat.stop()
+        await there.create(ANNA)
+        page = await page_of_the_newest(there)
+        assert "\N{EN DASH} first token" in page and "no answer" in page and "Export cassette" in page
+        (entry,) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries
+        answer = await (await there.user(ANNA)).send("GET", f"/console/requests/{entry.id}/cassette")
+        client, call = read_entries(answer.body)
+        assert (client.path, client.status, call.status) == ("/v1/responses", 502, 0)
+
+
+async def test_the_error_of_an_upstream_is_no_first_token(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        there.chat.script(json_answer({"error": {"message": "boom"}}, status=500))
+        await there.create(ANNA)
+        (entry,) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries
+        assert entry.first is None and [span.kind for span in entry.detail.spans].count("first_token") == 0
+
+
+async def test_each_ignored_part_has_its_own_reason(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        tools = [{"type": "web_search"}, {"type": "computer"}]
+        await there.create(ANNA, tools=tools, moderation={"model": "x"}, foo=1, metadata={"a": "b"})
+        page = await page_of_the_newest(there)
+        assert "tools.web_search the operator has not set it up ('web_search.provider')" in page
+        assert "tools.computer this server does not implement it" in page
+        assert "moderation the model server does not support it" in page
+        assert "foo Antiphon does not know it; `field_allow` sends the field" in page
+        assert "metadata Antiphon stores and returns the metadata" in page
+        assert "neither the model server nor Antiphon supports" not in page
+
+
+async def test_steps_have_the_numbers_of_their_calls(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.create(ANNA)
+        page = await page_of_the_newest(there)
+        assert "1. call default" in page and re.search(r" head=\d+ ms", page)

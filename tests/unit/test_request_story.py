@@ -70,6 +70,15 @@ def test_the_failure_and_the_steps_are_told() -> None:
     assert [line.split()[0] for line in steps] == ["load", "call"]
 
 
+def test_a_failure_without_a_token_has_no_first_token() -> None:
+    spans = (JournalSpan("call", "default", 0.0, 2.0), JournalSpan("first_token", "default", 0.0, 0.5))
+    failed = "\n".join(
+        facts(entry(fault="upstream", code="upstream_error", output_tokens=0, detail=Detail(spans=spans)), colors=False)
+    )
+    assert "first token" not in failed and "read its log at the time of this request" in failed
+    assert "\n".join(facts(entry(detail=Detail(spans=spans)), colors=False)).count("first token") == 2
+
+
 def test_both_sides_are_printed_in_order() -> None:
     story = tell(
         Recording(

@@ -202,7 +202,8 @@ class PassedOn:
         finally:
             quota.close(usage, answer.status)
         why = self._why(answer, whole, called)
-        note.came()
+        if why is None:
+            note.came()
         note.end(answer.status, why, usage, len(whole))
         if answer.status >= 400:
             whole = bytes_without(whole, self._secrets)
@@ -332,7 +333,8 @@ class _Stream:
     async def __anext__(self) -> bytes:
         try:
             part = await anext(self._parts)
-            self._note.came()
+            if self._failure is None:
+                self._note.came()
             self._size += len(part)
             if self._usage is not None:
                 self._usage.feed(part)

@@ -191,7 +191,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
         "request id": entry.request_id or entry.id,
         "served by": f"{entry.door}, upstream {entry.upstream or 'not called'}"
         + (", as the fallback" if entry.detail.fallback else ""),
-        "first token": duration(entry.first),
+        "first token": duration(entry.first_token),
         "prompt cache": percent(entry.cached_tokens / entry.input_tokens) if entry.input_tokens else "",
         "model calls": str(entry.calls) if entry.calls > 1 else "",
         "continues": entry.previous_id or entry.conversation_id,
@@ -249,7 +249,8 @@ def as_json(entry: Entry, story: Story | None) -> str:
 
 
 def _steps(entry: Entry) -> Iterator[str]:
-    spans = sorted(entry.detail.spans, key=lambda span: (span.start, span.end))
+    shown = [span for span in entry.detail.spans if span.kind != "first_token" or entry.first_token is not None]
+    spans = sorted(shown, key=lambda span: (span.start, span.end))
     whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
     for span in spans:
         # A background response waits in the queue before its attempt begins. The span of this wait has a negative

@@ -92,7 +92,9 @@ def percent(share: float | None) -> str:
 
 def cost(millionths: float | None) -> str:
     """A cost in the currency of the prices."""
-    return NONE if not millionths else f"{millionths / 1e6:.4f}"
+    if not millionths:
+        return NONE
+    return f"{millionths / 1e6:.6f}" if millionths < 1000 else f"{millionths / 1e6:.4f}"
 
 
 def owner_name(owner: str) -> str:

@@ -191,6 +191,16 @@ class Reading:
             return None
         return response, items["data"]
 
+    async def capabilities(self, entry: Entry) -> Mapping[str, Any]:
+        """How the server now treats each part of a request for the model of this entry. Empty for a model that the
+        server no longer serves."""
+        query = {"model": entry.model} if entry.model else {}
+        try:
+            found: Mapping[str, Any] = await self.json("GET", "/v1/antiphon/capabilities", entry.owner, query=query)
+        except ApiError:
+            return {}
+        return found
+
     async def json(self, method: str, path: str, owner: str | Caller, **sent: Unpack[Sent]) -> Any:
         """Call an endpoint of the API in the name of an owner, or of a caller with the rights of its key. Raises
         `ApiError` with the endpoint's own message."""

@@ -1,11 +1,12 @@
 """Orders a recording for readers: the request, each model call with its answer, the tools, and the events.
 
 Lives here: the code that pairs calls with their answers, and that splits event streams into events. The module also
-explains why a request has no contents, and exports the model calls as a cassette, which `antiphon replay` serves. Not
+explains why a request has no contents, and exports a request as a cassette, which `antiphon replay` serves. Not
 here: recording (`engine/exchange/recording_exchange.py`), the format of cassettes (`recordings/format.py`), and HTML.
 
-Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the calls in their order, and marks
-a call as cut if the call's answer did not end.
+Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the client's request, then the
+calls in their order. A call without an end of its answer is marked as cut, and a call without an answer has the
+status 0.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from antiphon import __version__
 from antiphon.api.chat import PASSED
 from antiphon.engine.ports.journal import Entry, Part, Recording
 from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.errors import InvalidRequest
 from antiphon.recordings.format import CannotRecord, entry_line, make_entry
+from antiphon.types.transport import LOCAL_REPLY
 
 _MOST_EVENTS = 2000
 _LONGEST_GIST = 300
@@ -88,8 +91,10 @@ class CallParts(msgspec.Struct):
 
     @property
     def status(self) -> int:
-        """The status of the answer, or 0."""
-        return int(self.head.facts.get("status", 0)) if self.head is not None else 0
+        """The status of the upstream's answer, or 0 if no upstream answered. Envoy's local reply is no such answer."""
+        if self.head is None or any(name == LOCAL_REPLY for name, _ in self.headers):
+            return 0
+        return int(self.head.facts.get("status", 0))
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -188,13 +193,15 @@ def model_calls(recording: Recording) -> list[CallParts]:
     return calls
 
 
-def exported(recording: Recording) -> list[bytes]:
-    """The lines of the cassette, one for each call that the upstream answered. Raises `InvalidRequest` if a call cannot
-    be exported."""
+def exported(recording: Recording, entry: Entry | None = None) -> list[bytes]:
+    """The lines of the cassette: the client's request with its answer, then one line for each model call. The first
+    line also has the facts of `entry`. Raises `InvalidRequest` if a call cannot be exported."""
     try:
-        return [_line(call, cut=recording.cut) for call in model_calls(recording) if call.status]
+        client = _client_line(recording, entry)
+        calls = [_line(call, cut=recording.cut) for call in model_calls(recording)]
     except CannotRecord as error:
         raise InvalidRequest(f"This request cannot be exported: {error}", code="cannot_export") from None
+    return [*client, *calls]
 
 
 def _call(parts: CallParts) -> RecordedCall:
@@ -220,8 +227,51 @@ def _headers_of(part: Part) -> list[tuple[str, str]]:
     return [(str(name), str(value)) for name, value in part.facts.get("headers", ())]
 
 
+def _client_line(recording: Recording, entry: Entry | None) -> list[bytes]:
+    """The exchange with the client, in the format of a model call. `antiphon replay` chooses entries by their path, so
+    this entry changes no answer to a chat request. Empty if the recording does not have the client's request."""
+    story = tell(recording)
+    if not story.path:
+        return []
+    sent = [(part.at, part.data) for part in recording.parts if part.kind == "event"] if story.answer_status else []
+    whole = bool(story.answer_status) and any(part.kind == "finish" for part in recording.parts)
+    made = make_entry(
+        story.request,
+        story.answer_status,
+        story.answer_headers if story.answer_status else (),
+        sent,
+        method=story.method or "POST",
+        path=story.path,
+        cut=recording.cut or not whole,
+    )
+    return [entry_line(made, {"antiphon": _facts_of(entry)} if entry is not None else {})]
+
+
+def _facts_of(entry: Entry) -> dict[str, object]:
+    """The version of Antiphon, and the facts of a request that a report of its failure needs."""
+    detail = entry.detail
+    told = {
+        "version": __version__,
+        "request_id": entry.request_id or entry.id,
+        "served_by": entry.door,
+        "upstream": entry.upstream,
+        "outcome": entry.outcome,
+        "seconds": round(entry.seconds, 3),
+        "ignored": list(detail.ignored),
+        "fault": entry.fault,
+        "code": entry.code,
+        "operation": detail.operation,
+        "upstream_status": detail.upstream_status,
+        "message": detail.message,
+        "cause": detail.cause,
+    }
+    return {name: value for name, value in told.items() if value}
+
+
 def _line(call: CallParts, *, cut: bool) -> bytes:
     chunks = [(max(0.0, part.at - call.begun.at), part.data) for part in call.data]
+    if not call.status:
+        return entry_line(make_entry(call.begun.data, 0, (), (), cut=True))
     broke = (call.end is None or bool(call.end.facts.get("fault"))) and not _is_done(chunks)
     return entry_line(make_entry(call.begun.data, call.status, call.headers, chunks, cut=cut or broke))
 

@@ -103,7 +103,7 @@ class Trail:
         self._quoted, self._stored = known.quoted, known.stored
         error = known.builder.response.error if known.builder is not None else None
         self._detail = Detail(
-            ignored=tuple(known.left_out),
+            ignored=self._exchange.ignored if self._exchange is not None else tuple(known.left_out),
             message=known.message or (error.message if error is not None else ""),
             request_bytes=exchange.request_bytes,
             output_bytes=known.output_bytes,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from antiphon.console.story import exported
-from antiphon.engine.ports.journal import Part, Recording
+from antiphon.engine.ports.journal import Entry, Part, Recording
 from antiphon.recordings.format import read_entries
 
 HEADERS = [["content-type", "text/event-stream"], ["x-request-id", "up_1"]]
@@ -30,7 +32,6 @@ def test_each_answered_call_is_an_entry_with_its_times() -> None:
             *call(
                 3.0, Part(3.1, "head", b"", {"status": 429, "headers": []}), Part(3.1, "data", b"{}"), Part(3.1, "end")
             ),
-            *call(4.0),
         )
     )
     first, second = read_entries(b"".join(exported(recording)))
@@ -47,5 +48,36 @@ def test_a_call_that_broke_is_cut() -> None:
     assert [read_entries(b"".join(exported(one)))[0].cut for one in (broke, open_ended, done)] == [True, True, False]
 
 
-def test_without_an_answered_call_there_is_no_cassette() -> None:
-    assert exported(Recording((Part(0.0, "request", b"{}"), *call(0.1)))) == []
+def test_a_call_without_an_answer_is_an_entry_without_a_status() -> None:
+    local = {"status": 503, "headers": [["x-antiphon-local-reply", "upstream:x"], ["content-type", "text/plain"]]}
+    local_reply = (Part(0.1, "head", b"", local), Part(0.1, "data", b"upstream connect error"), Part(0.2, "end"))
+    for answer in ((), (Part(0.2, "end", b"", {"fault": "timed_out"}),), local_reply):
+        (entry,) = read_entries(b"".join(exported(Recording((Part(0.0, "request", b"{}"), *call(0.1, *answer))))))
+        assert (entry.status, entry.cut, entry.chunks, entry.model) == (0, True, (), "qwen3"), answer
+
+
+def test_without_a_call_and_a_path_there_is_no_cassette() -> None:
+    assert exported(Recording((Part(0.0, "request", b"{}"),))) == []
+
+
+def test_the_first_entry_is_the_exchange_with_the_client() -> None:
+    asked = Part(0.0, "request", b'{"model": "m", "input": "hi"}', {"method": "POST", "path": "/v1/responses"})
+    head = Part(0.1, "event_head", b"", {"status": 502, "headers": [["content-type", "application/json"]]})
+    recording = Recording((asked, *call(0.1), head, Part(0.2, "event", b'{"error": {}}'), Part(0.2, "finish")))
+    told = Entry("e", "n:anna", request_id="req_1", fault="upstream", code="upstream_unreachable")
+    first, *calls = exported(recording, told)
+    client, unanswered = read_entries(b"".join((first, *calls)))
+    assert (client.path, client.model, client.status, client.body) == ("/v1/responses", "m", 502, b'{"error": {}}')
+    assert not client.cut and unanswered.status == 0
+    facts = json.loads(first)["antiphon"]
+    assert facts["code"] == "upstream_unreachable" and facts["request_id"] == "req_1" and facts["version"]
+    assert "n:anna" not in first.decode() and "antiphon" not in json.loads(calls[0])
+
+
+def test_a_client_that_left_got_a_cut_answer() -> None:
+    asked = Part(0.0, "request", b"{}", {"method": "POST", "path": "/v1/responses"})
+    head = Part(0.1, "event_head", b"", {"status": 200, "headers": HEADERS})
+    (client,) = read_entries(b"".join(exported(Recording((asked, head, Part(0.2, "event", FIRST))))))
+    assert (client.status, client.cut, client.body) == (200, True, FIRST)
+    (client,) = read_entries(b"".join(exported(Recording((asked,)))))
+    assert (client.status, client.cut) == (0, True)

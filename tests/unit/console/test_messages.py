@@ -78,7 +78,7 @@ def test_a_waterfall_is_in_order_and_inside() -> None:
         JournalSpan("tool", "x", 12.0, 11.0),
     ]
     bars = waterfall(spans, 10.0)
-    assert [bar.label for bar in bars] == ["call default", "save", "tool x"]
+    assert [bar.label for bar in bars] == ["1. call default", "save", "tool x"]
     assert all(bar.x >= 0 and bar.x + bar.width <= 1000.01 for bar in bars)
     assert waterfall([], 0.0) == []
 
@@ -111,6 +111,7 @@ def test_a_line_needs_two_values() -> None:
         (percent(None), NONE),
         (cost(0), NONE),
         (cost(1234), "0.0012"),
+        (cost(30), "0.000030"),
         (owner_name("n:anna"), "anna"),
         (owner_name("single"), "single"),
         (short_id("resp_12345678901234567890"), "resp_1234…4567890"),

@@ -18,6 +18,7 @@ from antiphon.console.reading import Reading
 from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
 from antiphon.console.story import Story, exported, tell, why_no_contents
+from antiphon.console.treatment import changed_parts, ignored_parts
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
 from antiphon.engine.running.journal import HELD_SECONDS
@@ -69,6 +70,8 @@ class RequestView:
         await note_request(reading, call, entry)
         recording = await reading.recording(entry)
         story = tell(recording) if recording is not None else None
+        capabilities = await reading.capabilities(entry) if entry.detail.ignored or story is not None else {}
+        spans = [span for span in entry.detail.spans if span.kind != "first_token" or entry.first_token is not None]
         kept = entry.stored and bool(entry.response_id)
         stored, items = (await reading.stored(entry.owner, entry.response_id) if kept else None) or (None, [])
         newer, older = await reading.journal.neighbours(read_filter(call), entry)
@@ -77,11 +80,14 @@ class RequestView:
             entry=entry,
             story=story,
             exists=stored is not None,
-            first=entry.first if entry.output_tokens or not entry.fault else None,
+            ignored=ignored_parts(entry.detail.ignored, capabilities),
+            changed=changed_parts(story.request, story.calls[-1].body if story.calls else b"", capabilities)
+            if story is not None
+            else [],
             hint=hint_for(entry),
             stored=stored,
             stored_input=items,
-            bars=waterfall(entry.detail.spans, entry.seconds),
+            bars=waterfall(spans, entry.seconds),
             whole=max([entry.seconds, *(span.end for span in entry.detail.spans)]),
             rate=_rate(entry),
             faults=_FAULTS,
@@ -104,13 +110,13 @@ class RequestView:
 
     @PageRoute("GET", "/requests/{}/cassette")
     async def cassette(self, call: PageCall, request_id: str) -> ApiResponse:
-        """The model calls of the request as a recording that `antiphon replay` serves."""
+        """The client's request and the model calls as a recording that `antiphon replay` serves."""
         entry = await self._reading.entry(request_id, call.owner)
         await note_request(self._reading, call, entry)
         recording = await self._reading.recording(entry)
-        lines = exported(recording) if recording is not None else []
+        lines = exported(recording, entry) if recording is not None else []
         if not lines:
-            raise NotFound("The model calls of this request are not recorded.", code="not_found")
+            raise NotFound("The contents of this request are not recorded.", code="not_found")
         body = b"".join(lines)
         headers = (
             ("content-type", "application/octet-stream"),

@@ -100,6 +100,11 @@ class RecordingExchange(ResponseExchange):
         self.path = ""
         """The path of the request, without its query."""
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The parts of the request that had no effect, as the header `antiphon-ignored` names them."""
+        return tuple(dict.fromkeys((*self._core.known.left_out, *self._core.answer.ignored)))
+
     def stop(self) -> bool:
         """End the request with an error, because an operator cancels it. Returns False if the request is over, or if
         it follows a background response, which a worker makes.

@@ -394,7 +394,8 @@ class ResponseExchange:
         if core.route.several and (name := header_value(headers, UPSTREAM_HEADER)):
             tried = header_value(headers, TRIED_HEADER) or ""
             self._receive_source(name, int(tried) if tried.isdecimal() else 1)
-        self._silent = True
+        # The first bytes of an error are no part of an answer.
+        self._silent = 200 <= core.call.status < 300
         core.observer.head_came(core.upstream_name, core.call.status)
         if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:
             core.observer.call_ended(fault.value)

@@ -105,6 +105,12 @@ class Entry(Struct, frozen=True):
     ended_at: float = 0.0
     age: float = 0.0
 
+    @property
+    def first_token(self) -> float | None:
+        """The time in seconds to the first token, or None without a token. The first byte of a failed request without
+        output tokens may belong to an error."""
+        return self.first if self.output_tokens or not self.fault else None
+
 
 class Part(Struct, frozen=True):
     """One recorded input or output of a request. `at` is in seconds after the request's start. `facts` has the values
