@@ -112,7 +112,7 @@ class App:
         return self.context.runner
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
-        """Await `door`, the drain of the servers, for `seconds`. Returns whether all requests finished in time.
+        """Await `door`, which drains the servers, for at most `seconds`. Returns whether all requests finished in time.
 
         Background responses count as in flight. Shortly before the deadline, this process hands them over to other
         processes. Requests that are in flight at the deadline are counted as cut, and the caller then cuts them.

@@ -1,12 +1,12 @@
 """Builds the console from the settings, and the journal: the requests of this process that the console shows.
 
 This module builds the console's components, and collects the facts about the deployment that the console shows. The
-journal has a recorder of finished requests and a reporter of requests in flight. This module starts both, deletes old
-entries, and cancels a request when a viewer asks for it. The package `console` has the pages, and
-`doors/http/console.py` serves them. The package `observability` decides which requests the journal records.
-`stores/journal.py` and `stores/live.py` have the tables.
+journal has two parts: the recorder writes finished requests to the database, and the reporter writes requests in
+flight. This module starts both, deletes old entries, and cancels a request when a viewer asks for it. The package
+`console` has the pages, and `doors/http/console.py` serves them. The package `observability` decides which requests the
+journal records. `stores/journal.py` and `stores/live.py` read and write the database tables.
 
-Invariant: without the console, a process has no journal and runs no query for it.
+Invariant: if the console is disabled, a process has no journal and runs no query for a journal.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def _warnings() -> list[Warned]:
 
 
 class JournalParts:
-    """The journal of one process. `recorder` records finished requests, and `live` reports requests in flight."""
+    """The journal of one process. `recorder` records finished requests, and `live` writes the requests in flight to the
+    database."""
 
     def __init__(self, settings: Settings, stores: Stores) -> None:
         self._console = settings.console
@@ -167,8 +168,8 @@ class JournalParts:
         self.live = LiveReporter(stores.live, new_id("process"))
 
     def attach(self, telemetry: Telemetry, background: Background) -> None:
-        """Start reporting the requests that `telemetry` observes. When a viewer cancels a request, end the request of a
-        connected client, or cancel a background response through `background`."""
+        """Start writing the requests in flight, which `telemetry` observes, to the database. When a viewer cancels a
+        request, end the request of a connected client, or cancel a background response through `background`."""
 
         def cancel(entry_id: str) -> None:
             if telemetry.stop(entry_id):
@@ -184,17 +185,19 @@ class JournalParts:
         self.live.start()
 
     def sweeper(self) -> Sweeper:
-        """Return the sweeper that deletes old entries, contents and snapshots."""
+        """Return the sweeper that deletes old journal entries, recorded contents, and snapshots of requests in
+        flight."""
         return Sweeper("journal", self.sweep, _SWEEP_SECONDS, self._stores.retention.take_turn)
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete old entries, contents and snapshots. Returns the numbers of deleted objects."""
+        """Delete old journal entries, recorded contents, and snapshots of requests in flight. Returns the numbers of
+        deleted objects."""
         console = self._console
         gone = await self._stores.journal.sweep(console.keep, console.most, console.record_keep, console.record_bytes)
         return *gone, *await self._stores.live.sweep()
 
     async def aclose(self) -> None:
-        """Stop the reports, and write the remaining entries."""
+        """Stop writing the requests in flight, and write the remaining journal entries."""
         for task in tuple(self._ending):
             await stop(task)
         await self.live.aclose()

@@ -145,8 +145,8 @@ def _loaded(one: Extension, entry: EntryPoint) -> object:
 
 
 def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseModel | None:
-    """Return the validated settings of a tool, or None if the tool has no settings model. Invalid settings also give
-    None, and append messages to `wrong`."""
+    """Return the validated settings of a tool, or None if the tool has no settings model. If the settings are invalid,
+    the function returns None and appends messages to `wrong`."""
     model: type[BaseModel] | None = getattr(one.value, "settings_model", None)
     place: Place = (_SECTION, one.name)
     if model is None:
@@ -180,8 +180,8 @@ def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseM
 
 
 def _raising(model: type[BaseModel], given: Mapping[str, object]) -> Iterator[str]:
-    """Validate each setting without the others. Yield the first setting whose validator raises an unexpected error, or
-    nothing."""
+    """Validate each setting without the others. Yield the first setting whose validator raises another error than a
+    validation error, or nothing."""
     for name, value in given.items():
         try:
             model.model_validate({name: value})

@@ -1,7 +1,7 @@
 """Finds the owner key, the sealing keys and the admin token, in the settings or else in the data folder.
 
-This module knows the purpose of each key, and the stored data that depends on it. `local_keys.py` reads and writes key
-files. `doors/owners.py` and `sealing.py` use the keys.
+This module knows the purpose of each key, and which stored data depends on the key. `local_keys.py` reads and writes
+key files. `doors/owners.py` and `sealing.py` use the keys.
 
 If a key file is missing but the database has rows, the start fails instead of creating another key. With a different
 `owner.key`, no client would find its data. With a different `sealing.key`, Antiphon could not decrypt sealed data.
@@ -64,14 +64,14 @@ def make_sealer(settings: Settings) -> Sealer:
 
 
 def stored_bodies(settings: Settings) -> Bodies:
-    """Return the codec for stored bodies. The codec decrypts bodies, and encrypts new ones if `state.seal` is set.
-    Raises `ConfigError`."""
+    """Return the codec for stored content, such as responses and conversations. The codec decrypts stored content, and
+    encrypts new content if the setting `state.seal` is true. Raises `ConfigError`."""
     return Bodies(_sealing_keys(settings), seals=settings.state.seal)
 
 
 def known_bodies(settings: Settings) -> Bodies:
-    """Return the codec for reading stored bodies with the existing keys. This function creates no key. Raises
-    `ConfigError`."""
+    """Return the codec that reads stored content, such as responses, with the existing keys. This function creates no
+    key. Raises `ConfigError`."""
     if not settings.sealing.keys and not (settings.data / SEALING_KEY).exists():
         return Bodies((), seals=False)
     return stored_bodies(settings)

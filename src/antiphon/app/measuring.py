@@ -1,4 +1,4 @@
-"""Collects metrics from other components: event loop, disk, databases, thread pools.
+"""Collects metrics about other components: the event loop, the disk, the databases and the thread pools.
 
 This module reads the values that a metrics scrape needs, and limits how often it reads them. This module also opens the
 configured tracer. `observability/metric_names.py` has the names and descriptions of metrics. The counters are in the
@@ -142,7 +142,8 @@ class LoopLag:
 
 
 class _Sometimes:
-    """Runs `look` at most once per `seconds`. A caller that comes during a run waits for the end of that run."""
+    """Runs the function `look` at most once in `seconds`. If a caller comes while `look` runs, the caller waits until
+    `look` has returned."""
 
     def __init__(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
         self._look = look
@@ -170,12 +171,12 @@ class _Sometimes:
 
 
 def _each(said: Mapping[str, Mapping[str, int]]) -> dict[Labels, float]:
-    """Flatten the values of each database to a mapping from (database, key) to the value."""
+    """Flatten the values of each database to a mapping from (database name, value name) to the value."""
     return {(name, key): value for name, values in said.items() for key, value in values.items()}
 
 
 def _known(said: Mapping[str, int | None]) -> dict[Labels, float]:
-    """Return the values by database, without those that are None."""
+    """Return the values by database name, without the values that are None."""
     return {(name,): value for name, value in said.items() if value is not None}
 
 

@@ -196,7 +196,8 @@ def make_quotas(
 
 
 def _amounts(limits: QuotaLimits) -> Amounts:
-    """Return the limits that are set, by measure. Cost is in millionths of the currency."""
+    """Return the limits that are set, by what they limit (such as tokens per month). A limit of cost is in millionths
+    of the currency."""
     found: dict[Measure | Stock, int] = {}
     for name in (*MEASURES, *STOCKS):
         value = getattr(limits, name, None)

@@ -23,8 +23,8 @@ class Sweeper:
     """Calls `sweep` immediately and then every `seconds`. Sweeps never overlap, and none starts after `aclose`. `sweep`
     deletes expired objects, and returns the number of deleted objects of each kind.
 
-    `take_turn` returns whether this process runs the next sweep. After it has returned True, no other process runs a
-    sweep for `seconds`.
+    `take_turn` returns whether this process runs the next sweep. After `take_turn` has returned True, no other process
+    runs a sweep for `seconds`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Sweeper:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
-        """Stop the sweeps. A running sweep is cancelled."""
+        """Stop the sweeps. This method cancels a running sweep."""
         await stop(self._task)
         self._task = None
 

@@ -33,8 +33,8 @@ _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "applicati
 def make_tools(
     settings: Settings, metrics: Metrics, further: Iterable[ServerTool] = (), places: Places | None = None
 ) -> Toolbox:
-    """Return the toolbox with the tools that the settings enable, and the `further` tools. All tools share the limits
-    of the process. Raises `ConfigError`."""
+    """Return the toolbox with the tools that the settings enable, and the `further` tools. All tools share one set of
+    limits, which apply to the whole process. Raises `ConfigError`."""
     tools = [ToolSearch(), *further]
     if (search := _web_search(settings)) is not None:
         tools.append(search)

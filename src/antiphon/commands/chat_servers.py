@@ -116,9 +116,8 @@ def _print_played(played: ReplayedExchange) -> None:
 def serve_app(app: web.Application, listen: str, ready: Mapping[str, object] | None = None) -> int:
     """Serve the application at `listen` (`HOST:PORT`) until a signal arrives. Returns the exit status 0.
 
-    The command prints one line with the address, `ready: URL`. If `ready` is given, the line is a JSON object with the
-    values of `ready`, and with the URL under the key `ready`. Raises `ConfigError` if the address is wrong or not
-    free."""
+    The command prints `ready:` and the URL in one line. If `ready` is given, the line is a JSON object with the values
+    of `ready`, and with the URL under the key `ready`. Raises `ConfigError` if the address is wrong or not free."""
     try:
         host, port = parse_address(listen)
     except ValueError as error:

@@ -139,7 +139,7 @@ class Commands(Protocol):
 
     @property
     def choices(self) -> Mapping[str, Parser]:
-        """The parsers by their command."""
+        """The parsers, by the name of their command."""
 
     @property
     def metavar(self) -> object:
@@ -248,7 +248,7 @@ def _add_actions(
     listed: bool,
 ) -> None:
     """Add a command with actions. The help of the command lists the actions in groups, which argparse does not support
-    itself. If `listed` is True, argparse lists the actions too."""
+    itself. If `listed` is True, argparse also lists the actions itself."""
     described = _help(text, _EXAMPLES[name])
     width = max(len(action) for actions in groups.values() for action in actions)
     for title, actions in groups.items():
@@ -383,8 +383,8 @@ class Parser(argparse.ArgumentParser):
         return FlagsOf(self.add_mutually_exclusive_group(required=required), self._flags)
 
     def add_commands(self, dest: str, metavar: str, help: str | None = None) -> Commands:
-        """Add commands below this parser. A command line must have one of them. `dest` is the attribute that gets the
-        command's name, and `metavar` its placeholder in the help."""
+        """Add commands below this parser. A command line must name one of these commands. `dest` is the attribute that
+        gets the command's name, and `metavar` its placeholder in the help."""
         self.below = self.add_subparsers(dest=dest, required=True, metavar=metavar, help=help)
         return self.below
 

@@ -83,7 +83,7 @@ _KEY_VARIABLE = "api_key_env"
 
 
 class TakesArguments(Protocol):
-    """A parser, or a group of its help."""
+    """An argparse parser, or a group of arguments in the parser's help."""
 
     def add_argument(self, *names: str, **options: Unpack[ArgumentOptions]) -> object:
         """See `argparse.ArgumentParser.add_argument`."""
@@ -165,7 +165,7 @@ def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def given_words(arguments: argparse.Namespace) -> list[str]:
-    """The flags of `antiphon up` that a parsed command line has, as words for another command line."""
+    """The flags of `antiphon up` in a parsed command line, as arguments for another command line."""
     words = []
     flags = {name: flag.setting for group in OF_UP for name, flag in group.items()}
     for name, destination in {"--config": "config", "--api-key-env": _KEY_VARIABLE, **flags}.items():

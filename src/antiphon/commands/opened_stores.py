@@ -11,7 +11,7 @@ from antiphon.stores import Stores, open_stores
 
 
 async def opened_stores(settings: Settings) -> Stores:
-    """Open the stores. The caller must close them. Raises `ConfigError` and `StoreError`.
+    """Open the stores. The caller must close the stores. Raises `ConfigError` and `StoreError`.
 
     An operator waits for the result, so an unreachable database is an error without retries.
     """

@@ -112,7 +112,7 @@ class RunningGateway:
         raise GatewayError(f"the gateway at {self.url} lists no model; name a model with --model")
 
     async def is_there(self) -> bool:
-        """Whether a gateway answers at this address. Raises `GatewayError` if another server does."""
+        """Whether a gateway answers at this address. Raises `GatewayError` if another server answers."""
         # Other servers have `/health` and `/v1` too, and llama.cpp listens on the same port by default.
         document = URL(self.url).with_path("/openapi.json")
         timeout = aiohttp.ClientTimeout(total=_ASK_SECONDS, sock_connect=_CONNECT_SECONDS)
@@ -134,8 +134,8 @@ class RunningGateway:
     async def send(
         self, method: str, path: str, body: object = None, *, seconds: float | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and yield the answer, whose status is 200. `seconds` limits the time of the whole answer.
-        Without `seconds`, only the time without new bytes is limited. Raises `GatewayError`."""
+        """Send a request and yield the answer, whose status is 200. `seconds` limits the time of the whole answer. If
+        `seconds` is None, the method limits only the time in which no new bytes arrive. Raises `GatewayError`."""
         timeout = aiohttp.ClientTimeout(
             total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=None if seconds else _SILENT_SECONDS
         )

@@ -82,7 +82,7 @@ def printable(name: str) -> str:
 
 
 class _Bar(Protocol):
-    """The part of tqdm's line that this module uses."""
+    """The methods of tqdm's progress line that this module uses."""
 
     total: int | None
 
@@ -100,7 +100,8 @@ class ProgressLine:
         self._quiet = quiet
 
     def report(self, done: int, total: int | None) -> None:
-        """Count further rows or bytes. With a known total, the line also has the percentage and the remaining time."""
+        """Count further rows or bytes in the progress line. If `total` is given, the progress line also has the
+        percentage and the remaining time."""
         if self._bar is not None:
             if total is not None:
                 self._bar.total = total

@@ -113,7 +113,8 @@ async def _events(answer: aiohttp.ClientResponse, url: str) -> AsyncIterator[dic
 
 
 def read_tool(text: str) -> dict[str, object]:
-    """The tool of `--tool`: a type, or a whole tool as a JSON object. Raises `ConfigError`."""
+    """The tool in the flag `--tool`, whose value is a tool type, or a whole tool as a JSON object. Raises
+    `ConfigError`."""
     if not text.lstrip().startswith("{"):
         return {"type": text, **_NEEDED.get(text, {})}
     try:
@@ -163,7 +164,7 @@ class Summary:
         """Seconds from the request to the first delta."""
 
     def receive(self, event: Event, seconds: float) -> None:
-        """Note the facts of an event."""
+        """Note the facts of an event, for the footer and the exit status."""
         kind = _kind(event)
         if self.first is None and kind.endswith(".delta"):
             self.first = seconds
@@ -247,7 +248,7 @@ class EventView:
         self._out.flush()
 
     def end(self) -> None:
-        """Every line is already finished."""
+        """Do nothing, because every line is already finished."""
 
 
 class JsonView:
@@ -261,7 +262,7 @@ class JsonView:
         self._out.flush()
 
     def end(self) -> None:
-        """Every line is already finished."""
+        """Do nothing, because every line is already finished."""
 
 
 def _kind(event: Event) -> str:

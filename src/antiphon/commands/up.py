@@ -4,10 +4,10 @@ When settings change, this module replaces the running processes (a generation) 
 the shutdown. `supervisor/generation.py` implements a generation, and `supervisor/changed_settings.py` reloads the
 settings.
 
-Invariants: standard output has one line, `ready: URL`, after the listener has answered a request. After a stop signal,
-requests in flight may finish, and new requests are refused. If a child that died or hung cannot be replaced, all
-processes stop, and the exit status is not 0. At most two generations exist: the current one, and one that was replaced
-or failed to start.
+Invariants: after the listener has answered a request, the command prints `ready:` and the URL in one line to standard
+output. After a stop signal, requests in flight may finish, and new requests are refused. If a child that died or hung
+cannot be replaced, all processes stop, and the exit status is not 0. At most two generations exist: the current one,
+and one that was replaced or failed to start.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _read(arguments: argparse.Namespace) -> Settings:
 
 
 def _announce(settings: Settings) -> None:
-    """Print the line `ready: URL` to standard output. On a terminal, print a summary to standard error."""
+    """Print `ready:` and the URL in one line to standard output. On a terminal, print a summary to standard error."""
     log_data_folder(settings)
     where = settings.listen
     print(f"ready: http://{where}/v1", flush=True)

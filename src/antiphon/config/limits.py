@@ -211,7 +211,8 @@ class FetchSettings(Section):
 
 
 class CorsSettings(Section):
-    """Web pages that call the API from browsers over HTTP, with either `door` (for WebSockets: `websocket.origins`)."""
+    """Web pages that call the API from browsers over HTTP, with either `door`. The setting `websocket.origins` is for
+    WebSockets."""
 
     origins: tuple[str, ...] = ()
     """Origins of web pages that may send requests and read the answers (`https://app.example`; `*`: all). Such pages
@@ -278,12 +279,12 @@ class QuotaLimits(Section):
     count toward this limit."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
-        """Return these limits. A limit that is not set here is replaced by the limit of `each`."""
+        """Return these limits. The result has the limit of `each` in place of each limit that is not set here."""
         return each.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
 class StorageLimits(QuotaLimits):
-    """The limits of one owner or team, with limits of stored data."""
+    """The limits of one owner or team, which also include limits of stored data."""
 
     stored_bytes: int | None = Field(default=None, ge=0, le=10**15)
     """Maximum number of bytes of the stored responses and conversations of the owner or team."""
@@ -324,7 +325,8 @@ class QuotaSettings(Section):
 
     @field_serializer("owners", "keys", "teams")
     def _set_limits(self, named: Mapping[str, QuotaLimits]) -> dict[str, dict[str, Any]]:
-        """Return only the limits that are set. An unset limit is inherited, and `null` is not."""
+        """Return only the limits that are set. An entry inherits a limit that is not set; a limit with the value `null`
+        is set, and means no limit."""
         return {
             name: {limit: getattr(limits, limit) for limit in sorted(limits.model_fields_set)}
             for name, limits in named.items()

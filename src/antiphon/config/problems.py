@@ -6,7 +6,7 @@ checks rules between settings, and the messages of these rules pass unchanged. `
 sources. The code that needs an extra decides what works without it.
 
 Invariants: no message repeats a value, because a value may be a misplaced secret. No message contains pydantic's own
-text, which mentions Python types. The command of an extra installs packages from a package index into the environment
+text, which mentions Python types. The command for an extra installs packages from a package index into the environment
 of the running Python. Therefore the command works however Antiphon itself was installed.
 """
 
@@ -103,7 +103,7 @@ def raise_wrong(wrong: Sequence[str]) -> None:
 
 
 def written_place(parts: Sequence[str | int]) -> str:
-    """A path as text (`models[0].match`). Parts of a name that may be a secret are left out."""
+    """The path of a setting as text (`models[0].match`). The result leaves out parts of a name that may be a secret."""
     place = ""
     for part in parts:
         place += f"[{part}]" if isinstance(part, int) else f".{shown_name(part)}" if place else shown_name(part)

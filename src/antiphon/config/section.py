@@ -59,8 +59,8 @@ class Section(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """The descriptions of a section's settings, by the setting's name, including inherited settings. A description is
-    the string below the field."""
+    """The descriptions of a section's settings, by the setting's name, including inherited settings. The description of
+    a setting is the string below its field in the code."""
     found = {}
     for above in reversed([one for one in model.__mro__ if issubclass(one, BaseModel) and one is not BaseModel]):
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(above))).body
@@ -80,7 +80,7 @@ def section_in(kind: object) -> type[Section] | None:
 
 
 def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    """The path and the type of every setting in `model` and its nested sections, in order."""
+    """The path and the type of every setting in the section `model` and its nested sections, in order."""
     found: list[tuple[tuple[str, ...], object]] = []
     for name, field in model.model_fields.items():
         kind: object = field.annotation

@@ -313,7 +313,7 @@ class Settings(Section):
         return {name for model in self.models if model.mode == "native" for name in model.upstreams}
 
     def place(self, address: str) -> str:
-        """The address with the absolute data folder in place of `{data}`."""
+        """The address with the absolute path of the data folder in place of `{data}`."""
         return address.replace("{data}", str(self.data.absolute()))
 
     def sidecar_secret(self) -> str | None:

@@ -269,7 +269,8 @@ def _service_name(environ: Mapping[str, str]) -> str | None:
 
 
 def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
-    """The URL that receives spans: the traces variable unchanged, or the base variable with `/v1/traces` appended."""
+    """The URL that receives spans: `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` unchanged, or `OTEL_EXPORTER_OTLP_ENDPOINT`
+    with `/v1/traces` appended."""
     name = _TRACES if _read(environ, _TRACES) else _BASE
     url = _read(environ, name)
     if not url:

@@ -76,7 +76,8 @@ class StateSettings(Section):
 
 
 class FileSettings(Section):
-    """Files that clients upload (`/v1/files`). The section `blobs` sets the location of their contents."""
+    """Files that clients upload (`/v1/files`). The section `blobs` sets where Antiphon stores the contents of these
+    files."""
 
     enabled: bool = True
     """Accept uploaded files. If false, `/v1/files` gets a 404, and a request with a `file_id` a 400."""
@@ -147,7 +148,7 @@ class BlobSettings(Section):
 
     @property
     def place(self) -> tuple[str, str]:
-        """The bucket and the prefix in `url`."""
+        """The bucket and the key prefix in `url`."""
         bucket, _, prefix = (self.url or "").removeprefix("s3://").partition("/")
         return bucket, prefix
 

@@ -247,8 +247,8 @@ class ModelSettings(Section):
 
 
 def _read_shares(value: object) -> object:
-    """Parse the list of a model's upstreams, each with its name and its weight. A list with one entry gives the
-    name."""
+    """Parse the list of a model's upstreams, each with its name and its weight. If the list has one entry, the function
+    returns the name of that upstream."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(
             "must be a name, a list of names ([a, b]), or a list of names with weights ([{name: a, weight: 3}])"
@@ -317,7 +317,7 @@ class PriceSettings(Section):
 
 
 def price_of(prices: Sequence[PriceSettings]) -> Callable[[str], PriceSettings | None]:
-    """Return a function that finds the prices of a model by its name, or returns None."""
+    """Return a function that finds the prices of a model by its name, or returns None for a model without prices."""
 
     @lru_cache(1024)
     def find(model: str) -> PriceSettings | None:

@@ -101,7 +101,7 @@ def _split(text: str) -> SplitResult:
     """`urlsplit` for a URL that may name several hosts. Raises ValueError.
 
     The function checks each host separately, because `urlsplit` does not support lists of hosts. Newer Python versions
-    (3.14.10) refuse a list if an address in brackets is not its first host.
+    (3.14.10) refuse a list of hosts if an IPv6 address in brackets is not the first host.
     """
     # `urlsplit` removes these characters too.
     text = text.translate(dict.fromkeys(map(ord, "\t\r\n")))

@@ -47,7 +47,7 @@ def _holds_itself(value: object, around: set[int], seen: set[int]) -> bool:
 
 
 def _problem(error: Exception) -> str:
-    """The parser's message with its line and column, without quoted words, which come from the text."""
+    """The parser's message with its line and column, but without quoted words, because they come from the text."""
     if not isinstance(error, yaml.MarkedYAMLError):
         # These errors concern a value (a date, a number) or an invalid character. The error's own message would repeat
         # the value or the character.

@@ -40,7 +40,7 @@ def actor() -> str:
 
 
 def log_action(settings: Settings, noted: AuditEntry) -> None:
-    """Write the log event of a stored row to standard error."""
+    """Write the log event of a stored audit row to standard error."""
     configure(settings.log.level, settings.log.format)
     log_audit_entry(noted)
 
@@ -58,7 +58,7 @@ async def note_read(settings: Settings, store: AuditStore, noted: AuditEntry) ->
 
 
 async def show_audit(store: AuditStore, arguments: argparse.Namespace) -> int:
-    """Print the newest rows first. Returns the exit status. Raises `ConfigError` and `StoreError`."""
+    """Print the audit rows, the newest first. Returns the exit status. Raises `ConfigError` and `StoreError`."""
     if not 0 < arguments.limit <= _MOST:
         raise ConfigError(f"--limit {arguments.limit}: write a number from 1 to {_MOST}")
     since = _since(arguments.since)

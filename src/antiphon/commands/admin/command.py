@@ -4,9 +4,9 @@ This module runs the actions and prints their results. `whole_state.py` has the 
 `client_keys.py` has the actions on client keys. `owners.py` moves data to another owner. The package `stores` has the
 SQL.
 
-`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines except those about files
-come from one database snapshot. All actions work while servers use the data folder, but `vacuum` delays the servers'
-writes.
+`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines come from one database
+snapshot, except the lines about files. All actions work while servers use the data folder, but `vacuum` delays the
+servers' writes.
 
 Invariant: without `--yes` no data is deleted.
 """
@@ -323,7 +323,7 @@ async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_
 
 
 def read_by(text: str) -> tuple[By, ...]:
-    """The fields in the flag `--by`, by which the command groups the sums. Raises `ConfigError`."""
+    """The fields in the flag `--by`, by which the command groups the sums of usage. Raises `ConfigError`."""
     try:
         return usage_sums.read_by(text)
     except ValueError as unknown:
@@ -340,8 +340,8 @@ def read_day(flag: str, text: str) -> str:
 async def show_usage(
     store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO, find: FindNames | None = None
 ) -> int:
-    """Print the requested sums, or delete old sums. `find` finds the names of owners. Raises `ConfigError` and
-    `StoreError`."""
+    """Print the requested sums of usage, or delete old sums of usage. `find` finds the names of owners. Raises
+    `ConfigError` and `StoreError`."""
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)
         if not arguments.yes:
@@ -393,7 +393,7 @@ def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[st
 
 
 async def show_quotas(settings: Settings, store: QuotaStore, *, as_json: bool) -> int:
-    """Print one row for each counter. Returns the exit status. Raises `StoreError`."""
+    """Print one row for each counter of a quota. Returns the exit status. Raises `StoreError`."""
     found = await quota_use(store, quota_rules(settings.quotas))
     if as_json:
         for one in found:

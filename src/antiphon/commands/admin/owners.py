@@ -57,7 +57,7 @@ def hashed_owner(token: str, settings: Settings) -> str:
 
 
 def target_owner(text: str) -> str:
-    """The owner id of `--to`: a name, or a whole id. Raises `ConfigError`."""
+    """The owner id that the flag `--to` selects: its value is a name, or a whole id. Raises `ConfigError`."""
     kind, colon, rest = text.partition(":")
     if not colon and OWNER_NAME.fullmatch(text):
         return NAMED + text
@@ -78,7 +78,7 @@ def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, 
 
 @dataclass(frozen=True)
 class MovedCounts:
-    """The numbers of an owner's objects: as words, and by kind."""
+    """The numbers of an owner's objects: as a text, and by the kind of the objects."""
 
     words: str
     by_kind: Mapping[str, int]
@@ -94,7 +94,8 @@ async def move_owner(
     sure: bool,
     as_json: bool = False,
 ) -> int:
-    """Print what would move, or move it. Returns the exit status. Raises `StoreError`."""
+    """Print the numbers of objects that would move, or move the objects if `sure` is True. Returns the exit status.
+    Raises `StoreError`."""
 
     def told(moved: bool, problems: Sequence[str] = ()) -> str:
         return json.dumps({"from": old, "to": new, "moved": moved, **counted.by_kind, "obstacles": problems})

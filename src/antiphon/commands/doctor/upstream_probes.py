@@ -145,7 +145,8 @@ class ChatProbes:
         return await self._call("GET", path, b"")
 
     async def run(self, model: str, *, images: bool = False) -> AsyncIterator[ProbedFeature]:
-        """Run all probes, and yield each result. If the first one, `answers`, fails, the others are skipped."""
+        """Run all probes, and yield each result. If the first probe, `answers`, fails, the method skips the other
+        probes."""
         plain = await self._chat(model, "Say hello.")
         limit = ProbedFeature("max_tokens", True, "accepted")
         if plain.status == 400 and b"max_completion_tokens" in plain.body:

@@ -269,10 +269,11 @@ class _Upstream:
 
 
 def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
-    """The profile with the fewest rejected fields. The current profile wins unless another has fewer.
+    """The profile with the fewest fields that the server rejects. The current profile wins unless another profile has
+    fewer.
 
-    `known` is the profile of a server that identifies itself. This profile wins against other profiles with the same
-    number of rejected fields.
+    `known` is the profile of a server that identifies itself. `known` wins against other profiles with the same number
+    of rejected fields.
     """
     supports = [support for support in found if support.name in _SENDS]
 
