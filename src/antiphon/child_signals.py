@@ -1,6 +1,6 @@
 """Sends signals to child processes without losing their exit status.
 
-Lives here: `send_signal`. Not here: the decision to stop a process (`supervisor/`, `commands/`, `search/`).
+The packages `supervisor`, `commands` and `search` decide when to stop a process.
 
 Invariant: only asyncio collects the exit status of a child process.
 """

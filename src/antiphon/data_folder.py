@@ -1,8 +1,8 @@
 """Chooses the data folder when no setting names one.
 
-Lives here: the rule that chooses the folder. Not here: the setting `data` (`config/settings.py`), creating the folder
-(`app/`). The health check of containers (`commands/health.py`) uses the rule too. Because that command must start fast,
-this module imports only the standard library.
+`config/settings.py` defines the setting `data`, and `local_keys.py` creates the folder. The health check of containers
+(`commands/health.py`) also uses this module. The health check must start fast, so this module imports only the standard
+library.
 
 The rule chooses the first folder in this list whose condition holds:
 

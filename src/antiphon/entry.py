@@ -2,8 +2,8 @@
 
 This module chooses the command, and turns an error into an exit status. The module starts the command `health` fast,
 because containers run `health` every few seconds. The module also handles a SIGTERM during the start of a container.
-Not here: the definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a
-server (`supervisor/process.py`).
+`commands/command_line.py` defines the commands and flags, the package `commands` implements them, and
+`supervisor/process.py` drains a server.
 
 Invariants: the process imports the module of a command only when that command runs. If settings are wrong, the process
 prints them to standard error, one setting per line, and exits with status 2. Without an error, the exit status is the

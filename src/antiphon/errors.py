@@ -1,24 +1,37 @@
 """Defines all exceptions that can reach a client, and builds OpenAI's error object. No other module builds this object.
 
-Lives here: each exception with its HTTP status, `type`, `code` and `param`, and the messages for wrong parameters. Not
-here: exceptions that a package raises and catches itself, the mapping of an upstream's error
-(`translation/answer/upstream_errors.py`), writing an error to a socket (`doors/`).
+This module defines the HTTP status, `type`, `code` and `param` of each exception, and the messages for wrong
+parameters. A package itself defines the exceptions that it raises and catches. `translation/answer/upstream_errors.py`
+maps an upstream's error, and the package `doors` writes an error to a socket.
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and `request_id` if
 the request has an id. No message ever holds a secret or an upstream credential.
 
 ```
-    AntiphonError ├── ApiError any error that a client gets │ ├── RequestRefused the request is wrong; base of the
-    errors from 400 to 413 │ ├── InvalidRequest 400 │ │ ├── ChainBroken the response or conversation that a previous
-    response continues was deleted │ │ ├── ChainTooLong the history behind a previous_response_id exceeds the limit │ │
-    └── ConversationTooLong │ ├── Unauthorized 401 │ ├── NotFound 404 │ ├── MethodNotAllowed 405 │ ├──
-    ConversationLocked 409 │ ├── VersionConflict 409 │ ├── RequestTooLarge 413 │ │ └── HistoryTooLarge the data that a
-    request refers to is over the limit of bytes │ ├── OwnerFull 429, an owner has reached the limit of stored data │
-    ├── AtCapacity 503, or 429 for an owner: too many requests or bytes in flight │ ├── InternalError 500 │ ├──
-    UpstreamFailed 502, or the status to which Antiphon maps the upstream's answer │ ├── Unavailable 503 │ └──
-    UpstreamTimedOut 504 ├── StoreError the store could not complete an operation │ └── PredecessorGone a client deleted
-    the response or conversation that a running response continues ├── ConfigError settings that cannot work; the
-    message names the setting └── ExchangeStateError a server called the exchange out of order (a bug, never bad input)
+    AntiphonError
+    ├── ApiError                     any error that a client gets
+    │   ├── RequestRefused           the request is wrong; base of the errors from 400 to 413
+    │   │   ├── InvalidRequest       400
+    │   │   │   ├── ChainBroken      the response or conversation that a previous response continues was deleted
+    │   │   │   ├── ChainTooLong     the history behind a previous_response_id exceeds the limit
+    │   │   │   └── ConversationTooLong
+    │   │   ├── Unauthorized         401
+    │   │   ├── NotFound             404
+    │   │   ├── MethodNotAllowed     405
+    │   │   ├── ConversationLocked   409
+    │   │   ├── VersionConflict      409
+    │   │   └── RequestTooLarge      413
+    │   │       └── HistoryTooLarge  the stored data that a request refers to exceeds the limit of bytes
+    │   ├── OwnerFull                429, an owner has reached the limit of stored data
+    │   ├── AtCapacity               503, or 429 for an owner: too many requests or bytes in flight
+    │   ├── InternalError            500
+    │   ├── UpstreamFailed           502, or the status to which Antiphon maps the upstream's answer
+    │   ├── Unavailable              503
+    │   └── UpstreamTimedOut         504
+    ├── StoreError                   the store could not complete an operation
+    │   └── PredecessorGone          a client deleted the response or conversation that a running response continues
+    ├── ConfigError                  settings that cannot work; the message names the setting
+    └── ExchangeStateError           a server called the exchange out of order (a bug, never bad input)
 ```
 """
 
@@ -126,7 +139,7 @@ class ChainTooLong(InvalidRequest):
 
 
 class ChainBroken(InvalidRequest):
-    """The response exists, but `gone`, the response or conversation that it continues, was deleted."""
+    """The requested response exists, but the response or conversation that it continues (`gone`) was deleted."""
 
     def __init__(self, response_id: str, gone: str) -> None:
         super().__init__(
@@ -351,8 +364,8 @@ def unknown_cursor(name: str, where: str) -> InvalidRequest:
 class StoreError(AntiphonError):
     """The store could not complete an operation. `__cause__` is the cause, and the message holds no stored content.
 
-    The message is for the log. Clients and `/ready` get `words`, a text for `reason`. If the reason is `unknown`, a
-    write may still take effect. After any other reason, the write had no effect.
+    The message is for the log. Clients and `/ready` get `words`, a text that describes `reason`. If the reason is
+    `unknown`, a write may still take effect. After any other reason, the write had no effect.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Exports the public names for tools and profiles in other packages. Only these names stay compatible.
 
-Lives here: re-exports, and nothing else. Not here: loading packages (`app/extensions.py`), the tools and profiles that
-are part of Antiphon. docs/how-to/extensions.md explains how to write a package.
+This module contains only re-exports. `app/extensions.py` loads the packages, and `docs/how-to/extensions.md` explains
+how to write a package.
 
 The promise of compatibility, for versions 0.x:
 

@@ -1,6 +1,7 @@
 """Extracts the text, title and links of an HTML page.
 
-This module also decodes the bytes of a page. Not here: fetching the page (the web search tool, files in vector stores).
+This module also decodes the bytes of a page. The web search tool and the reader of files for vector stores supply the
+pages.
 
 Invariants: markup, scripts, styles and hidden elements never reach the model. The running time is linear in the page's
 length, even if elements are not closed.

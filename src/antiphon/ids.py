@@ -1,8 +1,8 @@
 """Generates the ids of stored objects, and returns the current time.
 
 This module defines `IdFactory` and `Clock`, the types of two functions that the exchange gets as arguments. The module
-also implements both functions, and shortens ids for a terminal. Not here: the deterministic implementations for tests
-(`tests/support`).
+also implements both functions, and shortens ids for a terminal. Tests use the deterministic implementations in
+`tests/support`.
 
 Ids begin with the current time, as OpenAI's ids do. So ids created in sequence are adjacent in a database's indexes.
 Therefore a batch of writes changes few index pages. With fully random ids, each new id would change a different page.
@@ -45,8 +45,8 @@ def new_id(prefix: str, clock: Clock = time.time) -> str:
 
 
 def shortened(text: str) -> str:
-    """Shorten an id for a terminal to its prefix and its first 16 digits: the time and 16 random bits. A text that has
-    not the form of an id stays whole."""
+    """Shorten an id for a terminal to its prefix and its first 16 digits: the time and 16 random bits. A text that does
+    not have the form of an id stays unchanged."""
     return text[: -_DIGITS + _SHORT_DIGITS] if _WHOLE.fullmatch(text) else text
 
 

@@ -1,7 +1,7 @@
 """Creates the data folder, and key files in the data folder for keys that the settings do not contain.
 
-This module also reads keys, and checks whether other users can write to the data folder. Not here: the purpose of a
-key, and the stored data that depends on the key (`app/keys.py`).
+This module also reads keys, and checks whether other users can write to the data folder. `app/keys.py` knows the
+purpose of a key, and which stored data depends on the key.
 
 Invariants: a key file gets mode 0600 before it gets content. If several processes start concurrently, all use the same
 complete key. If stored data depends on a lost key, no new key replaces the lost key.

@@ -1,9 +1,8 @@
 """Removes secrets and internal details from upstream texts before a client sees them.
 
 This module has patterns of credentials, account ids, internal addresses, file paths and stack traces. The module also
-searches for known secrets (the gateway's keys, the client's token) in several encodings. Not here: the list of known
-secrets, which `app/build.py` and the exchange pass in; the choice of upstream texts for clients
-(`translation/answer/upstream_errors.py`).
+searches for known secrets (the gateway's keys, the client's token) in several encodings. `app/build.py` and the
+exchange pass in the known secrets. `translation/answer/upstream_errors.py` decides which upstream texts clients see.
 
 The search does not interpret a message, but removes every text that looks like a secret. Texts that help a user (model
 names, parameter names, numbers, public URLs without their query) stay.

@@ -1,7 +1,7 @@
 """Encrypts data into a sealed text, which a client stores and sends back but can neither read nor change.
 
-Lives here: the format of a sealed text, the keys and their rotation. Not here: the data in a sealed text (the exchange
-seals reasoning and compactions), the source of the keys (`app/keys.py`, `local_keys.py`).
+This module defines the format of a sealed text, and rotates keys. The exchange seals reasoning and compactions.
+`app/keys.py` and `local_keys.py` supply the keys.
 
 Format: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-GCM of zlib(payload), with its tag (16)`.
 Version, key id, owner and kind are the associated data of AES-GCM. Therefore a sealed text opens only for the owner and

@@ -248,7 +248,7 @@ def _add_actions(
     listed: bool,
 ) -> None:
     """Add a command with actions. The help of the command lists the actions in groups, which argparse does not support
-    itself. If `listed` is True, argparse also lists the actions itself."""
+    itself. If `listed` is True, argparse lists the actions a second time, below the groups."""
     described = _help(text, _EXAMPLES[name])
     width = max(len(action) for actions in groups.values() for action in actions)
     for title, actions in groups.items():

@@ -3,7 +3,7 @@
 This module parses a JSON Web Key Set, and checks a token's signature, issuer, audience, times and owner. This module
 also makes the errors that clients get. `engine/running/issuer_keys.py` downloads the key set from the issuer.
 
-Invariants: this module does no I/O. A key verifies only signatures of algorithms that fit its type and that the
+Invariants: this module does no I/O. A key verifies only signatures of algorithms that fit the key's type and that the
 settings allow. The module accepts a remembered token only until the token expires, and only while the keys that
 verified it are in use. The memory holds digests of at most `MOST_TOKENS` tokens, and never the tokens. No exception
 contains a token or a claim, and the module logs nothing.
@@ -191,7 +191,7 @@ class Identities:
 
 
 def _key_for(one: dict[str, object], algorithm: str) -> jwt.PyJWK | None:
-    """The key for this algorithm; None when the entry is of another type or for another use."""
+    """The key in this entry of a key set, for this algorithm. None if the entry has another key type or another use."""
     operations = one.get("key_ops")
     if (
         one.get("kty") != ("OKP" if algorithm == "EdDSA" else _TYPES[algorithm[0]])

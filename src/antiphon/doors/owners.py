@@ -29,7 +29,7 @@ _LONGEST_OWNER, _LONGEST_TEAM = 200, 64
 
 @dataclass(frozen=True, slots=True)
 class ClaimNames:
-    """The names of the claims that contain the owner's id, name and team."""
+    """The names of the token's claims that contain the owner's id, name and team."""
 
     owner: str = "sub"
     name: str | None = None
@@ -46,9 +46,9 @@ class ClaimNames:
 
 @dataclass(frozen=True, slots=True)
 class LeftClaims:
-    """Says where an Envoy filter writes the claims that it checked. The filter writes them to the metadata namespace
-    `namespace`, under `key` if `key` is not empty. The HTTP server reads the same claims as JSON from the header
-    `header`, because HTTP has no metadata."""
+    """Says where an Envoy filter writes the claims of a token that the filter checked. The filter writes them to the
+    metadata namespace `namespace`, under `key` if `key` is not empty. The HTTP server reads the same claims as JSON
+    from the header `header`, because HTTP has no metadata."""
 
     names: ClaimNames
     namespace: str
@@ -75,8 +75,8 @@ class Adopts(Protocol):
     seen: set[str]
 
     def presented(self, caller: Caller, old: str) -> None:
-        """Note the first request with the token of a key whose id is not in `seen`. `old` is the owner id that contains
-        the token's hash."""
+        """Queue a move of the data, at the first request with the token of a key whose id is not in `seen`. `old` is
+        the owner id that contains the token's hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,9 @@ class OwnerResolver:
     requests have the same owner. `client_keys` finds the caller of each accepted token by the token's SHA-256 digest.
     When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
     from `source`. If `source` is `jwt`, `tokens` finds the caller of the bearer token. If `source` is `metadata`,
-    `claims` finds the caller in the metadata that an Envoy filter wrote. `adopts` learns of the first request with each
-    key of a named owner. The token `admin` is refused, because it must never reach an upstream or become the name of an
-    owner.
+    `claims` finds the caller in the metadata that an Envoy filter wrote. The resolver tells `adopts` about the first
+    request with each key of a named owner. The resolver refuses the admin token (`admin`), because this token must
+    never reach an upstream or become the name of an owner.
     """
 
     source: Literal["bearer", "header", "single", "jwt", "metadata"]

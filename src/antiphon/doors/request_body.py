@@ -1,4 +1,4 @@
-"""Limits and decompresses request bodies that a server reads completely, for both servers.
+"""For both servers, limits and decompresses the request bodies that a server reads completely.
 
 This module limits the size of a body while the body arrives. This module decodes gzip, deflate and zstd, also when a
 client applied several of these codings. Limits on the decoded size stop decompression bombs. `decoded` decodes large

@@ -304,7 +304,7 @@ def model_door(settings: Settings) -> Config:
 
 
 def extproc_filter(settings: Settings) -> Config:
-    """Build the ext_proc filter. The filter is disabled on every route except the route that enables it."""
+    """Build the ext_proc filter. Envoy disables the filter by default, and only a route with an override enables it."""
     # The filter runs before the router, so no route's retry policy applies to its gRPC calls. A sidecar sends gRPC's
     # response head before any action that must not happen twice (`Peer.begin`). Envoy retries no call after a response
     # head.

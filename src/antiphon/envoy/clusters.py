@@ -35,7 +35,8 @@ _UPSTREAM_IDLE = "4s"
 
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere: bool) -> list[Config]:
-    """Return all clusters. If `nowhere` is True, the list includes the cluster without endpoints."""
+    """Return all clusters. If `nowhere` is True, the list includes the cluster without endpoints, to which dead-end
+    routes lead."""
     # A sidecar that hangs (stopped, swapped out) answers no pings. Envoy then closes the connection to this sidecar, so
     # its requests fail after 6 s instead of hanging until the idle timeout. If only one sidecar exists, Envoy may retry
     # on it before the health checks remove it, so its requests fail after 12 s. The sidecar's gRPC server tolerates

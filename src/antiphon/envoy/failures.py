@@ -15,8 +15,8 @@ A line does not contain the upstream's message. So a line cannot distinguish an 
 and names the client as the cause of both. A sidecar that dies writes no lines for its requests, so Envoy writes a line
 for each request that this sidecar was serving.
 
-Invariants: a response that Envoy did not make itself is never rewritten. Envoy writes no line `request` for a request
-that the sidecar logs.
+Invariants: a response that Envoy did not make itself is never rewritten. Envoy writes no log line of the event
+`request` for a request that the sidecar logs.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ class Rule(NamedTuple):
 def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
-    """Return the objects in the order of their application, each with its comment. `settings` must be a result of
-    `gateway_pod.inside`."""
+    """Return the objects in the order in which the operator applies them, each with its comment. `settings` must be a
+    result of `gateway_pod.inside`."""
     found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
         found = beside_others(found)
@@ -345,8 +345,8 @@ def _of_listener(found: Config) -> list[Config]:
 
 
 def _of_hosts(fields: Config) -> list[Config]:
-    """Return the operations on all virtual hosts. Antiphon's filter configurations are added to those of other
-    filters."""
+    """Return the JSON patch operations that add these fields to all virtual hosts. The operations add Antiphon's filter
+    configurations to those of other filters."""
     filters = fields.get("typed_per_filter_config", {})
     others = {name: value for name, value in fields.items() if name != "typed_per_filter_config"}
     return [

@@ -52,8 +52,8 @@ _MARGIN = 10
 def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
-    """Return the objects in the order of their application, each with its comment. `settings` must be a result of
-    `gateway_pod.inside`."""
+    """Return the objects in the order in which the operator applies them, each with its comment. `settings` must be a
+    result of `gateway_pod.inside`."""
     found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
         found = beside_others(found)
@@ -107,8 +107,8 @@ def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> lis
 
 
 def _overload_manager(limits: Config) -> Config:
-    """Return the limits without the connection monitor. Istio's bootstrap already has that monitor, and Envoy rejects a
-    second one with the same name."""
+    """Return the overload manager's limits without the monitor of connections. Istio's bootstrap already has that
+    monitor, and Envoy rejects a second one with the same name."""
     monitors = [one for one in limits["resource_monitors"] if one["name"] != _CONNECTIONS]
     return {**limits, "resource_monitors": monitors}
 

@@ -143,8 +143,8 @@ def overwritten(header: str, value: str) -> Config:
 
 
 def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields: object) -> Config:
-    """Build a cluster with these endpoint addresses. `retries` is the maximum number of concurrent retries. A retry
-    counts until its stream ends."""
+    """Build a cluster with these endpoint addresses. `retries` is the maximum number of concurrent retries. Envoy
+    counts a retry as concurrent until the retry's stream ends."""
     return shaped_cluster(
         name, [{"lb_endpoints": [{"endpoint": {"address": where}} for where in endpoints]}], retries=retries, **fields
     )

@@ -9,9 +9,9 @@ normalisation, process limits, tracing. Such listener-wide settings stay as the 
 listener-wide change remains: Envoy removes the trusted headers from client requests, because Antiphon's routes match on
 them.
 
-Invariants: if the parts are inserted where the headings say, the configuration passes `envoy --mode validate` (a test
-checks it). After `beside_others`, a request on another route gets the same response as without Antiphon, except for the
-trusted headers.
+Invariants: if an operator inserts the parts where their headings say, the configuration passes `envoy --mode validate`
+(a test checks it). After `beside_others`, a request on another route gets the same response as without Antiphon, except
+for the trusted headers.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def beside_others(found: Parts) -> Parts:
 
 
 def _only(ours: str, entry: Config) -> Config:
-    """Limit an access log or a mapper of Envoy to requests for Antiphon's clusters. Envoy evaluates the existing filter
-    of `entry` first, because that filter is cheap."""
+    """Limit an access log, or a mapper of Envoy's own responses, to requests for Antiphon's clusters. Envoy evaluates
+    the existing filter of `entry` first, because that filter is cheap."""
     chosen = entry.get("filter")
     if chosen is None:
         return {**entry, "filter": where(ours)}

@@ -1,4 +1,4 @@
-"""Configures Envoy's own trace spans. The sidecar's spans become their children.
+"""Configures Envoy's own trace spans. The sidecar's spans become children of Envoy's spans.
 
 This module configures the tracer of the listeners and the address of the trace collector. The package `observability`
 makes the sidecar's spans.

@@ -102,7 +102,7 @@ def parse_version(text: str) -> EnvoyVersion:
 
 
 def fitted(config: Config, version: EnvoyVersion, features: tuple[Feature, ...] = FEATURES) -> Config:
-    """Return the configuration, or a message of it, without the fields that this version lacks."""
+    """Return the configuration, or one message of the configuration, without the fields that this version lacks."""
     missing = {(EXTENSIONS + one.message, one.field) for one in features if version < one.since}
     return _without(config, missing) if missing else config
 

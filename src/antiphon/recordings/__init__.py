@@ -1,9 +1,9 @@
 """Recorded exchanges with chat servers: the file format, the recorder and the replayer.
 
-Lives here: the format of an entry (`format.py`), files of entries (`file.py`), and the removal of secrets
-(`scrubbing.py`). The package also chooses an answer for a request (`matching.py`), and has two HTTP servers
-(`servers.py`). Not here: the commands `record` and `replay` (`commands/`), the recordings of the tests
-(`tests/recordings`).
+A recording is a file of entries, one for each recorded exchange. `format.py` defines an entry, `file.py` reads and
+writes the files, and `scrubbing.py` removes secrets from an exchange. `matching.py` chooses the recorded answer for a
+request, and `servers.py` has the recorder and the replayer. The package `commands` has the commands `record` and
+`replay`, and `tests/recordings` has the recordings of the tests.
 
 Invariant: only the commands import the two servers. `format.py` is pure, so any package may write entries with it.
 """

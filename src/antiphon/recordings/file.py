@@ -1,7 +1,7 @@
-"""Opens cassettes: reads all entries of a file, and appends entries to a file.
+"""Opens cassettes (files with recorded exchanges): reads all entries of a file, and appends entries to a file.
 
-Lives here: file modes, the lock of a writer, and the removal of a partly written entry. Not here: the content of an
-entry (`format.py`).
+This module sets file modes, locks a file for its writer, and removes a partly written entry. `format.py` defines the
+content of an entry.
 
 Invariants: a new cassette is readable only by its user, because it contains conversations. `CassetteFile` opens an
 existing file for writing only if the file's entries are intact. After a failed write the file ends with its last whole

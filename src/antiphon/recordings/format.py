@@ -1,8 +1,8 @@
 """Writes and reads recorded exchanges with a chat server, as one JSON object for each exchange.
 
-Lives here: the values of an entry, its JSON object with a SHA-256 digest, and the checks of a damaged entry. A
-*cassette* is a file with one entry a line. Not here: opening files (`file.py`), the search for secrets
-(`scrubbing.py`), the rows of `INDEX.tsv` (`lab/record.py`). The page `docs/contributing/recordings.md` describes the
+An entry is one recorded exchange. This module defines an entry's values and its JSON object with a SHA-256 digest, and
+detects damaged entries. A *cassette* is a file with one entry in each line. `file.py` opens files, `scrubbing.py` finds
+secrets, and `lab/record.py` writes the rows of `INDEX.tsv`. The page `docs/contributing/recordings.md` describes the
 format.
 
     line = cassette_line(b'{"model": "m"}', 200, [("content-type", "application/json")], [(0.2, b"{}")])

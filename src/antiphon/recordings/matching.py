@@ -1,7 +1,8 @@
 """Chooses the recorded answer for a request, or explains why the recording has no answer.
 
-Lives here: the comparison of requests, the order of repeated answers, the nearest entry and the first difference to it.
-Not here: HTTP (`servers.py`), reading entries (`format.py`).
+This module compares a request with the recorded requests, and decides the order of the answers to equal requests. If no
+recorded request matches, the module finds the nearest entry and the first difference. `servers.py` handles HTTP, and
+`format.py` reads entries.
 
 Two requests match if method, path and body are equal. Two JSON bodies are equal if their values are equal, in any order
 of keys. The numbers 1 and 1.0 are equal.
@@ -32,8 +33,8 @@ _MISSING: Final = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """The first difference between a recorded request and a request. `path` is like `messages[2].content`. `recorded`
-    and `requested` are short texts of the two values, or `missing`."""
+    """The first difference between a recorded request and a client's request. `path` is like `messages[2].content`.
+    `recorded` and `requested` are short texts of the two values, or `missing`."""
 
     path: str
     recorded: str
@@ -45,7 +46,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The entry that is nearest to a request without an answer, and the first difference to it."""
+    """If the cassette has no answer for a request: the entry with the most similar request, and the first
+    difference."""
 
     number: int
     entry: CassetteEntry
@@ -56,7 +58,8 @@ class Playlist:
     """The answers of a cassette, in their recorded order."""
 
     def __init__(self, entries: Sequence[CassetteEntry], *, loop: bool = False) -> None:
-        """With `loop`, the first answer follows after the last one. Otherwise, the last answer repeats."""
+        """If a client repeats a request more often than the cassette has answers, the last answer repeats. With `loop`,
+        the first answer follows after the last one."""
         self.entries: tuple[Numbered, ...] = tuple(enumerate(entries, 1))
         self._loop = loop
         self._answers: dict[tuple[str, str, bytes], list[Numbered]] = {}
@@ -75,7 +78,8 @@ class Playlist:
         return answers[at]
 
     def nearest(self, method: str, path: str, request: bytes) -> Mismatch | None:
-        """The entry of the same method and path that differs least. None if there is no such entry."""
+        """The entry of the same method and path whose recorded request differs least from this request. None if there
+        is no such entry."""
         value = _value(request)
         same = ((number, one) for number, one in self.entries if (one.method, one.path) == (method, path))
         found: tuple[int, Mismatch] | None = None
@@ -138,7 +142,8 @@ def _value(request: bytes) -> object:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two values are equal. The caller compares two objects, or two lists, itself. `true` and 1 differ."""
+    """Whether two values are equal. The caller itself compares the elements of two objects or two lists. `true` and 1
+    differ."""
     if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
         return one is other
     return bool(one == other)

@@ -1,8 +1,8 @@
 """Removes known secrets from recorded exchanges, and detects secrets that cannot be removed.
 
-Lives here: the rules that say which headers and environment variables hold secrets, and the functions that find or
-remove these secrets in an exchange. The module also reads the data of server-sent events. Not here: the search for a
-secret in a text (`redaction.py`), and the format of an entry (`format.py`).
+This module has the rules that say which headers and environment variables hold secrets. The module finds these secrets
+in an exchange and removes them. The module also reads the data of server-sent events. `redaction.py` searches for a
+secret in a text, and `format.py` defines an entry.
 
 Invariant: `shows` is true for each text in which `without` finds a secret. `shows` also finds a secret that is escaped,
 or split over the chunks of a stream.

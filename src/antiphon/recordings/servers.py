@@ -1,10 +1,10 @@
 """Implements two HTTP servers for recordings: a reverse proxy that records exchanges with a chat server, and a server
 that replays them.
 
-Lives here: `Recorder`, which forwards a request, streams the answer and appends the entry. `Replayer` sends a recorded
-answer with its chunks and times, the list of models, or the error for a request without an answer. Not here: the format
-of an entry (`format.py`), the file (`file.py`), the choice of the answer (`matching.py`), and the commands
-(`commands/chat_servers.py`).
+`Recorder` forwards a request, streams the answer to the client, and appends an entry to the file. `Replayer` sends a
+recorded answer with its chunks and times, the list of models, or the error for a request without an answer. `format.py`
+defines an entry, `file.py` writes the file, `matching.py` chooses the answer, and `commands/chat_servers.py` has the
+commands.
 
 The client sends requests to `/v1/…` of the proxy. This path stands for the upstream's base URL. A path outside `/v1`
 belongs to the upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in
@@ -12,9 +12,9 @@ compressed bytes. If a request is compressed, the proxy decompresses it for the 
 
 Invariants of the recorder: the client gets the upstream's status, headers and bytes, in the upstream's chunks. A client
 that has read the end of a chunked answer finds the entry in the file. Entries are in the order in which their answers
-ended. If the upstream breaks an answer off, the proxy also breaks the client's answer off, and the entry has `cut`. If
-the client disconnects early, the proxy does not record the exchange. The proxy stores at most `_BYTES_IN_FLIGHT` bytes
-of answers that have not ended.
+ended. If the upstream breaks an answer off, the proxy also breaks the client's answer off, and the entry has the flag
+`cut`. If the client disconnects early, the proxy does not record the exchange. The proxy stores at most
+`_BYTES_IN_FLIGHT` bytes of answers that have not ended.
 
 Invariants of the replayer: a client gets the recorded status, body and chunks. An answer that the recording has cut
 ends with a closed connection. The replayer never calls a model server. A client of either server gets each error as

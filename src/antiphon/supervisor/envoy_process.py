@@ -16,9 +16,9 @@ mark. Only an Envoy with restart number 0 can remove the mark, because such an E
 id. So before the next attempt, the parent starts and ends an Envoy without listeners (`renewing_command`). The Envoy
 without listeners uses a different socket, and the serving Envoy keeps its mapped memory.
 
-Invariants: only this user can access the restart socket of a running Envoy. A missing answer of the admin port raises
-no error and means "not ready" or "unknown". All queries use one connection. So queries still reach the former Envoy
-after a hot restart, when the next Envoy owns the port.
+Invariants: only this user can access the restart socket of a running Envoy. If the admin port does not answer, the
+query raises no error, and its result means "not ready" or "unknown". All queries use one connection. So queries still
+reach the former Envoy after a hot restart, when the next Envoy owns the port.
 """
 
 from __future__ import annotations

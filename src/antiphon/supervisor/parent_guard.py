@@ -5,8 +5,8 @@ The parent starts a program through this file: `python parent_guard.py PIPE SECO
 PIPE is the reading end of a pipe whose writing end only the parent holds. This process becomes PROGRAM, with the same
 process id, output and exit status. A small fork of this process watches the pipe. The fork notices the parent's end,
 even by SIGKILL, and kills the program SECONDS later. On Linux the kernel also sends the program a signal immediately:
-SIGTERM, or SIGKILL if SECONDS is 0. If SECONDS is 0, the program has no pipe and SIGTERM is blocked. This file uses
-only the standard library.
+SIGTERM, or SIGKILL if SECONDS is 0. If SECONDS is 0, the program does not inherit the pipe, and runs with SIGTERM
+blocked. This file uses only the standard library.
 """
 
 import os
@@ -35,8 +35,8 @@ def main() -> NoReturn:
 
 
 def tell_at_the_parents_end(number: int) -> None:
-    """Ask the kernel to send this signal at the parent's end. Only Linux supports this request. The watching fork
-    covers other systems, and a parent that ended before this call."""
+    """Ask the kernel to send this signal at the parent's end. Only Linux supports this request. On other systems, or if
+    the parent ended before this call, the watching fork ends the program."""
     try:
         import ctypes
 

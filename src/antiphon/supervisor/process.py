@@ -315,7 +315,7 @@ def _say_where(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, object]:
-    """Return the total, and the counts by kind if there are any."""
+    """Return log fields: the total of the counts and, if there are any, the counts by kind."""
     return {name: sum(kinds.values())} | ({f"{name}_by_kind": dict(kinds)} if kinds else {})
 
 

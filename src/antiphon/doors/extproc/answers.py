@@ -1,11 +1,11 @@
 """Builds parts of answers to Envoy: headers, body chunks, metadata and early refusals.
 
-This module has values and pure functions. This module also decompresses an upstream's body that is compressed although
-the request did not accept compression. `stream.py`, `relay_state.py` and `immediate_response.py` know when Envoy
-accepts an answer. `peer.py` sends the answer, and the exchange decides what happens after a damaged body.
+This module has values and pure functions. This module also decompresses an upstream's body if the body is compressed
+although the request did not accept compression. `stream.py`, `relay_state.py` and `immediate_response.py` know when
+Envoy accepts an answer. `peer.py` sends the answer, and the exchange decides what happens after a damaged body.
 
 The decoders accept chunks of any size, and follow the same rules as aiohttp, which the HTTP server uses. A gzip body
-may have several members, deflate may lack its zlib form, and no bytes may follow the end.
+may have several members, and a deflate body may lack the zlib header. No bytes may follow the end of a body.
 
 Invariant: a decoder raises no error for a damaged body, but sets its `fault`. One input chunk produces at most
 `MAX_PER_PART` bytes.
@@ -54,7 +54,7 @@ def with_request_id(headers: Headers, request_id: str) -> Headers:
 
 def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview, bool]]:
     """Split a body into chunks of at most `part` bytes. If there are several chunks, they are views of the body, not
-    copies. The flag marks the last chunk; an empty body gives one empty chunk."""
+    copies. The flag of each chunk is True for the last chunk. An empty body gives one empty chunk."""
     last = max(0, len(body) - 1) // part
     if not last:
         yield body, True

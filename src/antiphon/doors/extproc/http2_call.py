@@ -34,14 +34,14 @@ class Http2Limits:
     """The limits that a connection applies to one peer.
 
     `message` is the largest message, `queued` the limit of each queue of a call, and `window` a call's receive window,
-    all in bytes. If the peer reads no byte of a full queue for `seconds`, the call ends. `resets` limits the calls that
-    the peer resets before an answer: the burst, and the rate per second. Envoy ends every call with a reset, but after
-    an answer, so those resets do not count.
+    all in bytes. If a send queue is full and the peer reads no byte for `seconds`, the call ends. `resets` limits the
+    calls that the peer resets before an answer: the burst, and the rate per second. Envoy ends every call with a reset
+    after the answer, so `resets` does not count these resets.
 
-    Every peer may make health checks, also without the secret. A connection serves at most `checks` health checks
-    concurrently. A health check may send a message of `check_message` bytes within `check_seconds`. A call without the
-    secret may stay open for `refused_seconds`. If the peer does not end its side of an answered call within
-    `linger_seconds`, the server resets the call. Every `sweep_seconds` the server looks for answered calls whose
+    Every peer may make health checks, also without the sidecar's shared secret. A connection serves at most `checks`
+    health checks concurrently. A health check may send a message of `check_message` bytes within `check_seconds`. A
+    call without the secret may stay open for `refused_seconds`. If the peer does not end its side of an answered call
+    within `linger_seconds`, the server resets the call. Every `sweep_seconds` the server looks for answered calls whose
     deadline has passed.
     """
 

@@ -421,7 +421,7 @@ class EndingCalls:
 
     @property
     def count(self) -> int:
-        """The number of calls that wait for their peer."""
+        """The number of answered calls that their peer has not ended yet."""
         return len(self._due)
 
     def add(self, call: Call, seconds: float) -> None:

@@ -32,9 +32,9 @@ class Received(Struct, gc=False):
 
     `headers` is set for the two header kinds, and `body` for the two body kinds. `end` is the flag `end_of_stream`.
     `modes` has the names of the request and response body modes, if the message contains them. Only the stream's first
-    message contains the body modes. `observing` is True when Envoy ignores every answer (`observability_mode`).
-    `metadata` has the texts and objects that earlier Envoy filters wrote, by metadata namespace. Only messages with
-    request headers have `metadata`.
+    message contains the names of these body modes. `observing` is True when Envoy ignores every answer
+    (`observability_mode`). `metadata` has the texts and objects that earlier Envoy filters wrote, by metadata
+    namespace. Only messages with request headers have `metadata`.
     """
 
     kind: MessageKind

@@ -30,7 +30,7 @@ _MAX_AHEAD = 15.0
 
 
 class Relay:
-    """Runs one relayed exchange. The exchange may also be refused before the model call."""
+    """Runs one relayed exchange, or sends the error of an exchange that is refused before its model call."""
 
     __slots__ = ("_exchange", "_loop", "_peer", "_runner", "_state")
 

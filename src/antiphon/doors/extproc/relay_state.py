@@ -97,8 +97,8 @@ _SAID: Final = {
 class RelayState:
     """The state of one relayed exchange, or of one that is refused before its model call. All times are monotonic.
 
-    The driver (`relay.py`) sends `outgoing` and then `rest` after each call that may add messages. If `due_changed` is
-    set, the driver calls `next_due` again.
+    The driver (`relay.py`) sends `outgoing` and then `rest` after each method call that may add messages to them. If
+    `due_changed` is set, the driver calls `next_due` again.
     """
 
     __slots__ = (
@@ -458,7 +458,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The maximum silence of the upstream in seconds, which grows with the tries before the response head."""
+        """The maximum silence of the upstream in seconds. Each try before the response head extends this limit."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:

@@ -120,7 +120,8 @@ def _decoded(kind: type[_Request], message: bytes) -> _Request:
 
 
 def _descriptors(reflection: FileDescriptor) -> DescriptorPool:
-    """Return the descriptors that reflection shows. The pool contains no other descriptors of the process.
+    """Return a pool with the protobuf descriptors that reflection shows. The pool contains no other descriptors of the
+    process.
 
     The generated protobuf classes belong to a protobuf package that Antiphon named. So the same process can also load a
     library that registers Envoy's messages under Envoy's package name. A reflection client needs the names that Envoy

@@ -113,8 +113,8 @@ class Calls(Protocol):
     stream, and cancels it when the peer ends the call."""
 
     def refusal(self, presented: Presented) -> CallFailed | None:
-        """Return the error for a call of this peer, or None when the call may be served. The transport asks before it
-        buffers any of the call's bytes."""
+        """Return the error for a call of this peer, or None when the call may be served. The transport calls this
+        method before it buffers any of the call's bytes."""
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         """Serve one stream of `SERVICE`, after `refusal` has returned None. Raises `CallFailed`."""
@@ -127,8 +127,8 @@ class Calls(Protocol):
 
 
 class Transport(Protocol):
-    """A gRPC server. The server calls `Calls.refusal` before it serves a stream, and buffers almost no bytes of a peer
-    without the secret."""
+    """A gRPC server. The transport calls `Calls.refusal` before it serves a stream, and buffers almost no bytes of a
+    peer without the sidecar's shared secret."""
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         """Listen on `unix:PATH` or `HOST:PORT`. A TCP port uses TLS if `tls` is set. Returns the bound address.

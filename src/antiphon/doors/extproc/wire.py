@@ -117,8 +117,8 @@ KEPT_SETTINGS: Final[dict[bytes, _Settings]] = {b"": (None, False), b"\x42\x00":
 
 
 def _read_settings(behind: bytes) -> _Settings | None:
-    """Decode the settings that follow the headers field in a header message. Returns None if other fields follow. The
-    result is cached, because Envoy sends the same bytes with every request."""
+    """Decode the settings of Envoy's filter that follow the headers field in a header message. Returns None if other
+    fields follow. The result is cached, because Envoy sends the same bytes with every request."""
     try:
         message = pb.ProcessingRequest.FromString(behind)
     except DecodeError:

@@ -143,8 +143,8 @@ class _Request(web.BaseRequest):
 
 
 class HttpConnection(web.RequestHandler):
-    """One client connection. Bytes that are not HTTP get an OpenAI error object, and connections of silent clients are
-    closed."""
+    """One client connection. The connection answers bytes that are not HTTP with an OpenAI error object, and closes
+    itself if its client stays silent."""
 
     __slots__ = (
         *("_answered", "_begun", "_begun_requests", "_clock", "_door", "_has_spoken", "_head_timer", "_heard_at"),

@@ -112,7 +112,8 @@ class ConsoleAccess:
         return await self._pages.runs(request) if is_run and self._pages is not None else None
 
     def body_of(self, request: ApiRequest) -> BodyKind:
-        """How the pages get the body of this request. A form that may hold files arrives as a stream."""
+        """How the pages get the body of this request: not at all, as bytes, or as a stream. A form that may hold files
+        arrives as a stream."""
         if self._pages is None or not self._pages.reads_body(request.method, request.path):
             return "none"
         kind = (request.header("content-type") or "").partition(";")[0]

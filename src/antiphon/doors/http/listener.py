@@ -37,8 +37,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Listener:
-    """Listens on one address. `limit` is the maximum number of connections. At the limit, the listener closes idle
-    connections.
+    """Listens on one address. `limit` is the maximum number of connections. At the limit of connections, the listener
+    closes idle connections.
 
     `closes_silent`: at the limit, the listener also closes connections whose clients have sent no whole request head.
     """

@@ -95,8 +95,8 @@ class HttpDoor:
     """One listening HTTP server.
 
     `private` marks the sidecar's private port, which requires the shared secret on TCP. `drive_exchanges` is True if
-    this server handles `POST /v1/responses`. Behind Envoy this flag is False, because these requests arrive through
-    ext_proc. `console` says whether this listener serves the console.
+    this server handles `POST /v1/responses`. Behind Envoy `drive_exchanges` is False, because `POST /v1/responses`
+    arrives through ext_proc. `console` says whether this listener serves the console.
     """
 
     def __init__(
@@ -374,8 +374,8 @@ class HttpDoor:
         call.headers = headers
 
     def _check_single(self, request: web.BaseRequest) -> None:
-        """Refuse a request that repeats an identity header. If a header has two values, one program may read the first
-        and another program the last."""
+        """Refuse a request that repeats a header with a credential, or the header that names the owner. If a header has
+        two values, one program may read the first and another program the last."""
         for name in ("authorization", SECRET_HEADER, self._context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
                 raise InvalidRequest(f"The header {name} occurs more than once. Send it once.", code="duplicate_header")

@@ -288,7 +288,7 @@ class WebSocketConnection:
     # The methods below run one response.
 
     async def _turn(self, data: bytes | ApiError) -> None:
-        """Serve one frame completely: answer it, or run it as a response."""
+        """Serve one frame completely: answer it directly, or run the response that it requests."""
         context = self._context
         try:
             if isinstance(data, ApiError):
