@@ -379,7 +379,7 @@ class Parser(argparse.ArgumentParser):
         return FlagsOf(self.add_argument_group(title), self._flags)
 
     def one_of_flags(self, *, required: bool) -> FlagsOf:
-        """Add a group of flags of which a command line may have one."""
+        """Add a group of flags; a command line may have only one flag of the group."""
         return FlagsOf(self.add_mutually_exclusive_group(required=required), self._flags)
 
     def add_commands(self, dest: str, metavar: str, help: str | None = None) -> Commands:

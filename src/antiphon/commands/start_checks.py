@@ -152,8 +152,8 @@ def passed_identities(settings: Settings) -> tuple[str, ...]:
     """Return the names of the upstreams that get the client's Authorization header although a proxy identifies the
     client, often by a token in this header.
 
-    With `owner.source: jwt` and with client keys, the settings do not allow such an upstream. Here they do, because a
-    client may also identify itself in another way, and send its key for the upstream in the header.
+    With `owner.source: jwt` or with client keys, the settings reject such an upstream. With a proxy the settings allow
+    it. A client may identify itself to the proxy in another way, and send its key for the upstream in the header.
     """
     if settings.owner.source not in ("header", "metadata"):
         return ()

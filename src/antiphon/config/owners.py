@@ -180,8 +180,8 @@ class OwnerSettings(Section):
     @field_validator("keys", mode="before")
     @classmethod
     def _check_direction(cls, value: object) -> object:
-        """Reject a client key in place of an owner's name before other checks, whose error messages contain the
-        name."""
+        """Reject a client key that stands where an owner's name belongs. This check runs before other checks, because
+        their error messages contain the name."""
         for name, keys in value.items() if isinstance(value, dict) else ():
             listed = keys.get("keys") if isinstance(keys, dict) else keys
             short = isinstance(listed, list | tuple) and all(isinstance(key, str) and len(key) < 16 for key in listed)

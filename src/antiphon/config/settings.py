@@ -276,8 +276,8 @@ class Settings(Section):
 
     @property
     def decides_chat(self) -> bool:
-        """Whether the sidecar, not Envoy, routes Chat Completions requests. The sidecar must if the model's name
-        decides the upstream, if clients need a key, if quotas apply, or if there is an admin token."""
+        """Whether the sidecar, not Envoy, routes Chat Completions requests. It does so if the model's name decides the
+        upstream, if clients need a key, if quotas apply, or if there is an admin token."""
         return bool(
             self.models
             or self.upstreams

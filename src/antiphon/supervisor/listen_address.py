@@ -93,8 +93,8 @@ class HeldPort:
     @contextmanager
     def for_two_generations(self) -> Iterator[None]:
         """While the block runs, two generations share the sockets. If the next generation fails, the parent closes the
-        sockets that only this generation had. The kernel would distribute connections to such sockets, but no worker
-        would accept these connections."""
+        sockets that only the next generation had. The kernel would distribute connections to such sockets, but no
+        worker would accept these connections."""
         before = len(self._sockets)
         self._two = True
         try:

@@ -52,7 +52,7 @@ async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) 
 
 
 async def note_read(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
-    """Store the audit row of a read, and log it if the row is new. Raises `StoreError`."""
+    """Store the audit row about data that the user read, and log the row if it is new. Raises `StoreError`."""
     if await store.note_read(noted):
         log_action(settings, noted)
 

@@ -197,7 +197,7 @@ def _identities(settings: Settings) -> Iterator[Finding]:
 
 
 def _extensions(_: Settings) -> Iterator[Finding]:
-    """Tools and profiles of other packages. Reading the settings has already loaded the profiles."""
+    """List the tools and profiles of other packages. Reading the settings has already loaded the profiles."""
     for one in extensions():
         yield Finding(_HERE, "ok", f"installed in addition to Antiphon: {one}")
 
@@ -236,7 +236,7 @@ async def _state(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
-    """The storage for file contents, if it is not the data folder."""
+    """Check the storage for file contents, if this storage is not the data folder."""
     if settings.blobs.url is None:
         return
     try:

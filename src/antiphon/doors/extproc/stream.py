@@ -4,7 +4,8 @@ local answer.
 This module reads the request and handles every failure. `opening.py` reads the first message, `relay.py` relays a model
 call, and `immediate_response.py` sends local answers. `wire.py` encodes messages, and `server.py` is the gRPC service.
 
-All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. The rules of this module:
+All rules in this package about Envoy's behaviour were verified with Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. The
+rules of this module:
 
 - The sidecar sends no answer before it has the whole request. The first answer decides whether Envoy makes the model
   call (relay) or this process answers (local). Only an early refusal is sent before the request's end, as an immediate

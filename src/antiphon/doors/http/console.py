@@ -120,8 +120,8 @@ class ConsoleAccess:
         return "stream" if kind.strip().lower() == "multipart/form-data" else "whole"
 
     def form_limit(self, request: ApiRequest, kind: BodyKind) -> BodyLimit:
-        """The limits of a form. Only a streamed form holds an upload. A user who has signed in gets more time, because
-        other clients could keep many connections and requests busy with slow forms."""
+        """The limits of a form. Only a streamed form holds an upload. Only a user who has signed in may send a form
+        slowly, because other clients could keep many connections busy with slow forms."""
         seconds = self._context.timeouts.request
         if self._pages is None or not self._pages.knows(request):
             seconds = min(seconds, UNKNOWN_SECONDS)
