@@ -289,7 +289,7 @@ async def test_a_websocket_shows_no_object_of_another_owner(server: Server, call
                 events = [await socket.receive_json()]
                 while events[-1]["type"] not in _LAST:
                     events.append(await socket.receive_json())
-            answers.append(Asked(events[-1].get("status", 200), {}, json.dumps(events).encode()))
+            answers.append(Asked(events[-1].get("status", 200), {}, json.dumps(events, separators=(",", ":")).encode()))
         same = _plain(answers[0], (ids[0],)) == _plain(answers[1], (ids[1],))
         table.check(same, caller, f"WebSocket {json.dumps(body)}", "differs", *answers)
         table.check(not _leaks(server, answers[0], (alice,)), caller, f"WebSocket {kind}", "leaks", *answers)
