@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from pathlib import Path
 
+import pytest
+
 from antiphon.engine.ports.journal import EntryFilter
+from antiphon.entry import main
 from antiphon.recordings.format import read_entries
 from tests.integration.test_console import ANNA, Place, place
 from tests.support.chat_server import json_answer
+from tests.support.state import needs_sqlite
 
 
 async def page_of_the_newest(there: Place) -> str:
@@ -99,3 +104,15 @@ async def test_steps_have_the_numbers_of_their_calls(tmp_path: Path) -> None:
         await there.create(ANNA)
         page = await page_of_the_newest(there)
         assert "1. call default" in page and re.search(r" head=\d+ ms", page)
+
+
+async def test_the_command_knows_that_contents_are_in_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs_sqlite()
+    async with place(tmp_path) as there:
+        await there.create(ANNA, store=False)
+        (entry,) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries
+        assert await asyncio.to_thread(main, ["show", entry.id, "--data", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Only the process that served this request holds its contents" in shown and "not recorded" not in shown

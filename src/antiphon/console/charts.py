@@ -40,7 +40,8 @@ class Slice(NamedTuple):
 
 def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 1000.0) -> list[Bar]:
     """The bars of a request's steps, scaled so that `seconds` is `width` wide. Among steps with the same start, the
-    longest step comes first. The labels number the model calls from 1."""
+    longest step comes first. The labels number the model calls and their first
+    tokens from 1."""
     whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
     bars = []
     calls = 0
@@ -51,6 +52,7 @@ def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 10
         label = span.kind.replace("_", " ") + (f" {span.name}" if span.name and span.kind != "first_token" else "")
         if span.kind == "call":
             calls += 1
+        if span.kind in ("call", "first_token") and calls:
             label = f"{calls}. {label}"
         bars.append(Bar(round(x, 2), round(wide, 2), _COLORS.get(span.kind, 6), label, start, end - start, span))
     return bars

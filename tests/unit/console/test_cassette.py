@@ -6,7 +6,8 @@ import json
 
 from antiphon.console.story import exported
 from antiphon.engine.ports.journal import Entry, Part, Recording
-from antiphon.recordings.format import read_entries
+from antiphon.recordings.format import CHAT_PATH, read_entries
+from antiphon.recordings.matching import Playlist
 
 HEADERS = [["content-type", "text/event-stream"], ["x-request-id", "up_1"]]
 FIRST = b'data: {"choices": []}\n\n'
@@ -72,6 +73,16 @@ def test_the_first_entry_is_the_exchange_with_the_client() -> None:
     facts = json.loads(first)["antiphon"]
     assert facts["code"] == "upstream_unreachable" and facts["request_id"] == "req_1" and facts["version"]
     assert "n:anna" not in first.decode() and "antiphon" not in json.loads(calls[0])
+
+
+def test_the_entry_of_the_client_changes_no_replayed_chat_request() -> None:
+    asked = Part(0.0, "request", b'{"model": "m"}', {"method": "POST", "path": "/v1/responses"})
+    answer = (Part(0.2, "head", b"", {"status": 200, "headers": HEADERS}), Part(0.3, "data", LAST), Part(0.4, "end"))
+    recording = Recording((asked, *call(0.1, *answer, body=b'{"model": "m"}')))
+    played = Playlist(read_entries(b"".join(exported(recording))))
+    for _ in range(2):
+        found = played.take("POST", CHAT_PATH, b'{"model": "m"}')
+        assert found is not None and found[1].body == LAST
 
 
 def test_a_client_that_left_got_a_cut_answer() -> None:

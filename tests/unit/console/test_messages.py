@@ -71,6 +71,9 @@ def test_a_stacked_bar_fills_its_width() -> None:
     assert stacked([("a", 1)], whole=4)[0].share == 0.25
 
 
+STEPS = (("first_token", 1.0), ("call", 2.0))
+
+
 def test_a_waterfall_is_in_order_and_inside() -> None:
     spans = [
         JournalSpan("save", "", 9.9, 10.0),
@@ -130,3 +133,9 @@ def test_the_markdown_of_a_page_has_a_budget() -> None:
     assert looks == ["markdown"] * 6 + ["text"] * 3
     (call,) = within_budget(read_items([{"type": "function_call", "name": "x", "arguments": "[" * 30_000}]))
     assert call.pieces[0].look == "text"
+
+
+def test_the_steps_of_a_waterfall_have_the_numbers_of_their_calls() -> None:
+    calls = [JournalSpan(kind, "default", at, at + long) for at in (0.0, 3.0) for kind, long in STEPS]
+    labels = [bar.label for bar in waterfall([*calls, JournalSpan("tool", "x", 2.0, 3.0)], 5.0)]
+    assert labels == ["1. call default", "1. first token", "tool x", "2. call default", "2. first token"]
