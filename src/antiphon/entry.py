@@ -1,9 +1,8 @@
 """The entry point of `antiphon` and `python -m antiphon`: runs one command, and turns its errors into exit statuses.
 
-This module chooses the command, and turns an error into an exit status. The module starts the command `health` fast,
-because containers run `health` every few seconds. The module also handles a SIGTERM during the start of a container.
-`commands/command_line.py` defines the commands and flags, the package `commands` implements them, and
-`supervisor/process.py` drains a server.
+The module starts the command `health` fast, because containers run `health` every few seconds. The module also handles
+a SIGTERM during the start of a container. `commands/command_line.py` defines the commands and flags, the package
+`commands` implements them, and `supervisor/process.py` drains a server.
 
 Invariants: the process imports the module of a command only when that command runs. If settings are wrong, the process
 prints them to standard error, one setting per line, and exits with status 2. Without an error, the exit status is the

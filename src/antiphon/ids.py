@@ -34,8 +34,8 @@ _ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 def new_id(prefix: str, clock: Clock = time.time) -> str:
-    """Create an id: `prefix_` and 48 hexadecimal digits. The first 12 digits are the milliseconds since the epoch, and
-    the other 36 (144 bits) are random.
+    """Create an id: `prefix_` and 48 hexadecimal digits. The first 12 hexadecimal digits of an id are the milliseconds
+    since the epoch, and the other 36 (144 bits) are random.
 
     For example, `new_id("resp")` returned `resp_019c11597000…` on 31 January 2026. The prefixes of objects are `resp`,
     `conv`, `pmpt`, `vs`, `vsfb`, `cntr`, `cfile` and `key`. The ids of uploaded files begin with `file-`.

@@ -24,8 +24,8 @@ _LEAST = 32
 def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") -> bytes:
     """The key `name` of this data folder (64 hexadecimal digits), created if it is missing. Raises `ConfigError`.
 
-    Before this function creates a key, it calls `depends`. A result that is not empty describes stored data that a new
-    key would make unreadable. The function then raises `ConfigError` and creates no key.
+    Before this function creates a key, it calls `depends`. If the result is not empty, it describes stored data that a
+    new key would make unreadable. The function then raises `ConfigError` and creates no key.
     """
     path = folder / name
     try:

@@ -9,8 +9,9 @@ names, parameter names, numbers, public URLs without their query) stay.
 
 For known secrets, the search compares only letters and digits, and ignores case. Therefore the search finds a key in
 upper case, split over two lines, quoted or with dashes. The search also finds a key in base64 (at any offset), in
-hexadecimal digits or percent-encoded. For a long key, twelve consecutive characters suffice. Ordinary words may contain
-a key with fewer than eight characters, so the search removes such a key only where it is a separate word.
+hexadecimal digits or percent-encoded. The search finds a long key even if a text contains only twelve consecutive
+characters of the key. Ordinary words may contain a key with fewer than eight characters, so the search removes such a
+key only where it is a separate word.
 
 Invariants: the running time is linear in the length of the text. The result of `redacted` is one line without control
 characters. This module stores no secret. The functions return a text without a secret unchanged.
@@ -80,7 +81,8 @@ class SecretSearch:
     takes time for each letter of the text.
 
     The quick search finds each secret and its encodings. The quick search also finds any 23 consecutive letters and
-    digits of a long secret, and some shorter parts. A search for all short parts would find ordinary words too.
+    digits of a long secret, and some shorter parts. A search for all short parts of a secret would also find ordinary
+    words.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -133,7 +135,7 @@ def _forms(secret: str) -> list[str]:
 
 def _may_have(plain: bytes, form: str) -> bool:
     """Whether a text that is reduced to lower-case letters and digits may contain the encoded secret `form`, or a part
-    of a long one."""
+    of a long encoded secret."""
     if len(form) < _LONG:
         return form.encode() in plain
     # Each part of a long secret for which `_found` looks contains at least one of these blocks.

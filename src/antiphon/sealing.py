@@ -4,8 +4,8 @@ This module defines the format of a sealed text, and rotates keys. The exchange 
 `app/keys.py` and `local_keys.py` supply the keys.
 
 Format: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-GCM of zlib(payload), with its tag (16)`.
-Version, key id, owner and kind are the associated data of AES-GCM. Therefore a sealed text opens only for the owner and
-the kind for which it was sealed.
+The version of the format, the key id, the owner and the kind of data are the associated data of AES-GCM. Therefore a
+sealed text opens only for the owner and the kind for which it was sealed.
 
 Invariants: every text that cannot be opened gives the same `InvalidRequest`, so an attacker does not learn which part
 was wrong. `open` never returns more than `max_bytes`.

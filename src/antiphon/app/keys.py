@@ -29,8 +29,8 @@ OWNER_KEY, SEALING_KEY, ADMIN_TOKEN = "owner.key", "sealing.key", "admin.token"
 
 
 def owner_key(settings: Settings) -> bytes:
-    """Return the key of the owner hash: the configured key, or else the key file of the data folder, which all workers
-    share. Raises `ConfigError`."""
+    """Return the key with which Antiphon hashes tokens into owner ids. This is the configured key, or else the key in
+    the data folder, which all workers share. Raises `ConfigError`."""
     if settings.owner.key is not None:
         return settings.owner.key.get_secret_value().encode()
     if settings.owner.source != "bearer":
@@ -93,9 +93,10 @@ def deployment_keys(settings: Settings) -> KeyFingerprints:
 
 
 def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
-    """Return the callers by the SHA-256 of their keys in the settings. Returns None if the gateway accepts every token,
-    or accepts tokens of an issuer instead of keys. A key in `owner.api_keys` has no named owner, so its owner is the
-    hash of the token. The result lacks the keys that operators create at run time (`engine/running/client_keys.py`)."""
+    """Return the callers with a client key in the settings, by the SHA-256 of the key. Returns None if the gateway
+    accepts every token, or accepts tokens of an issuer instead of keys. A key in `owner.api_keys` has no named owner,
+    so its owner is the hash of the token. The result lacks the keys that operators create at run time
+    (`engine/running/client_keys.py`)."""
     owner = settings.owner
     if not owner.has_client_keys or owner.source == "jwt":
         return None
@@ -136,8 +137,8 @@ def key_problems(settings: Settings) -> list[str]:
 
 
 def new_keys(settings: Settings) -> list[Path]:
-    """Create the missing keys, although stored data depends on the lost keys. Returns the new files. Raises
-    `ConfigError`."""
+    """Create new keys in place of lost keys, although stored data depends on the lost keys. Returns the new files.
+    Raises `ConfigError`."""
     lost = list(lost_keys(settings))
     for name in lost:
         local_key(settings.data, name)

@@ -5,8 +5,8 @@ configured tracer. `observability/metric_names.py` has the names and description
 code that increments them.
 
 Values that need a query or disk access are read before a scrape, at most once a second. Sizes and connections are read
-at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for it, and scrapes show
-the last values.
+at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for the disk, and
+scrapes show the values of the last read.
 
 Invariant: without scrapes this module does no work, except one timer in the event loop.
 """

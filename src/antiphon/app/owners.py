@@ -137,7 +137,8 @@ async def _has_containers(settings: Settings, stores: Stores, owner: str) -> boo
 
 
 def quota_rules(settings: QuotaSettings) -> QuotaRules:
-    """Return all limits of the settings. Every named entry contains the limits that it inherits."""
+    """Return all limits of the settings. The entry of a named owner, key or team also contains the limits that it
+    inherits."""
     each: dict[Kind, QuotaLimits] = {
         "owner": settings.each_owner,
         "key": settings.each_key,

@@ -4,8 +4,8 @@ The table `CLIENTS` has one row for each client: its binary, the command that in
 `run_client.py` runs the client.
 
 Invariants: this module writes a configuration only to the run's private folder or to the client's environment, so the
-user's own files do not change. A configuration contains the name of the variable with the client's key, and never the
-key.
+user's own files do not change. A configuration contains the name of the environment variable with the client's key, and
+never the key itself.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ code in a separate module, and `entry.py` runs it. `command_arguments.py` has th
 `flags.py` has the setting of each flag.
 
 Invariants: of the commands, the parser imports only `health`, so that `antiphon --help` is quick. An error message
-never repeats a key that is in the wrong place.
+never repeats an API key that a user gave in place of another argument.
 """
 
 from __future__ import annotations

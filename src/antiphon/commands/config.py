@@ -79,7 +79,7 @@ def _write_sources(arguments: argparse.Namespace, values: Mapping[str, object]) 
 
 
 def _cut(text: str) -> str:
-    """The value, shortened to the width of the table's column."""
+    """The value of a setting, shortened to the width of the table's column."""
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
@@ -96,7 +96,7 @@ def _paths() -> list[tuple[str, ...]]:
 
 
 def _at(values: object, path: tuple[str, ...]) -> object:
-    """The value at `path` in nested mappings, or `_NOT_GIVEN`."""
+    """The value at `path` in nested mappings, or `_NOT_GIVEN` if there is none."""
     found: object = values
     for name in path:
         if not isinstance(found, Mapping) or name not in found:

@@ -159,8 +159,8 @@ async def _until_its_end(command: Sequence[str], environ: Mapping[str, str], sig
 
 
 def _in_foreground() -> bool:
-    """Whether this process is in the terminal's foreground. The terminal then sends the signals of its keys to this
-    process and to the client."""
+    """Whether this process is in the terminal's foreground. In that case the terminal sends the signals of keys such as
+    Ctrl-C to this process and to the client."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:

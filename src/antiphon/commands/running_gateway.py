@@ -163,7 +163,7 @@ class RunningGateway:
 
 @asynccontextmanager
 async def reached(url: str, key: str | None) -> AsyncIterator[RunningGateway]:
-    """A client of the gateway with this base URL, which sends this key."""
+    """An HTTP client of the gateway with this base URL. The HTTP client sends this API key."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(headers=headers) as session:
         yield RunningGateway(session, url)

@@ -2,7 +2,7 @@
 operations.
 
 This module escapes control characters, decides about colours, dims text, aligns tables, and shows the progress line
-(which the library tqdm draws). Each command's module decides what the command prints. The package `stores` reports
+(which the library tqdm draws). The module of each command decides what the command prints. The package `stores` reports
 progress, and `observability/log_lines.py` colours log lines.
 
 Invariants: a terminal interprets no character in a result of `printable_text`, except line ends and tabs. In a result

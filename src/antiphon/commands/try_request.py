@@ -127,7 +127,7 @@ def read_tool(text: str) -> dict[str, object]:
 
 
 def _input(text: str) -> str:
-    """The text, or standard input for `-`. Raises `ConfigError`."""
+    """The text of the argument, or the text from standard input if the argument is `-`. Raises `ConfigError`."""
     if text != "-":
         return text
     read = sys.stdin.buffer.read(_MOST_TEXT + 1)

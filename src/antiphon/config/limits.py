@@ -297,8 +297,8 @@ class StorageLimits(QuotaLimits):
 
 
 class QuotaSettings(Section):
-    """Limits on requests, tokens and cost. All processes that share a state share the counters. A request must fit into
-    every limit that applies to it: those of its key, its owner, its team and its model."""
+    """Limits on requests, tokens and cost. All processes that share a database share the counters. A request must fit
+    into every limit that applies to it: those of its client key, its owner, its team and its model."""
 
     each_owner: StorageLimits = StorageLimits()
     each_key: QuotaLimits = QuotaLimits()

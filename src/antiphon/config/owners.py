@@ -92,8 +92,8 @@ class JwtSettings(_ClaimSettings):
 
 
 class NamedOwner(Section):
-    """One named owner: the keys, and the models and tools that the keys may use. In the settings, a list of keys may
-    stand for the whole section."""
+    """One named owner: the owner's client keys, and the models and tools that these keys may use. In the settings, a
+    list of keys may stand in place of this section."""
 
     keys: tuple[Secret, ...] = Field(min_length=1)
     """The owner's keys, as in `owner.api_keys`. All keys of one owner give access to the same stored data. To replace a
@@ -236,7 +236,8 @@ class OwnerSettings(Section):
 
 
 def check_issuer_url(url: str) -> None:
-    """Raise `ValueError` if keys from this URL could be forged: it is neither https nor on this machine."""
+    """Raise `ValueError` if an attacker could forge the keys from this URL, because the URL is neither https nor on
+    this machine."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

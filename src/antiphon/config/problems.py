@@ -5,9 +5,9 @@ secrets. The message about a missing optional dependency ("extra") has the comma
 checks rules between settings, and the messages of these rules pass unchanged. `sources.py` finds unknown names in the
 sources. The code that needs an extra decides what works without it.
 
-Invariants: no message repeats a value, because a value may be a misplaced secret. No message contains pydantic's own
-text, which mentions Python types. The command for an extra installs packages from a package index into the environment
-of the running Python. Therefore the command works however Antiphon itself was installed.
+Invariants: no message repeats the value of a setting, because the value may be a misplaced secret. No message contains
+pydantic's own text, which mentions Python types. The command for an extra installs packages from a package index into
+the environment of the running Python. Therefore the command works however Antiphon itself was installed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 This module also has the functions that return the path and the description of each setting. `sources.py` reads the
 values, and `problems.py` makes the error messages.
 
-Invariant: a section is complete, validated and immutable. No validation error contains a value.
+Invariant: a section is complete, validated and immutable. No validation error contains the value of a setting.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ override `ANTIPHON_*` environment variables, variables override a YAML file, and
 modules of this package define the sections, and `sources.py` reads a source. Only `app/` and the commands read the
 root. All other code gets sections.
 
-Invariant: an unknown key is an error in every source, and the result of `redacted` never contains a secret.
+Invariant: an unknown setting is an error in every source, and the result of `redacted` never contains a secret.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ certificates, further attributes of the resource. The other modules of this pack
 and `yaml_text.py` parses YAML.
 
 Invariants: an unknown name is an error in every source, and the message suggests the nearest known name. An error about
-an unreadable source repeats no line of the source, because the line may contain a key. Antiphon's own settings override
-the variables of OpenTelemetry. An invalid variable of OpenTelemetry is an error only if Antiphon would send traces.
+an unreadable source repeats no line of the source, because the line may contain an API key. Antiphon's own settings
+override the variables of OpenTelemetry. An invalid variable of OpenTelemetry is an error only if Antiphon would send
+traces.
 """
 
 from __future__ import annotations
@@ -162,8 +163,8 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
 
 
 def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
-    """Read the settings of tools from other packages in `ANTIPHON_EXTENSIONS__*` variables. A value in brackets is
-    parsed as YAML."""
+    """Read the settings of tools from other packages in `ANTIPHON_EXTENSIONS__*` variables. If a variable's value is in
+    brackets, the function parses the value as YAML."""
     values: dict[str, object] = {}
     for name, text in environ.items():
         if not name.startswith(_EXTENSIONS_PREFIX):

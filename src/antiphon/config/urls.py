@@ -5,8 +5,8 @@ that mask accept any text of the settings, because any text may contain a URL. `
 package `stores` opens a store. `redaction.py` masks secrets in texts of upstreams.
 
 In an http URL, the account and the values of all parameters are masked, because parameter names differ between
-services. Path segments that look like keys are masked too. In other URLs, only the password and parameters whose name
-suggests a secret are masked.
+services. Path segments that look like API keys are masked too. In other URLs, only the password and parameters whose
+name suggests a secret are masked.
 
 Invariants: no error message repeats a URL, because the URL may contain a password. A text without a URL is returned
 unchanged. Masking a masked text again does not change it.
@@ -207,8 +207,8 @@ def shown_value(value: object) -> object:
 
 
 def url_secrets(text: str) -> Iterator[str]:
-    """Yield the credentials of the URLs in a text, in clear text. A parameter counts only if its name or value looks
-    like a secret, because other values may be ordinary words."""
+    """Yield the credentials of the URLs in a text, in clear text. The function yields a parameter's value only if its
+    name or value looks like a secret, because other values may be ordinary words."""
     for found in _pattern(text).finditer(text):
         parts = _parts(found)
         user, _, password = parts.account.partition(":")

@@ -2,7 +2,7 @@
 
 This module has the parser and its error messages. `sources.py` reads the files and variables that contain YAML.
 
-Invariant: no error message repeats a part of the text, because the text may contain a key.
+Invariant: no error message repeats a part of the text, because the text may contain an API key.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _problem(error: Exception) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that rejects a key which occurs twice in a mapping. PyYAML accepts such a key silently."""
+    """A YAML loader that rejects a mapping with the same key twice. PyYAML accepts such a mapping silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

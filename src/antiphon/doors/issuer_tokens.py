@@ -140,8 +140,8 @@ class HeldKeySet(Protocol):
 
     @property
     def keys(self) -> TokenKeys | None:
-        """The keys; None until the first download succeeds. The property returns the same object until the keys
-        change."""
+        """The issuer's keys, or None until the first download succeeds. The property returns the same object until the
+        keys change."""
 
     def read_soon(self) -> float:
         """Request another download of the keys, because a token names an unknown key. Returns the seconds until newer

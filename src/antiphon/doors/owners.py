@@ -4,7 +4,7 @@ This module does not decide whether a header is trustworthy. Before the servers 
 headers that a client could forge.
 
 Invariant: an owner name never contains a credential. The owner name for a bearer token contains a keyed hash
-(HMAC-SHA-256) of the token. So the database holds no tokens, and an attacker without the key cannot test guessed
+(HMAC-SHA-256) of the token. So the database holds no tokens, and an attacker without the hash key cannot test guessed
 tokens.
 """
 
@@ -69,7 +69,7 @@ class LeftClaims:
 
 
 class Adopts(Protocol):
-    """Moves data that was stored under a token's hash to the named owner of the token's key
+    """Moves data that was stored under a token's hash to the named owner of this token
     (`engine/running/adoption.py`)."""
 
     seen: set[str]

@@ -94,7 +94,7 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
 
 
 def to_yaml(config: Config | list[Config]) -> str:
-    """Return the configuration as YAML, with keys in their original order."""
+    """Return the configuration as YAML, with the fields of each mapping in their original order."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=1000)
 
 

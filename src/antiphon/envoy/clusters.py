@@ -164,7 +164,7 @@ def _tls(host: str, context: Config) -> Config:
 
 
 def _validation(host: str, authorities: str) -> Config:
-    """Return the part of a TLS context that verifies the server's name or address."""
+    """Return the fields of a TLS context that make Envoy verify the server's name or address."""
     kind = "IP_ADDRESS" if _is_ip(host) else "DNS"
     return {
         "validation_context": {

@@ -19,9 +19,9 @@ On a shared Gateway, Antiphon changes no routes of other teams (`snippet.beside_
 the objects of other teams (the Gateway, an EnvoyProxy). Instead, the output contains commands that change the objects
 of other teams. On a Gateway that serves only Antiphon (`GatewayTarget.own`), the output contains all objects.
 
-Invariants: the output contains no secret, only names of keys. A route to which no patch was applied leads to an address
-without a server, so its requests fail. The patches contain only `snippet.parts`. Antiphon's filter is right before the
-router, so it runs after all filters that control access.
+Invariants: the output contains no secret, only the names of the keys in a Secret. A route to which no patch was applied
+leads to an address without a server, so its requests fail. The patches contain only `snippet.parts`. Antiphon's filter
+is right before the router, so it runs after all filters that control access.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ for one kind of gateway.
 Antiphon is a native sidecar of that Envoy. Envoy and the sidecar communicate over Unix sockets in a memory volume, so
 they need no shared secret, and no other pod can connect.
 
-Invariants: the output contains no secret, only names of keys. A Gateway never refers to a deleted object, because such
-a Gateway serves no request.
+Invariants: the output contains no secret, only the names of the keys in a Secret. A Gateway never refers to a deleted
+object, because such a Gateway serves no request.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def inside(settings: Settings) -> Settings:
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
-    """Return the keys of the Secret: the variables of the sidecar, and the variables of Envoy's process."""
+    """Return the keys of the Kubernetes Secret: the environment variables of the sidecar, and those of Envoy's
+    process."""
     return sorted({*sidecar.secrets, *_injected_keys(settings)})
 
 
@@ -276,7 +277,7 @@ def _commented(text: str) -> str:
 
 
 def _injected_keys(settings: Settings) -> list[str]:
-    """Return the environment variables from which the managed Envoy reads the keys of the upstreams."""
+    """Return the environment variables from which the managed Envoy reads the API keys of the upstreams."""
     return [key_variable(name) for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
 
 

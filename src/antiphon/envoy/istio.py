@@ -11,7 +11,7 @@ Istio 1.21. So Istio's agent merges a file with the limits into the bootstrap (`
 A patch with operation MERGE merges protobuf messages: it replaces single values, and appends to lists.
 
 Invariants: the patches contain only `snippet.parts`, for one port of one Gateway. The output contains no secret, only
-names of keys.
+the names of the keys in a Secret.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Merges Antiphon's parts into an existing Envoy configuration.
+"""Merges the parts of Antiphon's Envoy configuration, such as clusters and routes, into an existing configuration.
 
 This module parses the configuration as Envoy does and finds the listener, the connection manager and the virtual host.
 This module then merges Antiphon's parts into the configuration and describes the changes. `snippet.py` generates the
 parts, the package `commands` reads and writes files, and `bootstrap.to_yaml` formats the result.
 
-Invariants: the merge loses no part of the configuration, and reports every changed value. If one of Antiphon's names
-already exists, nothing is merged. The input objects are not modified. Values keep the meaning that they have for Envoy.
-For example, YAML 1.1 reads `1.10` as the number 1.1 and `1:20` as 80, but Envoy reads both as text.
+Invariants: the merge loses nothing of the existing configuration, and reports every changed value. If one of Antiphon's
+names already exists, nothing is merged. The input objects are not modified. Values keep the meaning that they have for
+Envoy. For example, YAML 1.1 reads `1.10` as the number 1.1 and `1:20` as 80, but Envoy reads both as text.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def _append(theirs: list[Config], ours: list[Config], what: str, at: int | None 
 
 
 def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -> None:
-    """Merge a part into a message. Antiphon's values replace existing values, and its list entries come first."""
+    """Merge a part into a message. Antiphon's values replace existing values, and Antiphon's list entries come before
+    existing entries."""
     for field, value in part.items():
         name = _spelled(mine, field)
         called = f"{where}: {field}" if where else field

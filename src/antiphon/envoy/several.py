@@ -5,8 +5,8 @@ internal listener per upstream. `routes.py` decides when Envoy tries another ups
 upstreams' own clusters.
 
 A route rewrites path, host and credentials before a cluster selects an endpoint, and a retry sends the same request. So
-an aggregate cluster would send one upstream's key to another upstream. Therefore the endpoints of a group's cluster are
-internal listeners of the same Envoy. The routes of each listener adapt the request to its upstream.
+an aggregate cluster would send one upstream's API key to another upstream. Therefore the endpoints of a group's cluster
+are internal listeners of the same Envoy. The routes of each listener adapt the request to its upstream.
 
 Invariant: only routes of an upstream's own listener set the path, host and credentials of requests to that upstream.
 """

@@ -1,4 +1,5 @@
-"""Splits the bootstrap into the parts that an existing Envoy needs. The existing listener may also serve other routes.
+"""Splits the generated bootstrap into the parts that the configuration of an existing Envoy needs. The existing
+listener may also serve other routes.
 
 Each part belongs at one point of the existing configuration. `bootstrap.py`, `clusters.py` and `routes.py` generate the
 parts, and `gateway_api.py` and `istio.py` put them into Kubernetes objects.
@@ -103,7 +104,7 @@ Envoy needs this section for internal listeners. Put it next to static_resources
 def parts(
     settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST
 ) -> dict[str, Config | list[Config]]:
-    """Return the parts by the name of the Envoy object to which they belong."""
+    """Return the parts of the configuration, by the name of the Envoy object to which each part belongs."""
     manager = connection_manager(settings)
     extensions = bootstrap_extensions(settings)
     found: dict[str, Config | list[Config]] = {
@@ -127,7 +128,7 @@ def parts(
 
 
 def snippet(settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> str:
-    """Return the parts as YAML with comments."""
+    """Return the parts of the configuration as YAML with comments."""
     text = [f"# What an existing Envoy ({version}) needs for Antiphon. Each key names the place of its part.\n"]
     for name, part in parts(settings, sidecars, version).items():
         heading = "".join(f"# {line}\n" for line in _HEADINGS[name].splitlines())

@@ -86,7 +86,7 @@ class CassetteFile:
         self._ours = not data
 
     def append(self, line: bytes) -> int:
-        """Write the line of an entry. Returns the number of the entry in the file, from 1. Raises OSError."""
+        """Write an entry as a line. Returns the number of the entry in the file, counted from 1. Raises OSError."""
         if self._bytes + len(line) > FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         rest = memoryview(line)

@@ -10,7 +10,8 @@ format.
 
 Invariants: `read_entries(entry_line(entry)) == (entry,)` for each entry that `make_entry` returns. An entry holds no
 request header, and only the response headers in `KEPT_HEADERS`. `make_entry` refuses an exchange that shows a secret.
-The digest covers every other value of the entry, and does not depend on white space or on the order of keys.
+The digest covers every other value of the entry, and does not depend on white space or on the order of an object's
+keys.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ _NAMED: Final = 5
 
 
 class CannotRecord(AntiphonError):
-    """An exchange that cannot be recorded. The message is a sentence for the user."""
+    """Raised for an exchange that cannot be recorded. The message is a sentence for the user."""
 
 
 class DamagedRecording(AntiphonError):
-    """A file with damaged entries. The message names the first damaged entries."""
+    """Raised for a file with damaged entries. The message names the first damaged entries."""
 
 
 @dataclass(frozen=True)

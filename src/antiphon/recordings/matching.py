@@ -4,8 +4,8 @@ This module compares a request with the recorded requests, and decides the order
 recorded request matches, the module finds the nearest entry and the first difference. `servers.py` handles HTTP, and
 `format.py` reads entries.
 
-Two requests match if method, path and body are equal. Two JSON bodies are equal if their values are equal, in any order
-of keys. The numbers 1 and 1.0 are equal.
+Two requests match if method, path and body are equal. Two JSON bodies are equal if their values are equal, whatever the
+order of an object's keys. The numbers 1 and 1.0 are equal.
 
 Invariants: the same requests in the same order get the same answers. A search compares a request with at most
 `_COMPARED` entries.
@@ -159,7 +159,7 @@ def _whole_numbers(value: object) -> object:
 
 
 def _short(one: object, other: object) -> tuple[str, str]:
-    """Two values as short texts. Long texts begin shortly before their first difference."""
+    """Two values as short texts. If a text is long, the result begins shortly before the first difference."""
     if isinstance(one, str) and isinstance(other, str):
         same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
         if same > _SHOWN // 2:

@@ -85,8 +85,8 @@ def scrubbed(chunks: tuple[tuple[float, bytes], ...], secrets: Secrets) -> tuple
 
 
 def shows(content_type: str, body: bytes, secrets: Secrets) -> bool:
-    """Whether the body or its type contains a secret, also with escaped characters or split over the chunks of a
-    stream."""
+    """Whether the body or the content type contains a secret, also with escaped characters or split over the chunks of
+    a stream."""
     if not secrets:
         return False
     fields: dict[str, list[str]] = {}
@@ -124,7 +124,7 @@ def _unescaped(text: str) -> str:
 
 
 def _texts(value: object) -> Iterator[tuple[str, str]]:
-    """All strings in a decoded value, keys included, each with the name of its field."""
+    """All strings in a decoded JSON value, including the names of fields, each with the name of its field."""
     waiting = [("", value)]
     while waiting:
         name, one = waiting.pop()

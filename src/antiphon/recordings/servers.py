@@ -242,8 +242,8 @@ class Recorder:
         exchange.chunks.append((round(time.monotonic() - exchange.started, 6), data))
 
     async def _record(self, exchange: _Exchange) -> None:
-        """Append the entry, and report it. The lock is the first await, so the file has the entries in the order in
-        which their answers ended."""
+        """Append the entry of an exchange to the file, and call `report`. The method first awaits the lock, so the file
+        has the entries in the order in which their answers ended."""
         async with self._writing:
             outcome = exchange.outcome("")
             try:
@@ -257,7 +257,7 @@ class Recorder:
         self._report(outcome)
 
     def _entry(self, exchange: _Exchange) -> tuple[CassetteEntry, bytes, str]:
-        """The entry, its line, and a note for the user."""
+        """The entry for the exchange, its line in the file, and a note for the user."""
         request = exchange.request
         if exchange.chunks is None:
             raise CannotRecord(

@@ -119,8 +119,9 @@ def _holds_secret(value: object) -> bool:
 
 
 def _as_text(value: object) -> str:
-    """Return a text unchanged, and any other value as JSON that is also valid YAML. All characters beyond ASCII are
-    escaped, because YAML escapes characters above U+FFFF differently and treats some others as line ends."""
+    """Return the value of a setting as text: a text unchanged, and any other value as JSON that is also valid YAML. All
+    characters beyond ASCII are escaped, because YAML escapes characters above U+FFFF differently and treats some others
+    as line ends."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, str):

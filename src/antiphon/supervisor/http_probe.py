@@ -5,7 +5,7 @@ Antiphon's own ports. `envoy_process.py`, `generation.py` and `listen_address.py
 
 This module does not use aiohttp, because the parent of the workers would load aiohttp (13 MiB) only for these probes.
 
-Invariants: `ask` raises no error for a timeout. A response body has at most `_MOST_BYTES`.
+Invariants: `ask` raises no error for a timeout. The client reads a response body of at most `_MOST_BYTES`.
 """
 
 from __future__ import annotations

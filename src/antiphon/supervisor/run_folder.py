@@ -1,6 +1,6 @@
 """Manages the folder of one run of `antiphon up`, which contains the run's sockets and generated files.
 
-This module chooses the folder's path, creates the folder and removes it. `generation.py` writes the content of the
+This module chooses the folder's path, creates the folder and removes it. `generation.py` writes the files in the
 folder.
 
 Invariants: only this user can access the folder. Paths of sockets in the folder fit in the system's limit. A run

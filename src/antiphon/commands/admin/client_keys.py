@@ -173,7 +173,7 @@ def _told(key: ClientKey) -> dict[str, object]:
 
 
 def _shown(key: ClientKey) -> dict[str, str]:
-    """The key as cells of a table."""
+    """The client key as cells of a table row."""
     ends = _day(key.expires_at) if key.expires_at is not None else "never"
     return {
         "id": key.id,

@@ -150,8 +150,8 @@ def _keys(settings: Settings) -> Iterator[str]:
 
 
 async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) -> int:
-    """Print the keys that the database records. With `accept`, first replace the recorded keys by those in the
-    settings. Returns the exit status."""
+    """Print the fingerprints of the keys that the database records. With `accept`, first replace them by the
+    fingerprints of the keys in the settings. Returns the exit status."""
     backend, keys = backend_of(settings.state, settings.data), deployment_keys(settings)
     if accept:
         await backend.accept_keys(keys)

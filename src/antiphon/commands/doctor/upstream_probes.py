@@ -4,7 +4,7 @@ This module sends the probes, interprets the answers, and knows paths that ident
 results, and `upstream_report.py` judges them. `translation/profiles` identifies a server by its list of models or its
 host name. This module changes no setting.
 
-Invariants: a probe never raises, and requests at most `_TOKENS` tokens. The report of a probe contains no credential.
+Invariants: a probe never raises, and requests at most `_TOKENS` tokens. The result of a probe contains no credential.
 Requests that identify a server are `GET` requests without credentials. If these requests do not identify the server,
 the result is `""` and never a guess.
 """
@@ -329,7 +329,8 @@ def _streamed_arguments(answer: Answer) -> str:
 
 
 def _is_json(content: object) -> bool:
-    """Whether the content is a JSON object, as text or already parsed. Some servers return a parsed object."""
+    """Whether the content of an answer's message is a JSON object, as text or already parsed. Some servers return an
+    object in place of text."""
     if isinstance(content, dict):
         return True
     try:

@@ -223,8 +223,8 @@ def write_part(kind: int, body: bytes | memoryview, end: bool) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _before(kind: int, size: int, end: bool) -> bytes:
-    """Encode all bytes of the answer before the body. These bytes depend only on the kind, the body's size and the end
-    flag."""
+    """Encode all bytes of the answer before the body. These bytes depend only on the kind of the message, the body's
+    size and the end flag."""
     before = bytes((_BODY,)) + varint(size)
     for tag in (*reversed(_NESTING), _ANSWERS[kind]):
         inside = len(before) + size + (len(_END_OF_BODY) if end else 0)

@@ -90,8 +90,8 @@ class CallOwner(Protocol):
 
 
 class Call:
-    """One gRPC call. The first group of methods is for the processor, and none of them waits. The second group is for
-    the connection."""
+    """One gRPC call. The processor calls the first group of methods, and none of them waits. The connection calls the
+    second group."""
 
     __slots__ = (
         "_connection",
@@ -407,8 +407,8 @@ def status_trailers(status: GrpcStatus, message: str = "") -> list[tuple[bytes, 
 
 
 def timeout_seconds(value: bytes) -> float | None:
-    """Return the seconds of a `grpc-timeout` header value. Returns None unless the value is one to eight digits and a
-    unit."""
+    """Return the timeout in a `grpc-timeout` header value, in seconds. Returns None unless the value is one to eight
+    digits and a unit."""
     text = value.decode("ascii", "replace")
     if not 2 <= len(text) <= 9 or not text[:-1].isdecimal() or text[-1] not in _UNITS:
         return None

@@ -189,8 +189,8 @@ class RelayState:
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """The side that ended Envoy's stream early. An upstream failure before its head arrives as Envoy's own
-        response. After the head, a client that leaves looks like an upstream that breaks off."""
+        """The side that ended Envoy's stream early. If the upstream fails before its response head, the failure arrives
+        as Envoy's own response. After the head, a client that leaves looks like an upstream that breaks off."""
         return CancelReason.CONNECTION_ENDED if self._headed and self._end is None else CancelReason.CLIENT_GONE
 
     def next_action(self) -> CallUpstream | OwnAction | None:

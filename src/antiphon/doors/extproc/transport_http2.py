@@ -66,8 +66,8 @@ class Http2Transport:
         return self.calls.standard(path, CallStream(call))
 
     async def serve(self, connection: Http2Connection, call: Call, work: Coroutine[object, object, None]) -> None:
-        """Run one call to its end and report its status to the connection. This method raises no exception except a
-        cancellation."""
+        """Run one call to its end, and pass the call's gRPC status to the connection. This method raises no exception
+        except a cancellation."""
         status, message = GrpcStatus.OK, ""
         try:
             await work

@@ -8,9 +8,9 @@ they create an object for each field of each header. Most headers are equal in e
 bytes.
 
 Invariants: header values are in the field `raw_value`, because Envoy treats values in the field `value` as empty.
-Setting a header replaces the existing one; several values of one name become one header with a comma-separated list.
-Decoding and encoding a header does not change bytes that are not UTF-8. The cache never holds a value that may be a
-credential. The generated protobuf classes decode the hand-written bytes to the same values (a test compares them).
+Setting a header replaces the existing one; several values of one header name become one header with a comma-separated
+list. Decoding and encoding a header does not change bytes that are not UTF-8. The cache never holds a value that may be
+a credential. The generated protobuf classes decode the hand-written bytes to the same values (a test compares them).
 """
 
 from __future__ import annotations

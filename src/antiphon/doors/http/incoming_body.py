@@ -112,7 +112,7 @@ def _misframed() -> InvalidRequest:
 
 
 async def _go_on_reading(request: web.BaseRequest) -> None:
-    """Send `100 Continue` to a client that waits for it before it sends the body."""
+    """Send `100 Continue` to a client that waits for this status before it sends the body."""
     if request.headers.get("expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # The bytes of the interim response must not count as bytes of the final response.

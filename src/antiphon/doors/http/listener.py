@@ -168,7 +168,7 @@ class Listener:
 
     def _pause(self, why: str) -> None:
         """Stop accepting connections for a moment, because the limit is reached or no descriptor is free. Close the
-        connection that has been idle longest to make room.
+        connection that has been idle longest, so that another client can connect.
 
         With `closes_silent`, close the oldest quarter of the connections, except those with a request in flight. If the
         listener closed only one, a client could open silent connections faster than the listener closes them."""
