@@ -27,7 +27,7 @@ from antiphon.config.owners import JwtSettings, OwnerSettings, SealingSettings
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.config.upstreams import AuthMode, PriceSettings, UpstreamSettings
+from antiphon.config.upstreams import AuthMode, ModelSettings, PriceSettings, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.backend import SqliteStores
 from tests.support.chat_server import ChatServer
@@ -191,6 +191,7 @@ class Processes:
         console: ConsoleSettings | None = None,
         quotas: dict[str, Any] | None = None,
         prices: tuple[PriceSettings, ...] = (),
+        models: tuple[ModelSettings, ...] = (),
         mcp: str = "",
         code_interpreter: CodeInterpreterSettings | None = None,
         seal: bool = False,
@@ -210,6 +211,7 @@ class Processes:
             limits=LimitSettings(**(limits or {})),
             quotas=QuotaSettings(**(quotas or {})),
             prices=prices,
+            models=models,
             code_interpreter=code_interpreter or CodeInterpreterSettings(),
             admin=admin or AdminSettings(),
             console=console or ConsoleSettings(),

@@ -23,6 +23,7 @@ import structlog
 from antiphon import __version__
 from antiphon.api.credential_checks import AttemptsByAddress
 from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.app.console_context import ThreadContext
 from antiphon.app.keys import make_sealer
 from antiphon.app.owners import quota_rules
 from antiphon.app.sweeping import Sweeper
@@ -82,6 +83,7 @@ def make_console(
         return await quota_use(stores.quotas, rules, subject, most=500)
 
     sealer = make_sealer(settings)
+    context = ThreadContext(stores, sealer)
 
     async def difference(owner: str, earlier: str, later: str) -> PromptDifference | None:
         stored = stores.responses
@@ -107,6 +109,8 @@ def make_console(
         audit=stores.audit,
         quotas=quotas,
         window=lambda model: routes.choose(model).context_tokens,
+        context=context.items,
+        summary=context.summary,
     )
     keys = KeySources(
         KeyManager(stores.client_keys, stores.audit, ACTOR),

@@ -40,6 +40,9 @@ from antiphon.types.transport import Headers
 Difference = Callable[[str, str, str], Awaitable[PromptDifference | None]]
 """The first difference between the prompts of an owner's earlier and later response, by their ids. Raises `ApiError` if
 one of the two prompts cannot be compared."""
+Context = Callable[[str, str], Awaitable[Sequence[Mapping[str, Any]] | None]]
+"""The items that fill the context of the model after an owner's response or conversation, without those that the latest
+compaction replaced. None if the store lacks them."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 ACTOR: Final = "console"
 """The actor in the audit rows of operators who use the console."""
@@ -117,7 +120,8 @@ class Reading:
     background responses (`JobStore.queued`). `handle` answers requests of the API. `unstored` returns a recording that
     only this process holds, or None. `settings` are the effective settings without secrets, as YAML. `facts` describe
     the deployment, by their labels. `models` are the models of the settings. `window` gives the context size of a model
-    in tokens, or None. `warnings` are the newest warnings of this process, newest first.
+    in tokens, or None. `summary` decrypts the summary of an owner's compaction, or returns None. `warnings` are the
+    newest warnings of this process, newest first.
     """
 
     journal: JournalStore
@@ -134,6 +138,8 @@ class Reading:
     audit: AuditStore | None = None
     quotas: Callable[[str], Awaitable[Sequence[QuotaUse]]] | None = None
     window: Callable[[str], int | None] = lambda _: None
+    context: Context | None = None
+    summary: Callable[[str, str], str | None] = lambda _owner, _sealed: None
 
     async def entry(self, request_id: str, owner: str) -> Entry:
         """The entry of a request, by the entry's id, the response's id or the request id. Raises `NotFound`."""

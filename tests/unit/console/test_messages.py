@@ -30,7 +30,8 @@ ITEMS: list[tuple[dict[str, Any], str, str]] = [
         "input_text",
     ),
     ({"type": "web_search_call", "action": {"query": "oslo"}}, "tool calls", "oslo"),
-    ({"type": "compaction", "encrypted_content": "x"}, "compaction", "encrypted_content"),
+    ({"type": "compaction", "encrypted_content": "x"}, "compaction", "Another server encrypted this summary."),
+    ({"type": "compaction", "summary": "They want tea."}, "compaction", "They want tea."),
     ({"type": "item_of_tomorrow", "x": 1}, "user", "item_of_tomorrow"),
 ]
 

@@ -1,7 +1,7 @@
 """Shows conversations as chat: a chain of responses with its branches, or a stored conversation.
 
 Lives here: the tree of a chain, the readable form of each kind of item, and the estimate of tokens by kind. Not here:
-one request (`request.py`), HTML, the counts of the upstream (`Entry.input_tokens`).
+one request (`request.py`), HTML, the items that a compaction replaced (`app/console_context.py`).
 
 Invariants: an item of an unknown kind stays visible as JSON. The time to render a page has a bound, whatever its items
 hold.
@@ -18,12 +18,13 @@ import msgspec
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import stacked
 from antiphon.console.owner_lists import choose_owner
-from antiphon.console.reading import Reading
+from antiphon.console.reading import Reading, ResponseJson
 from antiphon.console.site import PageCall, PageRoute, redirect
-from antiphon.engine.ports.journal import EntryFilter
+from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import NotFound
 from antiphon.stores.audit import ReadAction
 from antiphon.stores.responses import ChainedResponse
+from antiphon.translation.item_kinds import COMPACTIONS
 
 _MOST_TURNS = 40
 _DEEPEST = 8
@@ -31,6 +32,7 @@ _DEEPEST = 8
 
 Look = Literal["markdown", "text", "json"]
 _BYTES_PER_TOKEN: Final = 4
+_RESULTS: Final = ("output", "results", "outputs")
 _MARKDOWN: Final = 60_000
 _JSON: Final = 20_000
 KINDS: Final = ("instructions", "tools", "user", "assistant", "reasoning", "tool calls", "tool results", "compaction")
@@ -109,22 +111,25 @@ class ThreadsView:
         shown = path[-_MOST_TURNS:]
         stored = [await self._reading.stored(owner, one.id) or ({}, []) for one in shown]
         turns = [
-            ThreadTurn(one, read_items([*given, *made.get("output", [])]))
+            ThreadTurn(one, read_items(self._opened(owner, [*given, *made.get("output", [])])))
             for one, (made, given) in zip(shown, stored, strict=True)
         ]
         messages = [message for turn in turns for message in turn.messages]
         rich = iter(within_budget(messages))
         turns = [ThreadTurn(turn.response, [next(rich) for _ in turn.messages]) for turn in turns]
+        model = path[-1].model
+        entry = await self._reading.journal.get(response_id, owner)
+        slices, counted = await self._fill(owner, response_id, messages, stored[-1][0], entry)
         return call.show(
             "thread.html",
             title=response_id,
             turns=turns,
             hidden=max(0, len(path) - _MOST_TURNS),
             tree=_tree(chain, {one.id for one in path}) if len(chain) > len(path) else [],
-            slices=stacked(weigh(messages, stored[-1][0]), whole=self._reading.window(path[-1].model)),
-            window=self._reading.window(path[-1].model),
-            counted=path[-1].input_tokens,
-            model=path[-1].model,
+            slices=stacked(slices, whole=self._reading.window(model)),
+            window=self._reading.window(model),
+            counted=counted,
+            model=model,
             owner=owner,
         )
 
@@ -133,19 +138,48 @@ class ThreadsView:
         await self._reading.json("GET", path, owner)
         query = {"limit": "100", "order": "desc"} | ({"after": call.query("after")} if call.query("after") else {})
         page = await self._reading.json("GET", f"{path}/items", owner, query=query)
-        messages = within_budget(read_items(reversed(page["data"])))
+        messages = within_budget(read_items(self._opened(owner, reversed(page["data"]))))
         uses = await self._reading.journal.list(EntryFilter(owner=owner, thread=conversation_id), limit=20)
+        last = next((one for one in uses.entries if one.stored and one.outcome == "completed"), None)
+        stored = await self._reading.stored(owner, last.response_id) if last is not None else None
+        slices, counted = await self._fill(owner, conversation_id, messages, stored[0] if stored else {}, last)
+        window = self._reading.window(last.model) if last is not None else None
         return call.show(
             "conversation.html",
             title=conversation_id,
             messages=messages,
             more=page["has_more"],
             oldest=page.get("last_id"),
-            slices=stacked(weigh(messages, {})),
-            window=None,
+            slices=stacked(slices, whole=window),
+            window=window,
+            counted=counted,
             uses=uses,
             owner=owner,
         )
+
+    async def _fill(
+        self,
+        owner: str,
+        thread: str,
+        shown: Sequence[ReadableMessage],
+        response: ResponseJson,
+        entry: Entry | None,
+    ) -> tuple[list[tuple[str, float]], int]:
+        """The tokens in the model's context by kind, and the upstream's count to which the tokens are scaled (else 0).
+        `shown` are the messages of the page, for a thread whose context the store cannot load."""
+        items = await self._reading.context(owner, thread) if self._reading.context is not None else None
+        weights = weigh(shown if items is None else read_items(items), response)
+        counted = last_count(entry) if items is not None and entry is not None else 0
+        return scaled(weights, counted), counted
+
+    def _opened(self, owner: str, items: Iterable[Mapping[str, object]]) -> list[Mapping[str, object]]:
+        """The items. Each compaction of this server has its summary instead of the encrypted content."""
+        opened = []
+        for item in items:
+            sealed = item.get("encrypted_content") if item.get("type") in COMPACTIONS else None
+            text = self._reading.summary(owner, sealed) if isinstance(sealed, str) else None
+            opened.append(item if text is None else {"type": item["type"], "id": item.get("id"), "summary": text})
+        return opened
 
     async def _owner_of(self, thread: str) -> str:
         """The owner of a thread that an operator opens without naming the owner."""
@@ -186,7 +220,7 @@ def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
 
 def read_items(items: Iterable[Mapping[str, object]]) -> list[ReadableMessage]:
     """The messages of these items, in order."""
-    return [_read(item) for item in items if isinstance(item, Mapping)]
+    return [message for item in items if isinstance(item, Mapping) for message in _read(item)]
 
 
 def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
@@ -217,7 +251,36 @@ def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, object]) -> li
     return [(kind, round(size)) for kind, size in sizes.items() if size >= 1]
 
 
-def _read(item: Mapping[str, object]) -> ReadableMessage:
+def scaled(weights: Sequence[tuple[str, float]], counted: int) -> list[tuple[str, float]]:
+    """The weights, scaled so that their sum is the number of tokens that the upstream counted. Unchanged without a
+    count."""
+    whole = sum(weight for _, weight in weights)
+    return [(kind, round(weight * counted / whole) if counted and whole else weight) for kind, weight in weights]
+
+
+def last_count(entry: Entry) -> int:
+    """The input and output tokens that the upstream counted for the last model call of a request. 0 if the upstream
+    counted none."""
+    for span in reversed(entry.detail.spans):
+        if span.kind == "call" and not span.facts.get("estimated") and (sent := span.facts.get("input_tokens")):
+            return int(sent) + int(span.facts.get("output_tokens") or 0)
+    return 0
+
+
+def _read(item: Mapping[str, object]) -> list[ReadableMessage]:
+    """The messages of an item: two for a call that has its result, else one."""
+    kind = str(item.get("type") or "message")
+    named = next((name for name in _RESULTS if item.get(name)), None) if kind.endswith("_call") else None
+    if named is None:
+        return [_message(item)]
+    result = item[named]
+    piece = MessagePiece(result, "json") if isinstance(result, str) else _json(result)
+    title = _title(f"{kind.removesuffix('_call')} result", item)
+    shown = ReadableMessage("tool results", title, (piece,), folded=True, id=str(item.get("id") or ""))
+    return [_message({name: value for name, value in item.items() if name not in _RESULTS}), shown]
+
+
+def _message(item: Mapping[str, object]) -> ReadableMessage:
     kind = str(item.get("type") or "message")
     found = str(item.get("id") or "")
     if kind == "message":
@@ -228,8 +291,10 @@ def _read(item: Mapping[str, object]) -> ReadableMessage:
         parts = [*_texts(item.get("summary")), *_texts(item.get("content"))]
         text = "\n\n".join(parts) or "The reasoning is encrypted."
         return ReadableMessage("reasoning", "reasoning", (MessagePiece(text, "text"),), folded=True, id=found)
-    if kind == "compaction":
-        return ReadableMessage("compaction", "compaction", (_json(item),), folded=True, id=found)
+    if kind in COMPACTIONS:
+        summary = item.get("summary")
+        text = summary if isinstance(summary, str) else "Another server encrypted this summary."
+        return ReadableMessage("compaction", "compaction", (MessagePiece(text, "text"),), folded=True, id=found)
     if kind.endswith("_call_output"):
         output = item.get("output")
         piece = MessagePiece(output, "json") if isinstance(output, str) else _json(output)
