@@ -12,7 +12,7 @@ from antiphon.config.upstreams import ModelSettings
 from tests.integration.test_console import ANNA, Place, place
 from tests.support.chat_server import completion, json_answer
 
-COMPACTING = {"context_management": [{"type": "compaction", "compact_threshold": 1000}]}
+COMPACTING: dict[str, Any] = {"context_management": [{"type": "compaction", "compact_threshold": 1000}]}
 OLD = "old words " * 1000
 
 
@@ -49,7 +49,7 @@ async def test_a_compaction_takes_the_place_of_the_items_that_it_replaced(tmp_pa
 
 async def test_a_conversation_has_the_window_of_its_model(tmp_path: Path) -> None:
     async with place(tmp_path, models=(ModelSettings(match="demo*", context_tokens=4000),)) as there:
-        sent = {"conversation": await conversation(there), **COMPACTING}
+        sent: dict[str, Any] = {"conversation": await conversation(there), **COMPACTING}
         there.chat.script(json_answer(completion("They want tea.")), counted("Here is tea.", 90, 10))
         await there.create(ANNA, input=[{"role": "user", "content": OLD}, *ASK], **sent)
         page = await page_of(there, f"/console/threads/{sent['conversation']}")

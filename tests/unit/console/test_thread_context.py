@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from antiphon.app.console_context import context_items
@@ -12,7 +14,7 @@ from antiphon.engine.ports.journal import Detail, Entry, JournalSpan
 SEARCH = {"id": "fs_1", "type": "file_search_call", "status": "completed", "queries": ["tea"], "results": None}
 
 
-def stored(item: dict[str, object], shown: dict[str, object] | None = None) -> StoredItem:
+def stored(item: Mapping[str, object], shown: Mapping[str, object] | None = None) -> StoredItem:
     seen = None if shown is None else msgspec.json.encode(shown)
     return StoredItem(str(item["id"]), str(item["type"]), msgspec.json.encode(item), seen)
 
