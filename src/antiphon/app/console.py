@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
+from msgspec.structs import replace
 
 from antiphon import __version__
 from antiphon.api.credential_checks import AttemptsByAddress
@@ -32,7 +33,7 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.loaded_request import open_sealed
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.prompt_comparison import first_difference, read_settings, stored_prompt
-from antiphon.engine.ports.journal import LiveRequest
+from antiphon.engine.ports.journal import LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.client_keys import KeyManager
 from antiphon.engine.running.journal import JournalRecorder
@@ -101,6 +102,8 @@ def make_console(
         stores.background.queued,
         handle,
         unstored=journal.recorder.held,
+        own=journal.snapshot,
+        so_far=lambda entry_id, owner: journal.so_far(entry_id, owner),
         settings=_as_yaml(settings),
         facts=_facts(settings),
         models=tuple(model.match for model in settings.models if "*" not in model.match),
@@ -170,6 +173,8 @@ class JournalParts:
         never_stored = frozenset(settings.owner.store_never)
         self.recorder = JournalRecorder(stores.journal, settings.console, never_stored=never_stored)
         self.live = LiveReporter(stores.live, new_id("process"))
+        self.so_far: Callable[[str, str], Recording | None] = lambda _id, _owner: None
+        """Returns the recorded contents of a request in flight of this process, by its entry id and its owner."""
 
     def attach(self, telemetry: Telemetry, background: Background) -> None:
         """Start writing the requests in flight, which `telemetry` observes, to the database. When a viewer cancels a
@@ -184,9 +189,15 @@ class JournalParts:
                     self._ending.add(task)
                     task.add_done_callback(self._ending.discard)
 
+        self.so_far = telemetry.recorded
         self.live.snapshot = telemetry.live
         self.live.cancel = cancel
         self.live.start()
+
+    def snapshot(self) -> LiveSnapshot:
+        """The requests in flight of this process."""
+        requests = tuple([replace(one, process=self.live.process) for one in self.live.snapshot()])
+        return LiveSnapshot(self.live.process, requests, 0.0)
 
     def sweeper(self) -> Sweeper:
         """Return the sweeper that deletes old journal entries, recorded contents, and snapshots of requests in

@@ -15,11 +15,12 @@ from typing import Any, Final, TypedDict, Unpack
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console.sessions import Session
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.journal import Entry, Recording
+from antiphon.engine.ports.journal import Entry, LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.quotas import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import (
@@ -47,6 +48,7 @@ Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 ACTOR: Final = "console"
 """The actor in the audit rows of operators who use the console."""
 _MOST_TEXT: Final = 2_000_000
+_WATCH_SECONDS: Final = 6.0
 _LONGEST_NAME: Final = 300
 
 
@@ -118,7 +120,8 @@ class Reading:
 
     `chain` returns the overview of a response's chain (`ResponseStore.chain`), and `queued` the overview of the
     background responses (`JobStore.queued`). `handle` answers requests of the API. `unstored` returns a recording that
-    only this process holds, or None. `settings` are the effective settings without secrets, as YAML. `facts` describe
+    only this process holds, or None. `own` returns the requests in flight of this process, and `so_far` the recorded
+    contents of one of them. `settings` are the effective settings without secrets, as YAML. `facts` describe
     the deployment, by their labels. `models` are the models of the settings. `window` gives the context size of a model
     in tokens, or None. `summary` decrypts the summary of an owner's compaction, or returns None. `warnings` are the
     newest warnings of this process, newest first.
@@ -130,6 +133,8 @@ class Reading:
     queued: Callable[[str], Awaitable[tuple[tuple[QueuedJob, ...], int]]]
     handle: Handle
     unstored: Callable[[str, str], Recording | None] = lambda _id, _owner: None
+    own: Callable[[], LiveSnapshot] | None = None
+    so_far: Callable[[str, str], Recording | None] = lambda _id, _owner: None
     settings: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()
@@ -147,6 +152,23 @@ class Reading:
         if found is None:
             raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
         return found
+
+    async def in_flight(self, owner: str) -> tuple[LiveSnapshot, ...]:
+        """The requests in flight of every process. Tells the processes to publish their requests for some more
+        seconds. A process publishes within a second, so the first result may have only this process's requests."""
+        await self.live.watch(_WATCH_SECONDS)
+        own = self.own() if self.own is not None else None
+        found = [one for one in await self.live.read(owner) if own is None or one.process != own.process]
+        if own is not None:
+            found.append(replace(own, requests=tuple([one for one in own.requests if owner in ("", one.owner)])))
+        return tuple(sorted(found, key=lambda one: one.process))
+
+    async def running(self, name: str, owner: str) -> LiveRequest | None:
+        """The request in flight with this entry id or response id. For a background response, this request is the
+        worker's attempt."""
+        every = [one for each in await self.in_flight(owner) for one in each.requests]
+        named = [one for one in every if name in (one.id, one.response_id)]
+        return min(named, key=lambda one: (one.id != name, one.door != "background"), default=None)
 
     async def limits_of(self, owner: str) -> Sequence[QuotaUse]:
         """The use of the quotas of one owner. Empty without quotas."""

@@ -18,8 +18,9 @@ from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, Recording
+from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, LiveRequest, Recording
 from antiphon.ids import new_id
+from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.outcome import advice_for
 
 _MOST_CALLS: Final = 200
@@ -186,6 +187,37 @@ class Trail:
     def stored(self) -> bool:
         """Whether the request stores its response."""
         return self._stored
+
+
+def live_request(
+    exchange: ResponseExchange,
+    caller: Caller,
+    entry_id: str,
+    door: str,
+    upstream: str,
+    age: float,
+    first: float | None,
+    calls: int,
+) -> LiveRequest:
+    """The values of a request in the list of requests in flight. For the parameters, see `LiveRequest`."""
+    known, used = exchange.known, exchange.estimated_usage
+    client = "gone" if exchange.client_left else "slow" if exchange.client_is_slow() else "connected"
+    return LiveRequest(
+        id=entry_id,
+        owner=caller.owner,
+        key_name=caller.name,
+        door=door,
+        model=known.model[:NAME_LENGTH],
+        upstream=upstream,
+        response_id=known.response_id,
+        state=exchange.state.value,
+        age=age,
+        tokens=used.output_tokens if used is not None else 0,
+        first=first,
+        calls=calls,
+        stored=known.stored,
+        client=client if door != "background" else "",
+    )
 
 
 def status_of(failure: Failure | None, given: object) -> int:

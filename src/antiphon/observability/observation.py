@@ -28,11 +28,11 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.jobs import JobRequest
-from antiphon.engine.ports.journal import Entry, Journal, LiveRequest
+from antiphon.engine.ports.journal import Entry, Journal, LiveRequest, Recording
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
-from antiphon.observability.journal_entry import Trail, plain_entry, status_of
+from antiphon.observability.journal_entry import Trail, live_request, plain_entry, status_of
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import caller_fields, with_cause, write_outcome
@@ -95,6 +95,11 @@ class Telemetry:
         """The requests in flight, oldest first. Empty without a journal."""
         observations = sorted(self.in_flight, key=lambda one: one.started)
         return [live for one in observations if (live := one.live()) is not None]
+
+    def recorded(self, entry_id: str, owner: str = "") -> Recording | None:
+        """The contents so far of the request in flight with this entry id. `owner`: as in `stop`."""
+        named = (one for one in self.in_flight if one.entry_id == entry_id and one.belongs_to(owner))
+        return next((one.recorded() for one in named), None)
 
     def stop(self, entry_id: str, owner: str = "") -> bool:
         """End the request in flight with this entry id, because an operator cancels it. Returns whether there was such
@@ -334,22 +339,17 @@ class Observation:
         exchange = self._exchange
         if exchange is None:
             return None
-        known, used = exchange.known, exchange.estimated_usage
-        return LiveRequest(
-            id=self.entry_id,
-            owner=self._caller.owner,
-            key_name=self._caller.name,
-            door=self.door,
-            model=known.model[:NAME_LENGTH],
-            upstream=self._upstream,
-            response_id=known.response_id,
-            state=exchange.state.value,
-            age=time.perf_counter() - self.started,
-            tokens=used.output_tokens if used is not None else 0,
-            first=self._first - self.started if self._first is not None else None,
-            calls=self._calls,
-            stored=known.stored,
-        )
+        age = time.perf_counter() - self.started
+        first = self._first - self.started if self._first is not None else None
+        return live_request(exchange, self._caller, self.entry_id, self.door, self._upstream, age, first, self._calls)
+
+    def recorded(self) -> Recording | None:
+        """The contents of this request so far. None unless the settings record every such request."""
+        exchange, console = self._exchange, self._telemetry.console
+        if console.record != "all" or not isinstance(exchange, RecordingExchange) or exchange.parts is None:
+            return None
+        allowed = exchange.known.stored or console.record_unstored
+        return exchange.parts.whole(self.started) if allowed else None
 
     @property
     def entry_id(self) -> str:

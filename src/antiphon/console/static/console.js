@@ -1,12 +1,15 @@
 // Handles keys, copy buttons, confirmations and forms. Without this script, every page still shows its content.
 const rows = () => [...document.querySelectorAll("[data-row]")];
 let here = -1;
+let hereId = "";
+let loadedAt = new Date();
 let waitsForView = 0;
 
 function mark(number) {
   const all = rows();
   if (!all.length) return;
   here = Math.max(0, Math.min(number, all.length - 1));
+  hereId = all[here].id;
   all.forEach((row, each) => row.classList.toggle("here", each === here));
   const link = all[here].querySelector("a.cover");
   (link || all[here]).focus({ preventScroll: true });
@@ -18,6 +21,51 @@ function current() {
   const focused = all.findIndex((row) => row.contains(document.activeElement));
   return focused >= 0 ? focused : here;
 }
+
+// A list that updates itself loses the mark of a row, and an update may move the row or remove it.
+document.addEventListener("htmx:after:swap", () => {
+  if (!hereId) return;
+  const all = rows();
+  const found = all.findIndex((row) => row.id === hereId);
+  if (found >= 0) here = found;
+  all.forEach((row) => row.classList.toggle("here", row.id === hereId));
+});
+
+// htmx does not show the answers of failed requests. So this notice shows that a form failed, or that the page shows
+// old data.
+function tellFailure(source, why) {
+  const notice = document.getElementById("stale");
+  if (!notice) return;
+  const since = loadedAt.toISOString().slice(11, 19);
+  const text = source.matches("form") ? `The request failed: ${why}` : `Not updated since ${since} UTC: ${why}`;
+  if (notice.textContent !== text) notice.textContent = text;
+  notice.hidden = false;
+}
+
+document.addEventListener("htmx:after:request", (event) => {
+  if (event.detail.ctx.response.status >= 400) return;
+  loadedAt = new Date();
+  const notice = document.getElementById("stale");
+  if (notice) notice.hidden = true;
+});
+
+document.addEventListener("htmx:response:error", (event) => {
+  const { sourceElement, response: { status }, text } = event.detail.ctx;
+  const notice = document.getElementById("stale");
+  if (status === 401 && notice) {
+    const here = window.location.pathname + window.location.search;
+    window.location.assign(`${notice.dataset.signIn}?to=${encodeURIComponent(here)}`);
+  } else {
+    const page = new DOMParser().parseFromString(text ?? "", "text/html");
+    const message = page.querySelector(".problem")?.textContent.trim() ?? "";
+    tellFailure(sourceElement, `the server answered with HTTP ${status}. ${message}`.trim());
+  }
+});
+
+document.addEventListener("htmx:error", (event) => {
+  const source = event.detail.ctx?.sourceElement;
+  if (source) tellFailure(source, "the server does not answer.");
+});
 
 function goesTo(letter) {
   // Several views can begin with the same letter. Repeating the letter reaches the next of these views.

@@ -19,6 +19,7 @@ from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
 from antiphon.console.story import Story, exported, tell, why_no_contents
 from antiphon.console.treatment import changed_parts, ignored_parts
+from antiphon.console.views.pending import show_pending
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
 from antiphon.engine.running.journal import HELD_SECONDS
@@ -66,6 +67,8 @@ class RequestView:
     async def show(self, call: PageCall, request_id: str) -> ApiResponse:
         """The journal entry, the recording and the stored response of a request."""
         reading = self._reading
+        if (pending := await show_pending(reading, call, request_id)) is not None:
+            return pending
         entry = await reading.entry(request_id, call.owner)
         await note_request(reading, call, entry)
         recording = await reading.recording(entry)

@@ -19,7 +19,6 @@ from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.journal import EntryFilter, LiveRequest
 from antiphon.errors import NotFound
 
-_WATCH_SECONDS = 6.0
 _ENDINGS = 100
 _MOST_SHOWN = 300
 
@@ -35,18 +34,18 @@ class LiveView:
     @PageRoute("GET", "/live")
     async def show(self, call: PageCall) -> ApiResponse:
         """The requests in flight, oldest first, and the last hundred requests that ended."""
-        live = self._reading.live
-        await live.watch(_WATCH_SECONDS)
-        snapshots = await live.read(call.owner)
+        snapshots = await self._reading.in_flight(call.owner)
         running = sorted((one for each in snapshots for one in each.requests), key=lambda one: -one.age)
-        endings = await self._reading.journal.list(EntryFilter(owner=call.owner), limit=_ENDINGS)
+        # The entry of a request that only queued a background response is no ending. The response's end has an entry.
+        page = await self._reading.journal.list(EntryFilter(owner=call.owner), limit=2 * _ENDINGS)
+        endings = [one for one in page.entries if one.outcome != "queued"][:_ENDINGS]
         values: dict[str, object] = {
             "running": running[:_MOST_SHOWN],
             "more": max(0, len(running) - _MOST_SHOWN) + sum(each.more for each in snapshots),
             "total": len(running),
             "processes": snapshots,
-            "entries": endings.entries,
-            "rate": _rate,
+            "entries": endings,
+            "rate": rate,
         }
         return call.show("live_rows.html" if call.fragment else "live.html", values)
 
@@ -54,8 +53,7 @@ class LiveView:
     async def cancel(self, call: PageCall, entry_id: str) -> ApiResponse:
         """Cancel a request in flight. The process that runs the request ends it at the next chunk of the model's
         answer."""
-        snapshots = await self._reading.live.read(call.owner)
-        found = next((one for each in snapshots for one in each.requests if one.id == entry_id), None)
+        found = await self._reading.running(entry_id, call.owner)
         if found is None:
             raise NotFound("This request has already ended.", code="not_found")
         await self._reading.note(call.session, "request cancel", found.response_id or found.id, found.owner)
@@ -63,7 +61,7 @@ class LiveView:
             await self._reading.raw("POST", f"/v1/responses/{quote(found.response_id)}/cancel", found.owner)
         else:
             await self._reading.live.ask_cancel(found.id, found.owner)
-        return redirect(call.link("/live"))
+        return redirect(call.link(f"/requests/{found.id}" if call.form.get("from") == "request" else "/live"))
 
 
 class BackgroundView:
@@ -94,7 +92,7 @@ class BackgroundView:
         return redirect(call.link("/background"))
 
 
-def _rate(one: LiveRequest) -> float | None:
+def rate(one: LiveRequest) -> float | None:
     """Output tokens per second since the first token."""
     if one.first is None or not one.tokens:
         return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 
 import structlog
 from aiohttp import web
@@ -44,6 +45,7 @@ class ExchangeAnswer:
     ) -> None:
         self._request = request
         self._exchange = exchange
+        exchange.client_is_slow = partial(_waits_for_client, request)
         self._runner = runner
         self._own_headers = own_headers
         self._head: SendHead | None = None
@@ -161,3 +163,9 @@ async def send_stream(request: web.BaseRequest, status: int, headers: Headers, p
             raise ConnectionResetError("the stream was cut") from error
     await response.write_eof()
     return response
+
+
+def _waits_for_client(request: web.BaseRequest) -> bool:
+    """Whether bytes for the client of this request wait in the process, because the client does not read them."""
+    transport = request.transport
+    return transport is not None and transport.get_write_buffer_size() > transport.get_write_buffer_limits()[0]

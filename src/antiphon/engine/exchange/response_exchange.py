@@ -19,6 +19,7 @@ before the client gets the terminal event. After `Finish` the exchange requests 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from antiphon.engine.exchange.budget import Hold
@@ -137,6 +138,10 @@ class ResponseExchange:
         """If False, omit the `error` event before `response.failed`. On a WebSocket, an `error` event ends the turn."""
         self.request_bytes = 0
         """The size of the request's body."""
+        self.client_left = False
+        """Whether the client disconnected before the end of the request."""
+        self.client_is_slow: Callable[[], bool] = bool
+        """Returns whether sent bytes wait, because the client does not read them."""
         self.hold: Hold | None = None
         """The request's reservation in the process's memory budget. The runner adds the size of loaded objects to this
         reservation."""

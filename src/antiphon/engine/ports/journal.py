@@ -214,7 +214,9 @@ class LiveRequest(Struct, frozen=True):
     """One request in flight, as its process reports it.
 
     `id` is the id that the journal's entry gets (`entry_…`). `age` is the time since the start in seconds. `tokens`
-    counts the output tokens so far. `first` is the time to the first byte in seconds.
+    counts the output tokens so far. `first` is the time to the first byte in seconds. `client` is `connected`, `slow`
+    or `gone`. A `slow` client does not read the sent bytes, which only the HTTP server knows. `client` is empty for the
+    attempt of a background response, which has no client.
     """
 
     id: str
@@ -231,6 +233,7 @@ class LiveRequest(Struct, frozen=True):
     calls: int
     stored: bool
     process: str = ""
+    client: str = ""
 
 
 class LiveSnapshot(Struct, frozen=True):

@@ -220,6 +220,7 @@ class Runner:
 
         Returns the request's `Finish`, or None if the request does not continue or was broken off.
         """
+        exchange.client_left = True
         return await self._common.unattended.end(exchange, stopping)
 
     async def _perform_all(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
@@ -264,6 +265,7 @@ class Runner:
         `last_save` seconds, so that the caller can write its log line in any case. `aclose` waits for the remaining
         work.
         """
+        exchange.client_left |= reason is CancelReason.CLIENT_GONE
         task = self._saver.keep_going(self._end_early(exchange, reason))
         if reason is not CancelReason.SHUTTING_DOWN:
             await asyncio.shield(task)

@@ -1,0 +1,98 @@
+"""Shows one request that has not ended: a request in flight, or a background response that waits or runs.
+
+Lives here: the page with the facts so far, which the browser refreshes until the request ends. Not here: the list of
+such requests and their cancellation (`unfinished.py`), the page of a finished request (`request.py`).
+
+Invariants: only a load of the whole page shows contents, so the audit has one row for each load. The fragment that the
+browser polls has only facts. When the request ends, the browser loads the page of the finished request.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.reading import Reading
+from antiphon.console.site import NOT_CACHED, SECURITY, PageCall
+from antiphon.console.story import tell
+from antiphon.console.views.unfinished import rate
+from antiphon.engine.ports.journal import Entry, LiveRequest
+from antiphon.errors import ApiError
+from antiphon.stores.audit import ReadAction
+from antiphon.stores.jobs import QueuedJob
+
+_UNFINISHED = frozenset({"queued", "in_progress"})
+
+
+async def show_pending(reading: Reading, call: PageCall, name: str) -> ApiResponse | None:
+    """The page of the request with this entry id or response id, if the request has not ended. None if it has ended."""
+    entry = await reading.journal.get(name, call.owner)
+    job: QueuedJob | None = None
+    live: LiveRequest | None = None
+    if entry is None:
+        live = await reading.running(name, call.owner)
+    elif _may_run(entry, name) and await _is_unfinished(reading, entry):
+        live = await reading.running(entry.response_id, call.owner)
+        job = next(
+            (one for one in (await reading.queued(entry.owner))[0] if one.response_id == entry.response_id), None
+        )
+    else:
+        return await _ended(reading, call, entry) if call.fragment else None
+    if call.query("look"):
+        return _found(call, known=live is not None or entry is not None)
+    if live is None and entry is None:
+        return call.show("pending_end.html") if call.fragment else None
+    known: dict[str, object] = {
+        "name": live.id if live is not None else name,
+        "live": live,
+        "job": job,
+        "rate": rate(live) if live is not None else None,
+        "response_id": live.response_id if live is not None else entry.response_id if entry is not None else "",
+        "model": live.model if live is not None else entry.model if entry is not None else "",
+        "owner": live.owner if live is not None else entry.owner if entry is not None else "",
+        "key_name": live.key_name if live is not None else entry.key_name if entry is not None else "",
+    }
+    if call.fragment:
+        return call.show("pending_facts.html", known)
+    story = None
+    if live is not None and (recording := reading.so_far(live.id, call.owner)) is not None:
+        action: ReadAction = "read response" if live.response_id else "read request"
+        await reading.note_read(call.session, action, live.response_id or live.id, live.owner)
+        story = tell(recording)
+    return call.show("pending.html", known, story=story)
+
+
+def _may_run(entry: Entry, name: str) -> bool:
+    """Whether a background response may still run although the journal has this entry. The entry may belong to the
+    request that queued the response, or to an interrupted attempt."""
+    attempt = entry.door == "background" and entry.response_id == name
+    return bool(entry.response_id) and (entry.outcome == "queued" or attempt)
+
+
+async def _is_unfinished(reading: Reading, entry: Entry) -> bool:
+    try:
+        response = await reading.json("GET", f"/v1/responses/{quote(entry.response_id)}", entry.owner)
+    except ApiError:
+        return False
+    return response["status"] in _UNFINISHED
+
+
+async def _ended(reading: Reading, call: PageCall, entry: Entry) -> ApiResponse:
+    """Send the polling browser to the page of the finished request, as soon as the journal has the entry of the end."""
+    last = entry
+    if entry.outcome == "queued":
+        last = await reading.journal.get(entry.response_id, call.owner) or entry
+    if last.outcome == "queued":
+        return call.show("pending_end.html")
+    return _go_to(call.link(f"/requests/{last.id}"))
+
+
+def _found(call: PageCall, *, known: bool) -> ApiResponse:
+    """Answer the page of an unknown request, which asks once more. The browser loads the page of a request that is
+    known by now, and otherwise changes nothing."""
+    return _go_to(call.same(look="")) if known else ApiResponse(204, SECURITY, b"")
+
+
+def _go_to(link: str) -> ApiResponse:
+    """Make the polling browser load this page."""
+    return ApiResponse(200, (("hx-redirect", link), ("content-length", "0"), *SECURITY, *NOT_CACHED), b"")
