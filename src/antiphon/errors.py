@@ -6,34 +6,34 @@ maps an upstream's error, and the package `doors` writes an error to a socket.
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and `request_id` if
 the request has an id. No message ever holds a secret or an upstream credential.
-
-```
-    AntiphonError
-    ├── ApiError                     any error that a client gets
-    │   ├── RequestRefused           the request is wrong; base of the errors from 400 to 413
-    │   │   ├── InvalidRequest       400
-    │   │   │   ├── ChainBroken      the response or conversation that a previous response continues was deleted
-    │   │   │   ├── ChainTooLong     the history behind a previous_response_id exceeds the limit
-    │   │   │   └── ConversationTooLong
-    │   │   ├── Unauthorized         401
-    │   │   ├── NotFound             404
-    │   │   ├── MethodNotAllowed     405
-    │   │   ├── ConversationLocked   409
-    │   │   ├── VersionConflict      409
-    │   │   └── RequestTooLarge      413
-    │   │       └── HistoryTooLarge  the stored data that a request refers to exceeds the limit of bytes
-    │   ├── OwnerFull                429, an owner has reached the limit of stored data
-    │   ├── AtCapacity               503, or 429 for an owner: too many requests or bytes in flight
-    │   ├── InternalError            500
-    │   ├── UpstreamFailed           502, or the status to which Antiphon maps the upstream's answer
-    │   ├── Unavailable              503
-    │   └── UpstreamTimedOut         504
-    ├── StoreError                   the store could not complete an operation
-    │   └── PredecessorGone          a client deleted the response or conversation that a running response continues
-    ├── ConfigError                  settings that cannot work; the message names the setting
-    └── ExchangeStateError           a server called the exchange out of order (a bug, never bad input)
-```
 """
+
+# The exceptions:
+#
+# AntiphonError
+# ├── ApiError                     any error that a client gets
+# │   ├── RequestRefused           the request is wrong; base of the errors from 400 to 413
+# │   │   ├── InvalidRequest       400
+# │   │   │   ├── ChainBroken      the response or conversation that a previous response continues was deleted
+# │   │   │   ├── ChainTooLong     the history behind a previous_response_id exceeds the limit
+# │   │   │   └── ConversationTooLong
+# │   │   ├── Unauthorized         401
+# │   │   ├── NotFound             404
+# │   │   ├── MethodNotAllowed     405
+# │   │   ├── ConversationLocked   409
+# │   │   ├── VersionConflict      409
+# │   │   └── RequestTooLarge      413
+# │   │       └── HistoryTooLarge  the stored data that a request refers to exceeds the limit of bytes
+# │   ├── OwnerFull                429, an owner has reached the limit of stored data
+# │   ├── AtCapacity               503, or 429 for an owner: too many requests or bytes in flight
+# │   ├── InternalError            500
+# │   ├── UpstreamFailed           502, or the status to which Antiphon maps the upstream's answer
+# │   ├── Unavailable              503
+# │   └── UpstreamTimedOut         504
+# ├── StoreError                   the store could not complete an operation
+# │   └── PredecessorGone          a client deleted the response or conversation that a running response continues
+# ├── ConfigError                  settings that cannot work; the message names the setting
+# └── ExchangeStateError           a server called the exchange out of order (a bug, never bad input)
 
 from __future__ import annotations
 

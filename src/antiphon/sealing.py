@@ -121,8 +121,8 @@ class _Key:
 
 
 def _associated(key_id: bytes, owner: str, kind: str) -> bytes:
-    """The associated data of a sealed text. The length precedes each name, so different names never give equal
-    bytes."""
+    """The associated data of a sealed text. The bytes contain the length of each name before the name, so different
+    names never give equal bytes."""
     names = [name.encode(errors="surrogateescape") for name in (owner, kind)]
     return _PREFIX.encode() + key_id + b"".join(len(name).to_bytes(8, "big") + name for name in names)
 

@@ -180,7 +180,7 @@ def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseM
 
 
 def _raising(model: type[BaseModel], given: Mapping[str, object]) -> Iterator[str]:
-    """Validate each setting without the others. Yield the first setting whose validator raises another error than a
+    """Validate each setting without the others. Yield the first setting whose validator raises an error other than a
     validation error, or nothing."""
     for name, value in given.items():
         try:

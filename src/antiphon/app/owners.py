@@ -137,7 +137,7 @@ async def _has_containers(settings: Settings, stores: Stores, owner: str) -> boo
 
 
 def quota_rules(settings: QuotaSettings) -> QuotaRules:
-    """Return all limits of the settings. The entry of a named owner, key or team also contains the limits that it
+    """Return all quotas of the settings. The entry of a named owner, key or team also contains the limits that it
     inherits."""
     each: dict[Kind, QuotaLimits] = {
         "owner": settings.each_owner,
@@ -161,7 +161,7 @@ def quota_rules(settings: QuotaSettings) -> QuotaRules:
 
 
 def storage_limits(settings: Settings) -> tuple[QuotaRules, Mapping[str, Sequence[str]]]:
-    """Return the limits of the settings, and the owners that the settings assign to each team."""
+    """Return the quotas of the settings, and the owners that the settings assign to each team."""
     teams: dict[str, list[str]] = {}
     for name, owner in (settings.owner.keys or {}).items():
         if owner.team:

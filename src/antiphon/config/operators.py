@@ -2,7 +2,7 @@
 
 This module defines these sections as pydantic models, and checks the form of the admin token. `app/keys.py` reads the
 token file in the data folder, and `api/credential_checks.py` checks a request's token. `api/admin.py` has the routes,
-the package `console` has the pages, and `engine/running/journal.py` has the records.
+the package `console` has the pages, and `engine/running/journal.py` writes finished requests to the journal.
 """
 
 from __future__ import annotations

@@ -298,8 +298,8 @@ def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] 
 
 
 def _sample(environ: Mapping[str, str], mistakes: list[str]) -> float | None:
-    """The share of requests without `traceparent` that Antiphon traces. For requests with `traceparent`, the sender
-    decides, whatever the sampler."""
+    """The share of requests without `traceparent` that Antiphon traces. For a request with `traceparent`, the sender
+    has decided whether to trace the request, so the sampler has no effect."""
     sampler = _read(environ, _SAMPLER).lower()
     kind = sampler.removeprefix(_PARENT_BASED)
     if not sampler or kind in _SHARES:

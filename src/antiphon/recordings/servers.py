@@ -215,7 +215,7 @@ class Recorder:
             yield answer
 
     async def _stream(self, exchange: _Exchange, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
-        """Pass on the body in the chunks of the upstream."""
+        """Pass the answer's body on to the client, in the chunks of the upstream."""
         parts = answer.content.iter_chunks()
         while True:
             try:

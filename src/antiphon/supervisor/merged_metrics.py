@@ -2,7 +2,7 @@
 
 This module adds the numbers of all processes, stores the counts of ended workers, and renders the parent's `/metrics`
 text. The parent imports this module only if it serves metrics. `generation.py` queries the workers,
-`observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` listens.
+`observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` answers the scrapes.
 
 Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So the
 module adds counters as exact fractions. A sum of floats depends on the order of the addends, and Prometheus takes any

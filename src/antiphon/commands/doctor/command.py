@@ -81,8 +81,8 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 async def _to_the_end(source: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
-    """Yield the findings of a source. If the system refuses a path, that error becomes a finding, so that the remaining
-    checks still run."""
+    """Yield all findings of the group of checks `source`. If the system refuses a path, that error becomes a finding,
+    so that the remaining checks still run."""
     try:
         async for finding in source:
             yield finding
