@@ -1,20 +1,21 @@
-"""Reports ended responses in batches, and waits for Envoy's report when a stream ends early.
+"""Writes the log lines and metrics of ended responses in batches, and waits for Envoy's report when a stream ends
+early.
 
 `Endings` queues the reports of ended responses. `EarlyEnds` holds requests that wait for Envoy's report, and reports
 that arrive before their request has ended. `observation.py` makes the log lines and metrics of a response.
 `envoy/failures.py` defines Envoy's log line, and `supervisor/worker_orders.py` sends that line to the worker.
 
-A report in a batch takes half the time of a report between two requests, because code and data are in the CPU cache. In
+Batches halve the time for each response's log line and metrics, because code and data are then in the CPU cache. In
 addition, one write of many lines wakes the reader of the log only once. So a serving process reports successful
 responses every `_SECONDS`. Before the first call of `by_time`, `Endings` reports each response immediately.
 
 A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause, and arrives a moment before
 or after the end of the stream.
 
-Invariants: `Endings` reports each ended response once, in order, at most `_SECONDS` late. A scrape and the process's
-end report all queued responses. At most `_MOST` reports wait. Each `ask` gets one answer, at the latest after
-`_REPORT_SECONDS` or at the process's end. The process stores at most `_MOST_REPORTS` early reports. Without a source of
-reports no request waits.
+Invariants: `Endings` reports each ended response once, in order, at most `_SECONDS` late. The process reports all
+queued responses before a scrape and before it exits. At most `_MOST` reports wait. Each call of `ask` gets one answer,
+at the latest after `_REPORT_SECONDS` or at the process's end. The process stores at most `_MOST_REPORTS` reports that
+arrive before their request has ended. If Envoy sends this process no reports, no request waits for one.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _Told = Callable[[EarlyEnd | None], None]
 
 
 class EarlyEnds:
-    """Matches requests whose stream ended early with Envoy's reports. A process has one such object, and only the event
-    loop's thread may use it."""
+    """Matches each request whose stream ended early to Envoy's report on the end of this stream. A process has one such
+    object, and only the event loop's thread may use it."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -54,7 +55,8 @@ class EarlyEnds:
         self._heard: dict[str, tuple[EarlyEnd, float]] = {}
 
     def listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to wait for Envoy's reports. The caller must know that Envoy's reports will arrive."""
+        """Begin to wait for Envoy's reports. Call this method only in a process to which the parent process forwards
+        these reports."""
         self._loop = loop
 
     def ask(self, request_id: str, told: _Told) -> None:

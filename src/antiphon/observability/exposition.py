@@ -1,7 +1,8 @@
 """Renders metrics in Prometheus' text format.
 
-This module is the only user of prometheus_client. This module makes metric families from numbers, adds process metrics
-and renders the text. `metric_values.py` stores the numbers, and `metrics.py` decides when to read them.
+This module converts the stored numbers to metric families, adds the metrics of the process itself (memory, CPU time),
+and renders the text. Only this module uses prometheus_client. `metric_values.py` stores the numbers, and `metrics.py`
+decides when to read the numbers.
 
 The first scrape imports this module. A process without scrapes saves the 16 ms and 1.5 MiB of the import.
 """

@@ -1,11 +1,11 @@
 """Builds the journal's entry of one request from the facts that an `Observation` collects.
 
-This module turns the steps of a request into spans, and fills the values of the entry. Not here: the begin and the end
-of a request (`observation.py`), storing entries (`engine/running/journal.py`), recorded contents
-(`engine/exchange/recording_exchange.py`).
+This module turns the steps of a request into spans, and fills the fields of the entry. The console lists requests from
+the journal. Not here: the begin and the end of a request (`observation.py`), storing entries
+(`engine/running/journal.py`), recorded contents (`engine/exchange/recording_exchange.py`).
 
-Invariant: an entry has no content of a request, but has the same error messages as the log line. An `Observation` has a
-`Trail` only if the process has a journal.
+Invariant: an entry contains no part of the request's input or the model's output, but has the same error messages as
+the log line. An `Observation` has a `Trail` only if the process has a journal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _CLIENT_GONE: Final = 499
 
 
 class _Call:
-    """One model call. Times are on the process's monotonic clock, and `head` and `first` are seconds after `began`."""
+    """One model call. Times are on the process's monotonic clock. `head` (the response head) and `first` (the first
+    bytes of the body) are seconds after `began`."""
 
     __slots__ = ("began", "ended", "estimated", "fault", "first", "head", "operation", "status", "upstream", "usage")
 
@@ -116,8 +117,8 @@ class Trail:
         )
 
     def detail(self, started: float, failure: Failure | None, path: str) -> Detail:
-        """The facts that only the request's own page shows. `started` is the time of the request's start. `path` is the
-        path of a request whose body could not be read."""
+        """Return the facts that the console shows only on the page of this request, not in its list of requests.
+        `started` is the time of the request's start. `path` is the path of a request whose body could not be read."""
         known = self._detail
         message = known.message
         if not message and failure is not None and failure.fault == "client":
@@ -221,7 +222,7 @@ def live_request(
 
 
 def status_of(failure: Failure | None, given: object) -> int:
-    """The status of the answer to the client. `given` is the server's status, if the server knows it."""
+    """Return the HTTP status of the answer to the client. `given` is the server's status, if the server knows it."""
     if isinstance(given, int):
         return given
     if failure is None:
@@ -232,7 +233,8 @@ def status_of(failure: Failure | None, given: object) -> int:
 def plain_entry(
     door: str, request_id: str, caller: Caller, path: str, failure: Failure | None, message: str = ""
 ) -> Entry:
-    """The entry of a request without an exchange. Antiphon refused such a request, or forwards it."""
+    """Return the journal's entry of a request without an exchange. Antiphon refused this request, or forwards it to an
+    upstream unchanged."""
     return Entry(
         id=new_id("entry"),
         owner=caller.owner,

@@ -1,18 +1,18 @@
 """Formats and redacts log lines, as JSON or for a terminal, and writes them without blocking the caller.
 
 A terminal line shows the time, the level unless it is `info`, and the event. For a response the line shows the model,
-the outcome, the tokens, the seconds and the shortened id, which fit into 80 columns. The cause of a failure follows on
-a separate line. `logs.py` sets up structlog. The module remembers the newest warnings, so that the console can show
-them.
+the outcome, the tokens, the seconds and the shortened response id, which fit into 80 columns. The cause of a failure
+follows on a separate line. `logs.py` sets up structlog. The module remembers the newest warnings, so that the console
+can show them.
 
 While the pipe of standard error has room, `LogOutput.write` writes a line to the pipe immediately. When the pipe is
 full, the line waits in a queue for a thread. All lines to a file use the queue, because a disk may hang.
 
-Invariants: no line contains the value of a key that holds credentials, or a text with the shape of a credential. Text
-from a client or an upstream reaches a terminal without control characters. No caller waits. The queue holds at most
-`max_bytes`. The output drops and counts further lines, and lines that a full disk rejects. When there is room again, a
-separate line reports the number. Lines are complete and in order; only the last line before a full disk may be
-truncated.
+Invariants: no line contains the value of a field with a name like `api_key`, or a text with the shape of a credential.
+Text from a client or an upstream reaches a terminal without control characters. No caller waits. The queue holds at
+most `max_bytes`. `LogOutput` drops and counts the lines that do not fit into the queue, and the lines that a full disk
+rejects. When there is room again, a separate line reports the number of dropped lines. Lines are complete and in order;
+only the last line before a full disk may be truncated.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _recent: deque[Mapping[str, object]] = deque(maxlen=200)
 
 
 def _redact(event: MutableMapping[str, object]) -> None:
-    """Redact every value that could be a credential, judging by its key or by its form, at any depth."""
+    """Redact every value in the event, at any depth, that could be a credential because of its field's name or its own
+    form."""
     for key, value in event.items():
         if not isinstance(value, (int, float, type(None))):
             event[key] = _redacted(key, value)
@@ -177,8 +178,8 @@ def colors_wanted() -> bool:
 
 
 def console_line(line: Mapping[str, object], *, colors: bool) -> str:
-    """Format a line for a terminal. Separate lines below have the cause of a failed response, the ignored parts of its
-    request, the advice and a traceback."""
+    """Format a line for a terminal. Below the event's line, separate lines show the cause of a failed response, the
+    ignored parts of its request, the advice, and a traceback."""
     paint = _painted if colors else _plain
     name = str(line.get("message", line.get("event", "")))
     parts = [paint(_time(line.get("timestamp")), _DIM)]

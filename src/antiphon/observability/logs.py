@@ -1,4 +1,4 @@
-"""Configures logging: JSON lines with a request id, or readable lines on a terminal.
+"""Configures logging: the process writes JSON lines with a request id, or readable lines on a terminal.
 
 This module sets up structlog and the standard library's loggers. `log_lines.py` formats and redacts lines,
 and writes them without blocking.

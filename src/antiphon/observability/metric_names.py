@@ -3,10 +3,11 @@ from this table.
 
 `metric_values.py` stores the numbers, and `metrics.py` updates the numbers when events happen.
 
-Invariants: every name begins with `antiphon_`, except four that are older than the prefix. The values of a label come
-from a closed set, or `metric_values.BoundedLabelValues` limits their number. No full path and no id of an object is a
-label value. Only the metrics `antiphon_owner_…` have a label for the owner. All times are in seconds, and all sizes in
-bytes. If all processes report the same shared state, the gauge has `merged="max"` and its values are not summed.
+Invariants: every name begins with `antiphon_`, except four names that are older than this prefix. The values of a label
+come from a closed set, or `metric_values.BoundedLabelValues` limits their number. No label has a full path or an
+object's id as its value. Only the metrics `antiphon_owner_…` have a label for the owner. All times are in seconds, and
+all sizes in bytes. A gauge in which all processes report the same shared state has `merged="max"`. The parent process
+takes the maximum of the gauge's values, not the sum.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class BoundedLabelValues:
 
 class LabelledCounter:
     """A counter, or a gauge that can increase and decrease. The counter stores one number per set of label values. A
-    scrape also calls the functions in `sources`."""
+    scrape also adds the results of the functions in `sources`."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition
@@ -115,8 +115,8 @@ class LabelledHistogram:
 
 
 class StorageOperation:
-    """The context manager for one store operation. A generator-based context manager would take five times as long,
-    even without a span."""
+    """The context manager that counts, times and traces one store operation. A generator-based context manager would
+    take five times as long, even without a span."""
 
     def __init__(self, operation: str, database: str, ended: LabelledCounter, seconds: LabelledHistogram) -> None:
         self._operation = operation

@@ -1,11 +1,12 @@
 """Records metrics: one method for each kind of event.
 
-This module also prepares a scrape. `metric_names.py` defines names, labels and buckets. `metric_values.py` stores the
-numbers, and `exposition.py` renders the text. `api/router.py` and `commands/metrics_listener.py` serve the text over
-HTTP. `supervisor/merged_metrics.py` merges the metrics of several processes.
+This module also refreshes the gauges before a scrape. `metric_names.py` defines names, labels and buckets.
+`metric_values.py` stores the numbers, and `exposition.py` renders the text. `api/router.py` and
+`commands/metrics_listener.py` serve the text over HTTP. `supervisor/merged_metrics.py` merges the metrics of several
+processes.
 
-Invariant: a metric is updated once per response or operation, never per chunk. A scrape reads sizes and queue lengths,
-and waits at most `_REFRESH_SECONDS` for these values.
+Invariant: a metric is updated once per response or operation, never per chunk. A scrape reads the current values of
+some gauges (sizes, queue lengths), and waits at most `_REFRESH_SECONDS` for these values.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class Metrics:
             self._failures.add(fault, self._codes.bounded(code), upstream)
 
     def streamed(self, door: str, first: float, gap: float | None) -> None:
-        """Record a stream: the seconds to its first part, and the mean seconds between its events. `gap` is None for
-        fewer than two events."""
+        """Record a stream: the seconds until the upstream's first data, and the mean seconds between its events. `gap`
+        is None for fewer than two events."""
         self._first_event.add(first, door)
         if gap is not None:
             self._event_gap.add(gap, door)
@@ -190,8 +191,8 @@ class Metrics:
         self._refreshers.append(refresh)
 
     async def scraped(self) -> bytes:
-        """Return all metrics as text. Refreshes run first, but the scrape does not wait longer than `_REFRESH_SECONDS`
-        for them."""
+        """Return all metrics as text. The functions of `before_scrape` run first, but the scrape waits at most
+        `_REFRESH_SECONDS` for these functions."""
         if self._refreshers:
             try:
                 async with asyncio.timeout(_REFRESH_SECONDS):
@@ -208,7 +209,7 @@ class Metrics:
         return self.render()
 
     def render(self) -> bytes:
-        """Return all metrics as text, without a refresh."""
+        """Return all metrics as text, without calling the functions of `before_scrape`."""
         if self._exposition is None:
             self._exposition = self._expose()
         return self._exposition.render()

@@ -6,7 +6,7 @@ updates the metrics and the usage once. `outcome.py` formats the log line, `metr
 
 An observation implements the exchange's `Observer` protocol. So both servers report model calls in the same way,
 whether Envoy or this process makes the calls. Invariants: `end` reports each response exactly once. This module changes
-no response and reads no content.
+no response and reads no text of its input or output.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Telemetry:
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
     def observe(self, door: str, request_id: str, caller: Caller, headers: Headers | None = ()) -> Observation:
-        """Begin to observe a response. The server that handles the response may change `door` until the end. `headers`
-        is None while the request's headers are unknown (see `begin_job`)."""
+        """Begin to observe a response. The caller may change the attribute `door` until the response ends. `headers` is
+        None while the request's headers are unknown (see `begin_job`)."""
         return Observation(self, door, request_id, caller, headers)
 
     def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
@@ -128,7 +128,7 @@ class _Ended(NamedTuple):
 
 
 class Observation:
-    """Observes one response. The server that handles the response sets `door`."""
+    """Observes one response. `door` is the server that handles the response: the ext_proc or the HTTP server."""
 
     def __init__(
         self, telemetry: Telemetry, door: str, request_id: str, caller: Caller, headers: Headers | None
@@ -172,7 +172,8 @@ class Observation:
             self._exchange = exchange
 
     def begin_job(self, job: JobRequest, headers: Headers, attempt: int) -> None:
-        """Begin a background job, whose request was unknown before. `attempt` is the number of this attempt."""
+        """Begin a background job: set the request's id, caller and trace, which were unknown until the worker took the
+        job. `attempt` is the number of this attempt."""
         self.request_id = job.request_id
         self._queued_at = job.created_at
         self._queued_bytes = job.loaded_bytes
@@ -334,8 +335,7 @@ class Observation:
         self._exchange = None
 
     def live(self) -> LiveRequest | None:
-        """The values of this request in the list of requests in flight. None if the request's exchange does not exist
-        yet."""
+        """Return this request's entry in the list of requests in flight, or None if its exchange does not exist yet."""
         exchange = self._exchange
         if exchange is None:
             return None
@@ -366,8 +366,8 @@ class Observation:
         return self.door != _AGAIN and isinstance(exchange, RecordingExchange) and exchange.stop()
 
     def _streamed(self, now: float, gaps: int) -> tuple[float, float | None] | None:
-        """Return the seconds to the stream's first part, and the mean seconds between its events. Returns None if no
-        part arrived."""
+        """Return the seconds until the upstream's first data, and the mean seconds between the stream's events. Returns
+        None if no data arrived."""
         if self._first is None:
             return None
         return self._first - self.started, (now - self._first) / gaps if gaps > 0 else None

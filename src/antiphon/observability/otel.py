@@ -4,7 +4,7 @@ Only this module uses the SDK. `response_spans.py` and the users of `tracing.spa
 defines the names of spans.
 
 Invariants: a request never waits for a collector. A thread of the SDK sends the spans from a bounded queue. When the
-queue is full, the SDK drops further spans. A failing collector causes at most one log line per minute. The first
+queue is full, the SDK drops further spans. A collector that fails causes at most one log line per minute. The first
 process of a trace decides about sampling, and the `traceparent` header contains that decision.
 """
 

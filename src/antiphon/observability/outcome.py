@@ -3,13 +3,13 @@ failure.
 
 This module chooses the level, the common fields, and one short piece of advice about a failure for the operator. The
 servers write the line at the end of a response. The module also has the hint that the console's page of a request and
-`antiphon show` print. The documentation has runbooks for operators.
+`antiphon show` print. Longer instructions for operators are in the documentation, not here.
 
 Invariant: a failed response writes one line at `warning` with a cause, unless the client caused the failure. All
 durations are in seconds. A failure gets at most one piece of advice. `advice_for` first checks for a missing listener
 of Envoy, then the code, the upstream's status and the operation. A client's mistake gets no advice, because the client
-has the error message. `hint_for` also explains mistakes of clients. Requests refused for lack of capacity share one
-line (`repeated_failures.py`).
+has the error message. `hint_for` also explains mistakes of clients. Many requests that Antiphon refuses for lack of
+capacity share one line (`repeated_failures.py`).
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def hint_for(entry: Entry) -> str:
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
-    """Return the failure if there is one. A failed response without a failure gets a generic failure."""
+    """Return `failure`. If `failure` is None although the outcome is `failed` or `error`, return a generic failure."""
     if failure is None and outcome in ("failed", "error"):
         return Failure("ours", "no cause was recorded", operation="unknown")
     return failure
@@ -189,8 +189,8 @@ def caller_fields(caller: Caller) -> dict[str, str]:
 def write_outcome(
     log: Any, event: str, failure: Failure | None, seconds: float, known: dict[str, Any], *, warn: bool = False
 ) -> None:
-    """Write the log line without empty fields. `warn` is True when a part of the request is unknown to Antiphon; the
-    line is then a warning."""
+    """Write the log line of a response or request, without empty fields. `warn` is True when a part of the request is
+    unknown to Antiphon; the line is then a warning."""
     failure = with_cause(failure, known.get("outcome"))
     level = logging.WARNING if warn else logging.INFO
     if failure is not None and failure.counted:

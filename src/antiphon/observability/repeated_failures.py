@@ -4,13 +4,14 @@
 operation.
 
 `Refusals` counts requests that are refused for lack of capacity. `engine/exchange/budget.py` refuses the requests, and
-`outcome.py` writes the log lines of single refused requests at level debug. `Refusals` logs the first refusal by a
-setting immediately. At the end of each second, `Refusals` logs the number of further refusals in that second. Each
-setting has separate lines, so the process's limit and the owners' limits do not share a line. The line of an owner
-limit names the owner with the most refusals, so that the operator sees which owner sends too many requests.
+`outcome.py` writes the log lines of single refused requests at level debug. Each limit is a setting. `Refusals` logs
+the first refusal by a setting immediately. At the end of each second, one more line has the number of refusals since
+the previous line. Each setting has separate lines, so the process's limit and the owners' limits do not share a line.
+The line of an owner limit names the owner with the most refusals, so that the operator sees which owner sends too many
+requests.
 
-Invariants: between its first and its last line, an outage writes only one line for each new kind of failure. Each
-setting writes at most one line of refusals per second. The numbers in all lines add up to the number of all refusals.
+Invariants: between its first and its last line, an outage writes only one line for each new kind of failure. The log
+has at most one line of refusals per setting and second. The numbers in all lines add up to the number of all refusals.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Outage:
         return self._last - self._since
 
     def failed(self, *, kind: str = "", **said: object) -> None:
-        """Record a failed attempt. `kind` comes from a closed set. The object logs each kind once per outage."""
+        """Record a failed attempt. `kind` comes from a closed set. The object logs each kind of failure once per
+        outage."""
         now = self._clock()
         if not self._failures or now - self._last > _FORGOTTEN:
             self._since, self._failures = now, 0
@@ -80,7 +82,8 @@ class Outage:
 
 
 class Refusals:
-    """Collects the refusals of one process. For each refusal, the object calls `count` with the refusal's setting."""
+    """Collects the refusals of one process. For each refusal, the object calls `count` with the name of the setting
+    whose limit was reached."""
 
     def __init__(self, count: Callable[[str], None], *, seconds: float = 1.0) -> None:
         self._count = count
@@ -108,7 +111,7 @@ class Refusals:
             self._write(setting)
 
     def _tell(self, setting: str) -> None:
-        """Log the refusals so far, and set the timer for the next line."""
+        """Log the number of refusals since the previous line, and set the timer for the next line."""
         self._timers.pop(setting, None)
         if setting in self._numbers:
             self._write(setting)

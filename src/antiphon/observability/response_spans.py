@@ -78,8 +78,8 @@ class ResponseSpans:
             self._call.set({names.FIRST_CHUNK: round(seconds, 6)})
 
     def call_over(self, upstream: str, status: int, fault: str, at: float | None = None) -> None:
-        """Record the end of the call, now or at `at` (seconds since the epoch). The span stays open for the call's
-        usage."""
+        """Record the end of the call, now or at `at` (seconds since the epoch). The span stays open until the exchange
+        knows the call's token usage."""
         if self._call is not None:
             self._call_ended_at = time.time_ns() if at is None else int(at * 1e9)
             self._call_error = fault or (str(status) if status >= 400 else "")

@@ -5,8 +5,8 @@ October 2026). Antiphon's own names begin with `antiphon.`. `otel.py` and `respo
 `scripts/lib/described_spans.py` lists the attributes of each span with their meaning, and is the source of
 `docs/reference/traces.md`.
 
-Invariant: no attribute is a credential or an owner. Spans have messages, and the arguments and results of tools, only
-if the setting `tracing.content` is on.
+Invariant: no attribute is a credential or an owner. Spans contain the messages of a conversation, and the arguments and
+results of tools, only if the setting `tracing.content` is on.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def is_traced() -> bool:
 @contextmanager
 def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Span | None]:
     """Make a child of the current span. Within the `with` block, the child is the current span. Yields None if the task
-    has no current span. In a keyword, `__` stands for a dot in the attribute's name."""
+    has no current span. In the name of a keyword argument, `__` stands for a dot in the attribute's name."""
     parent = _current.get()
     if parent is None:
         yield None

@@ -3,9 +3,9 @@
 Lives here: choosing the boundaries of chunks, and estimating a text's number of tokens. Not here: extracting the text
 (`extract.py`), token counts of a model server (`translation/chat/context_size.py`).
 
-`cut` first splits a text into pieces: sentences and lines. A chunk contains as many pieces as fit into `size` tokens.
-If a paragraph ends in the second half of a chunk, the chunk ends with the last such paragraph. The next chunk begins
-with as many of the previous chunk's last pieces as fit into the overlap.
+`cut` first splits a text into pieces: sentences and lines. A chunk contains as many consecutive sentences or lines as
+fit into `size` tokens. If a paragraph ends in the second half of a chunk, the chunk ends with the last such paragraph.
+The next chunk begins with as many of the previous chunk's last sentences or lines as fit into `overlap` tokens.
 
 The estimate counts one token per six letters of a word, per punctuation mark, and per run of line breaks. Compared with
 OpenAI's tokenizer o200k, the estimate is 10 to 33 percent too high for prose, and up to 50 percent for source code. So
@@ -87,8 +87,9 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
 
 
 def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
-    """Return the number of held pieces that form the next chunk. If a paragraph ends in the second half of the chunk,
-    the chunk ends with this paragraph. If no paragraph ends in this half, the chunk contains all held pieces."""
+    """Return how many of the pieces in `held` (sentences and lines) form the next chunk. If a paragraph ends in the
+    second half of the chunk, the chunk ends with this paragraph. If no paragraph ends in this half, the chunk contains
+    all pieces in `held`."""
     total = 0
     best = len(held)
     found = False
@@ -100,8 +101,8 @@ def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
 
 
 def _kept(held: list[tuple[str, int]], end: int, overlap: int) -> tuple[list[tuple[str, int]], int]:
-    """Return the pieces for the next chunk (the overlap, then the unused pieces), and the index of the first unused
-    piece."""
+    """Return the pieces with which the next chunk begins: the overlap, then the pieces that no chunk contains yet. Also
+    returns the index of the first piece that no chunk contains yet."""
     start, shared = end, 0
     while start > 1 and shared + held[start - 1][1] <= overlap:
         start -= 1

@@ -82,8 +82,9 @@ class Ingester:
         metrics: Metrics | None = None,
         pace: IngestPace = IngestPace(),
     ) -> None:
-        """The worker uses two of the `settings`. `ingest` is the maximum number of concurrent files. `lease` is the
-        number of seconds for which a claim is valid without renewal. Without `embedder`, chunks get no vectors."""
+        """The worker uses `ingest` and `lease` of the `settings`. `ingest` is the maximum number of concurrent files.
+        `lease` is the number of seconds for which a claim is valid without renewal. Without `embedder`, chunks get no
+        vectors."""
         self._ingestion = ingestion
         self._files = files
         self._readers = readers

@@ -29,8 +29,8 @@ class ReadRequest(msgspec.Struct):
 
 
 class ReadAnswer(msgspec.Struct, omit_defaults=True):
-    """A batch of a document's chunks, each with its number of tokens, and the document's title. The last answer of a
-    file has `end` set, and `code` and `message` if reading failed.
+    """A batch of a document's chunks, each with its number of tokens, and the document's title. In the last answer of a
+    file, `end` is True, and if reading failed, `code` and `message` describe the error.
 
     `dying`: the reader process exits after this answer, because it ran out of memory and its state is unknown.
     """

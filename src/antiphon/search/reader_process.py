@@ -4,7 +4,7 @@ Lives here: the process's resource limits, and the loop that handles requests. N
 (`read_messages.py`), starting, watching and ending the process (`readers.py`), reading a file format (`extract.py`).
 
 The process reads one `ReadRequest` per line (JSON) from standard input, and writes `ReadAnswer`s (MessagePack) to
-standard output. Four bytes with the length precede each answer. The last answer of a file has `end` set.
+standard output. Four bytes with the length precede each answer. In the last answer of a file, `end` is True.
 
 Invariant: a malicious file that causes a crash, an endless loop or high memory use affects only this process. The
 process cannot start processes or write files, and it has no secrets.

@@ -3,10 +3,10 @@ queries.
 
 Lives here: the choice of keyword search, vector search or both, merging their hits, and computing scores. This module
 also has the prompt that makes a model rewrite a search text, and extracts the query from the model's response. Not
-here: SQL and comparing vectors (`ChunkIndex`), computing vectors (`Embedder`).
+here: the SQL statements and the comparison of vectors (`ChunkIndex`), and computing vectors (`Embedder`).
 
-Each search requests more hits than the caller's limit, at least a hundred. A hit at rank ten in both searches can be
-first after merging. The keyword search and the vector search both apply the client's filters.
+A hit at rank ten in both searches can be first after merging. So each search requests at least a hundred hits, and more
+than the caller's limit. The keyword search and the vector search both apply the client's filters.
 
 A hybrid score is reciprocal rank fusion (k = 60), divided by its maximum. So a hybrid score of 1 means the first rank
 in both searches. The score of a vector search is the cosine similarity, or 0 if negative. The score of a keyword search

@@ -1,7 +1,9 @@
-"""Implements the hosted tools. The sidecar itself runs these tools when the model calls them.
+"""Implements the hosted tools, such as `web_search`. The sidecar itself runs the hosted tools when the model calls
+them.
 
 `box.py` dispatches calls to the tools, and the other modules implement one tool each. `engine/exchange/tool_turns.py`
-orders the calls of a response. `translation/events/item_events.py` makes the items and events of a call.
+decides which calls of a response run, and the order of their items. `translation/events/item_events.py` makes the items
+and events of a call.
 
 To add a hosted tool:
 - Write a class that implements `box.ServerTool`.

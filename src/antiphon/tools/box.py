@@ -222,7 +222,7 @@ class Toolbox:
         return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 
     async def aclose(self) -> None:
-        """Close every tool once, even if it handles several types."""
+        """Close every tool once, even a tool that is registered for several tool types."""
         for tool in dict.fromkeys(self._tools.values()):
             await tool.aclose()
 
@@ -274,8 +274,8 @@ class Places:
 
     @property
     def untouched(self) -> bool:
-        """Whether no call occupies a slot or waits for one, and all counters are empty. Tests use this property to find
-        leaks."""
+        """Whether no call occupies a slot or waits for one, and no owner and no response still has a counter. Tests use
+        this property to find leaks."""
         return self._free == self._total and not (self._waiting or self._owners or self._responses)
 
     @asynccontextmanager

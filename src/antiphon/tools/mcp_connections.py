@@ -1,13 +1,13 @@
 """Manages sessions with MCP servers. Each response has one session per server, which closes after an idle time.
 
-This module has an HTTP client that connects only to checked addresses. With the MCP SDK's transports, this module opens
-and closes sessions. `mcp_servers.py` checks the declared server, and `mcp_tool.py` converts results.
+This module has an HTTP client that connects only to checked addresses. It opens and closes sessions with the transports
+of the MCP SDK. `mcp_servers.py` checks the declared server, and `mcp_tool.py` converts results.
 
 The SDK requires that the same task enters and leaves the SDK's context managers. So each session has a separate task
 for this purpose, and other tasks only call the session.
 
-Invariants: every TCP connection goes to an address that `Permit` has checked. The SDK follows no redirect to another
-origin. A session that failed is not used again.
+Invariants: every TCP connection goes to an address that a function of type `Permit` has checked. The SDK follows no
+redirect to another origin. A session that failed is not used again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ for _name in ("httpx2", "httpcore2", "mcp"):
 
 
 class Refused(Exception):
-    """Raised when an MCP server has no address to which `Permit` lets Antiphon connect."""
+    """Raised when an MCP server has no address to which Antiphon may connect."""
 
 
 class ServerFailed(Exception):

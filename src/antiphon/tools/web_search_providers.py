@@ -140,15 +140,15 @@ class SearchProvider:
 
 
 class Searxng(SearchProvider):
-    """Client for a SearXNG instance. The instance's settings must allow the format `json` (`search.formats`)."""
+    """Client for a SearXNG instance. SearXNG's own setting `search.formats` must contain `json`."""
 
     name = "searxng"
 
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """Search with SearXNG, which forwards the query to other search engines. The query restricts domains with
-        `site:`, which most engines support."""
+        """Search with SearXNG, which forwards the query to other search engines. If `domains` are given, the query
+        contains the operator `site:`, which most search engines support."""
         sent = {"q": _with_sites(query, domains), "format": "json"}
         if span := _span(days):
             sent["time_range"] = span
@@ -168,8 +168,8 @@ class Brave(SearchProvider):
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """Search with Brave. Returns the results of the response's `web` section. A result's text includes its extra
-        snippets."""
+        """Search with Brave. Returns the results in the section `web` of Brave's response. A result's text includes its
+        extra snippets."""
         sent = {"q": _with_sites(query, domains), "count": str(min(limit, 20)), "extra_snippets": "true"}
         if place.country is not None and len(place.country) == 2:
             sent["country"] = place.country.upper()

@@ -2,7 +2,7 @@
 
 Lives here: types with only those fields that the translation uses. The type of a request has exactly the fields that
 Antiphon sends. The type of a chunk is tolerant: a chunk may lack fields or have further fields. Not here: the handling
-of malformed chunks (`translation/answer/chunk.py`), and names of vendors.
+of malformed chunks (`translation/answer/chunk.py`).
 
 Invariant: decoding into these types never copies text. Text fields stay raw JSON until the translation emits the text.
 """
@@ -74,8 +74,8 @@ class ToolCallDelta(Struct, gc=False):
     """One entry of `tool_calls`. A call of a custom tool that the server itself declares has `custom` instead of
     `function`.
 
-    `extra_content` carries Google's thought signature. Google requires the signature again when a later request repeats
-    the call.
+    `extra_content` carries Google's thought signature. Google's server requires this signature again when a later
+    request contains the same call.
     """
 
     index: int | None = None

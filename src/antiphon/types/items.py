@@ -1,4 +1,5 @@
-"""Defines items and content parts, in the forms that clients send, stores store, and responses contain.
+"""Defines items and content parts, in the forms in which clients send them, the store saves them, and responses contain
+them.
 
 Lives here: one tolerant type for all input items (`InputItem`), because clients omit and add keys freely. This module
 also has the exact types of output items, and the record of the text that the model saw for an item (`Shown`). Not here:
@@ -10,7 +11,8 @@ search contains the queries. The item contains the results only if the client re
 read all results. So Antiphon stores the text that the model has read, and sends the same text to the model in later
 requests. Antiphon never sends this text to a client.
 
-Sources: Open Responses schema `ItemParam` and `ItemField`; field tables observed from OpenAI's service.
+Sources: the schemas `ItemParam` and `ItemField` of Open Responses, and the fields that responses of OpenAI's service
+have.
 
 Invariants: text inside output items is raw JSON. Antiphon never decodes the text of output items on its way from the
 upstream to the client. The record of the text that the model saw never comes from a client. `HistoryItem` joins a
@@ -29,12 +31,12 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
-    """Any input item, with the keys that Antiphon reads. `translation/item_kinds.py` handles the other keys.
+    """Any input item, with the keys that Antiphon reads. `translation/item_kinds.py` lists the unknown keys of an item.
 
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a call of a custom
     tool. `action`, `operation` and `environment` are fields of shell calls and patch calls. `tools` is a field of items
     that declare tools. `source` is the whole unchanged item, for items that Antiphon returns or stores exactly as the
-    client sent them. Items of hosted tools from earlier turns have a `source`.
+    client sent them. For example, an item of a hosted tool from an earlier response has a `source`.
     """
 
     type: str | None = None
@@ -63,8 +65,8 @@ class InputItem(Struct, gc=False):
 
 
 class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
-    """An item that has only known keys. The keys below are metadata of a client or a server. Antiphon does not send
-    them to the model."""
+    """An item that has only known keys. The keys that this class adds are metadata of a client or a server. Antiphon
+    does not send them to the model."""
 
     caller: Raw = ABSENT
     created_by: Raw = ABSENT
@@ -153,7 +155,7 @@ class Message(_Tracked, kw_only=True):
     in_progress, then completed or incomplete.
 
     `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer.
-    Antiphon knows the phase only at the end of the message. `phase` stays unset if the model's output was cut off, or
+    Antiphon knows this value only at the end of the message. `phase` stays unset if the model's output was cut off, or
     if the model continues with reasoning after the message.
     """
 
@@ -164,8 +166,9 @@ class Message(_Tracked, kw_only=True):
 
 
 class Reasoning(_EmittedItem, kw_only=True):
-    """A reasoning item. Reasoning items have no `status` (197 of 197 recorded items have none). `content` is absent
-    when `summary` contains the text. `encrypted_content` is absent when the request's `include` does not list it."""
+    """A reasoning item. Reasoning items have no `status` (OpenAI's service sent none in 197 of 197 recorded items).
+    `content` is absent when `summary` contains the text. `encrypted_content` is absent when the request's `include`
+    does not list it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -329,8 +332,8 @@ OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | 
 class ShownCall(Struct, omit_defaults=True):
     """A call of a hosted tool, with its result. `arguments` and `output` are JSON strings.
 
-    `output` is absent if the item contains the same text. `asked` is the id of the approval request for this call.
-    Calls with the same `round` come from one model call.
+    `output` is absent if the item contains the same text. `asked` is the id of the approval request for this call. All
+    calls with the same value of `round` come from the output of one model call.
     """
 
     call_id: str
@@ -366,12 +369,12 @@ _SHOWN = msgspec.json.Decoder(Shown)
 
 
 def read_shown(kept: bytes | None) -> Shown | None:
-    """Decode the record that the store has stored with an item. Returns None if `kept` is None."""
+    """Decode the record of the text that the model saw for a stored item (`Shown`). Returns None if `kept` is None."""
     return None if kept is None else _SHOWN.decode(kept)
 
 
 def shown_of(item: InputItem) -> Shown | None:
-    """Return the record of the text that the model saw for this item, or None if the item has no record."""
+    """Return this item's record of the text that the model saw, or None if the item has no such record."""
     return item.shown if isinstance(item, HistoryItem) else None
 
 

@@ -76,8 +76,8 @@ def text_of(fragment: bytes) -> str:
 
 
 def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspec.Raw) -> _Value | None:
-    """Return the decoded value. Returns None for a value of another type, for invalid JSON, and for JSON that is nested
-    too deeply."""
+    """Return the decoded value. Returns None if the JSON value does not have the decoder's type, and for JSON that is
+    invalid or nested too deeply."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -87,8 +87,8 @@ def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspe
 def decode_any(data: bytes | str) -> Any:
     """Decode JSON leniently: replace invalid UTF-8, and accept lone surrogates and NaN.
 
-    Call this function for data of an upstream that the strict decoder refused. Raises ValueError when the data is not
-    JSON, or is nested too deeply.
+    Call this function for an upstream's data after msgspec's strict decoder has refused the data. Raises ValueError
+    when the data is not JSON, or is nested too deeply.
     """
     try:
         return msgspec.json.decode(data)
@@ -103,8 +103,7 @@ def decode_any(data: bytes | str) -> Any:
 
 
 def decode_object(data: bytes | str) -> dict[str, Any]:
-    """Return the object that `decode_any` returns. Returns an empty dict for any other value, and for data that is not
-    JSON."""
+    """Decode a JSON object as leniently as `decode_any`. Returns an empty dict for data that is not a JSON object."""
     try:
         value = decode_any(data)
     except ValueError:

@@ -1,12 +1,12 @@
 """Defines the body of a create-response request, and the tool declarations in this body.
 
 Lives here: the type of a validated request, and the types of its nested fields. This module also has one tolerant type
-for all tool declarations, and one type for all forms of `tool_choice`. Not here: the types, limits and support of the
-fields (`translation/request/fields.py`), the checks of combinations of fields (`translation/request/body.py`). Not
-here: the tool types that the model can call (`translation/request/tools.py`), and their chat form
-(`translation/chat/tools.py`).
+for all tool declarations, and one type for all forms of `tool_choice`. Not here: which fields Antiphon supports, with
+their types and limits (`translation/request/fields.py`), the checks of combinations of fields
+(`translation/request/body.py`). Not here: the tool types that the model can call (`translation/request/tools.py`), and
+their chat form (`translation/chat/tools.py`).
 
-Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.
+Source: the schemas `CreateResponse` of OpenAI and `CreateResponseBody` of Open Responses.
 
 Invariant: large values (`input`, tool parameters, schemas, grammars) stay raw slices of the request.
 """
@@ -51,7 +51,7 @@ class ToolChoice(Struct, frozen=True):
     - `tools` are the (name, namespace) pairs that the model may call. None allows all tools. (None, namespace) allows a
       whole namespace.
     - `single`: the request names exactly one tool.
-    - `echo` is the value that the response repeats.
+    - `echo` is the client's value of `tool_choice`, which the response repeats.
     """
 
     mode: str
@@ -115,19 +115,20 @@ class PromptCacheOptions(Struct):
 class CreateResponse(Struct):
     """A validated create-response request.
 
-    - `prompt` is the reference that the response repeats. `prompt_messages` are the messages of the prompt's template.
+    - `prompt` is the reference to a prompt template, which the response repeats. `prompt_messages` are the messages of
+      the prompt's template.
     - `logprobs`, `encrypted_reasoning` and `obfuscation` are the options that the fields `include` and `stream_options`
       set.
     - `compact`: the response is a compaction of the conversation instead of an answer.
-    - `compact_threshold`: Antiphon compacts a conversation with at least this many tokens before it answers. 0 means
-      that Antiphon compacts when the model's context is nearly full.
-    - `prewarm`: Antiphon does everything except the model call.
+    - `compact_threshold`: if the conversation has at least this many tokens, Antiphon compacts the conversation before
+      the model answers. The value 0 means that Antiphon compacts when the model's context is nearly full.
+    - `prewarm`: Antiphon prepares the response but makes no model call.
     - `comparison_response_id` names the response whose prompt Antiphon compares with the prompt of this request.
     - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).
     - `parameters` are fields that chat servers know and the Responses API does not.
     - `others` are fields that neither chat servers nor the Responses API know.
     - `allowed` has the names in `parameters` and `others` that the operator allows Antiphon to forward.
-    - `ignored` has the names of fields without effect. The header `antiphon-ignored` lists them.
+    - `ignored` has the names of fields without effect. The response header `antiphon-ignored` lists these names.
     - `unknown` decides whether Antiphon ignores or refuses unknown fields and values. `unknown` also records the names
       of ignored fields and values.
     """

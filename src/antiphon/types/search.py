@@ -1,13 +1,15 @@
 """Reads the filters and the ranking options of a search, and splits a search text into words.
 
-Lives here: the types of filters and ranking options, reading both from decoded JSON, and splitting a text or a query
-into words. This module also has the stop words, and splits text in scripts without spaces. Not here: applying filters,
-options and words to an index (`stores/`), stemming and the folding of case and accents, the search itself.
+Lives here: the types of filters and ranking options, reading filters and options from decoded JSON, and splitting a
+text or a query into words. This module also has the stop words, and splits text in scripts without spaces. Not here:
+applying filters, options and words to an index (`stores/`), stemming and the folding of case and accents, the search
+itself.
 
 The index stores text in scripts without spaces letter by letter. In a query, a run of such letters becomes pairs of
 letters. For example, the query "検索機能" becomes the terms 検索, 索機 and 機能.
 
-Source: OpenAI's ComparisonFilter, CompoundFilter and the two forms of ranking options.
+Source: the schemas `ComparisonFilter` and `CompoundFilter` and the two forms of ranking options in OpenAI's API
+specification.
 
 Invariants: a search accepts every filter and option that this module returns. Any other input raises an
 `InvalidRequest` that names the path of the wrong field. The terms of a query never contain search syntax. Every term is
@@ -46,8 +48,8 @@ class Filter:
 class Ranking:
     """The ranking options of a search. The result omits hits whose score is below `threshold` (0..1).
 
-    The weights set the shares of the embedding score and the text score in a hybrid search. Both weights matter only if
-    the store has vectors. The search computes no score whose weight is 0.
+    The weights set the shares of the embedding score and the text score in a hybrid search. The search uses the weights
+    only if the vector store has embeddings. If a weight is 0, the search does not compute that score.
     """
 
     threshold: float = 0.0
@@ -173,7 +175,7 @@ RANKING: Final[dict[str, object]] = {
 
 
 def read_filters(value: object, where: str) -> Filter | None:
-    """Read a filter. Returns None when the value is null. Raises `InvalidRequest`."""
+    """Read the filter of a search from decoded JSON. Returns None when `value` is None. Raises `InvalidRequest`."""
     found = None if value is None else _filter(value, where, _MAX_DEPTH)
     if found is not None and _size(found) > _MAX_IN_ALL:
         raise invalid_value(where, f"use at most {_MAX_IN_ALL} comparisons in all")
@@ -181,7 +183,8 @@ def read_filters(value: object, where: str) -> Filter | None:
 
 
 def read_ranking(value: object, where: str) -> Ranking:
-    """Read ranking options. Returns the defaults when the value is null. Raises `InvalidRequest`."""
+    """Read the ranking options of a search from decoded JSON. Returns the default options when `value` is None. Raises
+    `InvalidRequest`."""
     if value is None:
         return Ranking()
     options = _object(value, where)

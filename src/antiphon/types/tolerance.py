@@ -5,16 +5,16 @@ The API grows faster than any gateway: clients send items, parts, tools and valu
 Antiphon. Most newer values do not change the model's prompt. A client is worse off with a refused request than with an
 answer that ignores an unknown value.
 
-Lives here: the decision about unknown parts, and the list of ignored names. Not here: the lists of known names, which
-are in the modules that read the values, and known fields without effect (`CreateResponse.ignored`).
+Lives here: the decision about unknown fields and values, and the list of ignored names. Not here: the lists of known
+names, which are in the modules that read the values, and known fields without effect (`CreateResponse.ignored`).
 
 Tools have a separate list and a separate setting (`refuse_tools`). An answer without a tool that the client relies on
 may be wrong. The model may lack an unknown tool, or a known tool that the operator has not configured.
 
-Invariants: `names` lists every ignored part, and `tools` lists every ignored tool. A single `...` stands for the 65th
-and all further names. In strict mode Antiphon ignores no unknown part. In both modes Antiphon refuses an unknown output
-that a call waits for, and an unknown restriction of a response or a search. Values of these two kinds never reach this
-module.
+Invariants: `names` lists every ignored field or value, and `tools` lists every ignored tool. In each list, the 65th
+name is `...`, which stands for all further names. In strict mode Antiphon ignores no unknown field or value. In both
+modes Antiphon refuses a request whose call has an output of unknown type, and an unknown restriction of a response or a
+search. The callers never pass these two cases to this module.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _MORE: Final = "..."
 
 @dataclass(slots=True)
 class Tolerance:
-    """The unknown parts and the tools of one request that the translation ignores. `names` has the names of unknown
-    parts. `tools` has the tools that the model does not see, known or unknown. Each list has the order of the request,
-    without duplicates."""
+    """The unknown fields and values and the tools of one request that the translation ignores. `names` has the names of
+    the unknown fields and values. `tools` has the tools that the model does not see, known or unknown. Each list has
+    the order of the request, without duplicates."""
 
     strict: bool = False
     names: list[str] = field(default_factory=list)
@@ -54,8 +54,8 @@ class Tolerance:
             yield name
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
-        """Record the name of an unknown part, in the form that the client gets, for example `input.future_call` or
-        `include:future`.
+        """Record the name of an unknown field or value, in the form that the client gets, for example
+        `input.future_call` or `include:future`.
 
         Raises `error` in strict mode.
         """

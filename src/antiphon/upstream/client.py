@@ -4,8 +4,8 @@ This module makes one call (head, body, end), applies its timeouts and classifie
 the connections, and the package `translation` interprets the bytes.
 
 Invariants: the client follows no redirect. A failed call always raises `UpstreamCallFailed`, whose detail contains no
-header and no body. If the caller leaves a call before its end, the connection closes immediately. To keep the
-connection, the runner reads a response after `[DONE]` until the end of its body.
+header and no body. If the caller leaves a call before its end, the connection closes immediately. So that another call
+can reuse the connection, the caller reads a response after `[DONE]` until the end of its body.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class HttpUpstream:
 
     `connect_seconds` limits name resolution, TCP and TLS. `head_seconds` limits the wait for the response head, which
     includes connecting. `idle_seconds` limits silence within the body. `body_limit` is the maximum size in bytes of a
-    body that is not an event stream. The translation limits the text of event streams. If a reused connection breaks
-    within `stale_seconds`, the client sends the request again. In this case the server closed the idle connection
-    before it received the request.
+    body that is not an event stream. The package `translation` limits the size of event streams. If a reused connection
+    breaks within `stale_seconds`, the client sends the request again. Such an early break means that the server closed
+    the idle connection before it received the request.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class _UpstreamAnswer:
         self._break_off()
 
     def _break_off(self) -> None:
-        """Record that the connection is closed. An incomplete response stays incomplete."""
+        """Fail the reading of the body, unless the body is complete, because the connection is lost."""
         self._end(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _end(self, error: aiohttp.ClientError) -> None:

@@ -39,7 +39,8 @@ class _EmbeddingsAnswer(msgspec.Struct):
 class HttpEmbedder:
     """Embeds texts through the endpoint `POST /embeddings` of an upstream.
 
-    The settings limit each call to `batch` texts and `seconds`, and the process to `concurrent` calls at a time.
+    The settings limit each call to `batch` texts and to `seconds` of time, and the process to `concurrent` calls at a
+    time.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ class AddressRule:
     """The addresses to which Antiphon may connect: public addresses, and the exceptions that the operator configures.
 
     `exceptions` are host names, addresses and networks in CIDR form. A host whose name is an exception may have any
-    address. Raises `ValueError` for an entry of another form.
+    address. Raises `ValueError` for an exception that has none of these three forms.
 
         rule = AddressRule(["files.internal", "10.1.0.0/16"])
         rule.allows("files.internal", "192.168.0.4") and rule.allows("example.com", "10.1.2.3")
@@ -189,8 +189,8 @@ class GuardedFetcher:
         the model gets the file that many times. `fits` returns whether the fetcher may fetch a URL or the target of a
         redirect.
 
-        An error is a 400 without `param`, and never raised. The codes are `invalid_file_url`, `file_download_failed`,
-        `file_too_large` and `unsupported_file`.
+        Each error is an `ApiError` with the status 400 and without `param`. The method returns errors and never raises
+        them. The codes are `invalid_file_url`, `file_download_failed`, `file_too_large` and `unsupported_file`.
         """
         times = Counter(urls)
         urls = tuple(times)
@@ -240,7 +240,7 @@ class GuardedFetcher:
         raise _failed(f"it was redirected more than {self._limits.redirects} times.")
 
     async def _ask(self, url: URL, budget: _Budget) -> FetchedFile | URL:
-        """Send one request. Returns the file, or the URL of a redirect."""
+        """Send one request. Returns the file, or the target URL if the server answers with a redirect."""
         host, port = self._check_url(url)
         addresses = await self._addresses(host, port)
         connector = aiohttp.TCPConnector(
@@ -323,7 +323,7 @@ class _Budget:
         self.left = total
 
     def take(self, size: int) -> None:
-        """Subtract `size` bytes. Raises the client's error when fewer bytes are left."""
+        """Subtract `size` bytes. Raises the error for the client (`file_too_large`) when fewer bytes are left."""
         self.left -= size
         if self.left < 0:
             raise _too_large(self.total)
@@ -435,8 +435,8 @@ def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
 class HostResolver:
     """Resolves a host to all addresses that the system's resolver knows.
 
-    The resolver runs in separate threads, because a client's name server may be slow. Raises `OSError` when the host
-    has no address or when no thread is free.
+    The system's resolver runs in separate threads, because the name server of a host that a client names may be slow.
+    Raises `OSError` when the host has no address or when no thread is free.
     """
 
     def __init__(

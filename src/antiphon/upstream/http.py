@@ -66,8 +66,8 @@ class Connections:
 
     The constructor needs a running event loop. `connect_seconds` limits name resolution, TCP and TLS.
 
-    If a reused connection breaks within `stale_seconds`, `send` sends the request again. In this case the server closed
-    the idle connection before it received the request.
+    If a reused connection breaks within `stale_seconds`, `send` sends the request again. Such an early break means that
+    the server closed the idle connection before it received the request.
     """
 
     def __init__(self, target: UpstreamTarget, *, connect_seconds: float, stale_seconds: float) -> None:

@@ -47,7 +47,7 @@ async def read_file(path: Path) -> bytes:
 async def read_url(url: str, tls: ssl.SSLContext | None = None) -> bytes:
     """Return the bytes of the key set at this URL (`jwks_uri`), unparsed. Raises `IssuerUnread`.
 
-    `tls` has the trusted authorities. Without `tls`, the system's authorities apply.
+    `tls` has the trusted certificate authorities. Without `tls`, Antiphon trusts the system's certificate authorities.
     """
     async with _session(tls) as session:
         return await _get(session, url)

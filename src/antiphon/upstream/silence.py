@@ -1,6 +1,7 @@
 """Detects that an upstream has stopped sending.
 
-This module has one timer for all waits of a body. `client.py` decides what happens after too much silence.
+This module uses one timer for all the times that the client waits for bytes of one response body. `client.py` decides
+what happens after too much silence.
 
 aiohttp creates and cancels its own read timer for every read of every stream. This timer checks the length of the
 current wait when it fires, and then runs again for the remaining time.
@@ -16,7 +17,7 @@ from collections.abc import Callable
 
 
 class Silence:
-    """Calls `tell` once, when a wait for bytes has lasted this many seconds. `stop` cancels the timer."""
+    """Calls the function `tell` once, when a wait for bytes has lasted for `seconds`. `stop` cancels the timer."""
 
     __slots__ = ("_loop", "_seconds", "_since", "_tell", "_timer")
 

@@ -6,10 +6,10 @@ restricts system calls (seccomp). The sandboxed process runs this module before 
 that Python may have no other packages.
 
 Files: Landlock lets the process read the interpreter's libraries and write in the container's two folders. The process
-can open no other file. System calls: the seccomp filter allows the calls on a list and rejects all others. The list
-excludes sockets, new processes, other programs, signals to other processes, tracing, mounting, shared memory, io_uring,
-and changing limits or rights. Calls that change a file's mode, owner or times return success without an effect, because
-libraries make these calls and Landlock does not control them.
+can open no other file. System calls: the seccomp filter allows the calls on a list and rejects all other calls. The
+list excludes sockets, new processes, other programs, signals to other processes, tracing, mounting, shared memory,
+io_uring, and changing limits or rights. Calls that change a file's mode, owner or times return success without an
+effect, because libraries make these calls and Landlock does not control them.
 
 Stopping: between runs, the parent stops the process with SIGSTOP, and only SIGCONT continues it. The code cannot cause
 a SIGCONT. The filter rejects `kill` with SIGCONT, and calls that let a timer or a descriptor send a chosen signal.
@@ -196,8 +196,8 @@ def confine(
     `CannotConfine`.
 
     `start_counter` starts the counter process of `space.py` after the change of user. The result of `start_counter` is
-    a function that sends the seccomp listener to the counter. Through this listener the counter decides about calls
-    that create files.
+    a function that sends the seccomp listener to the counter process. Through this listener the counter process allows
+    or rejects system calls that create files.
     """
     if kernel.system != "linux" or kernel.machine not in _ARCHITECTURES or kernel.pointer_bytes != 8:
         raise CannotConfine("the sandbox needs Linux on x86_64 or aarch64")

@@ -5,8 +5,8 @@ The main function first confines its own process and then runs the code that it 
 operator configured (setting `code_interpreter.python`) runs this file as a script.
 
 The process reads lines of JSON from standard input: `{"code": …, "mark": …}`. For each request, the process writes one
-line of JSON to standard output. The code's output goes to standard error, followed by the mark, which ends the output
-of this run.
+line of JSON to standard output. The code's output goes to standard error. After the output, the process writes the
+request's `mark`, so that the parent sees the end of this run's output.
 
 Invariant: the process runs no code of the model before `confine` has returned. After the first run, the parent must not
 trust any message of this process, because the code may have changed the interpreter.
@@ -138,8 +138,8 @@ class _Places(ast.NodeTransformer):
 
 
 def main() -> None:
-    """Run `interpreter.py <JSON>`. The argument contains the folders and limits. Handle one request per line of
-    standard input."""
+    """Run `interpreter.py <JSON>`. The script's argument contains the container's folders and limits. Handle one
+    request per line of standard input."""
     given = json.loads(sys.argv[1])
     files, scratch, control = given["files"], given["scratch"], given["control"]
     last = max(64, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 20)

@@ -43,8 +43,8 @@ class OwnersContainers:
         return dict(Counter(head.owner for head in await self._rows.every()))
 
     async def export(self, owner: str) -> list[Row]:
-        """Return a tuple for each container and each of its files: kind, id, parent (or creation time), and fields.
-        Raises `StoreError`."""
+        """Return one tuple for each container (kind, id, creation time, fields) and one for each file (kind, id, the
+        container's id, fields). Raises `StoreError`."""
         rows: list[Row] = []
         for row in await self._rows_of(owner):
             fields = {"name": row.name, "last_active_at": row.last_active_at, "runs": row.runs}

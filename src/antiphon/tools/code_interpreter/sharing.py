@@ -2,8 +2,8 @@
 
 This module waits for a container, with a lock among the requests of this process and a lease among processes. This
 module also defines the format of a snapshot, and checks whether this machine has the current files. `containers.py` has
-the operations during a use, and `local.py` has the files on disk. `ContainerRows` and `stores/blobs/pending.py` store
-leases and snapshots.
+the operations on a container in use, and `local.py` has the files on disk. `ContainerRows` and
+`stores/blobs/pending.py` store leases and snapshots.
 
 A machine saves a snapshot after a use that creates or changes a file. Another machine restores the snapshot before its
 use. A snapshot is one blob that contains all files of a container, one after the other. The container's row has the
@@ -126,8 +126,8 @@ class ContainerUse:
 
     async def take(self, taking: Callable[[str, float], Awaitable[ContainerRow | None]]) -> ContainerRow | None:
         """Wait for the lease on the container, and renew the lease until the use ends. `taking` requests the lease for
-        a holder and a number of seconds. Returns the row, or None if `taking` returns None. Raises `InUse` and
-        `StoreError`."""
+        a holder and a number of seconds. Returns the container's row, or None if `taking` returns None because the
+        container does not exist. Raises `InUse` and `StoreError`."""
         clock, pause = asyncio.get_running_loop().time, _FIRST_LOOK
         while True:
             # The holder in another process sends no notice when it releases the lease, so try again after a pause.
@@ -157,7 +157,8 @@ class ContainerUse:
         await self._ended(self._rows.delete(row, self._holder))
 
     async def let_go(self) -> None:
-        """Release the lease if this use holds it or may hold it. If the store fails, the lease expires."""
+        """Release the lease if this use holds it or may hold it. If the store fails, the lease stays until it
+        expires."""
         if not self._holds:
             return
         self._over()
@@ -265,7 +266,7 @@ class Snapshots:
         await self.forget(went)
 
     async def forget(self, keys: Iterable[str]) -> None:
-        """Delete the snapshots of these keys, to which no row refers any more."""
+        """Delete the snapshots with these keys, to which no row refers any more."""
         for key in keys:
             assert self._contents is not None
             await self._contents.forget(key)
@@ -314,7 +315,7 @@ async def _read_whole(reader: BlobReader, file: RowFile) -> AsyncIterator[bytes]
 
 
 def _unnamed(row: ContainerRow) -> list[str]:
-    """Remove the snapshots that contain no current file from the row, and return their keys."""
+    """Remove from the row the snapshots that contain no current file, and return the keys of these snapshots."""
     named = {file.blob for file in row.contents.files}
     gone = [key for key in row.contents.blobs if key not in named]
     for key in gone:

@@ -1,8 +1,8 @@
 """Limits the disk space of sandboxed code from inside the sandboxed process.
 
 In mode `memory`, this module mounts a file system, and in mode `counted` it starts the counter process. The sandboxed
-process does so before it runs the model's code. `machine.py` has the parent's side, and `confinement.py` has the
-seccomp filters. This module imports only the standard library, because it runs with the Python that the operator
+process calls this module before it runs the model's code. `machine.py` has the parent's side, and `confinement.py` has
+the seccomp filters. This module imports only the standard library, because it runs with the Python that the operator
 configured.
 
 - `memory`: a file system in memory with a fixed size and a fixed number of files, which only this process sees. Mode
@@ -124,8 +124,8 @@ def counter(control: int) -> Callable[[int], None]:
 
 
 class Counter:
-    """Decides about calls that create files. A separate thread waits for the calls, because this wait cannot be
-    cancelled."""
+    """Decides whether a system call that creates a file may proceed. A separate thread waits for these system calls,
+    because this wait cannot be cancelled."""
 
     def __init__(self, control: int, calls: _socket.socket, watched: int, kernel: SpaceKernel = KERNEL) -> None:
         self._control = control
