@@ -220,6 +220,16 @@ async def test_the_neighbours_of_an_entry_are_those_of_the_filter(store: Journal
     assert await near(301, EntryFilter(thread="resp_x")) == ("req_302", "")
 
 
+async def test_misses_of_the_prompt_cache_are_found_among_any_number_of_other_requests(store: JournalStore) -> None:
+    missed = {"previous_id": "resp_x", "input_tokens": 10, "cached_tokens": 4}
+    await store.add([entry(1, **missed), entry(2, owner=BOB, **missed)])
+    await store.add([entry(number) for number in range(3, 500)])
+    await store.add([entry(500, **{**missed, "cached_tokens": 5}), entry(501, **{**missed, "input_tokens": 0})])
+    page = await store.list(EntryFilter(missed=True), limit=10)
+    assert ids(page.entries) == ["req_2", "req_1"] and page.total == 2
+    assert ids((await store.list(EntryFilter(missed=True, owner=BOB))).entries) == ["req_2"]
+
+
 async def test_choices_sums_and_slots(store: JournalStore) -> None:
     await store.add([entry(number, seconds=float(number), age=10.0) for number in range(1, 21)])
     await store.add([entry(30, model="n", upstream="", fault="client", code="bad", owner=BOB, first=None, age=5000.0)])

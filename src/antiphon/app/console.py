@@ -86,14 +86,15 @@ def make_console(
     sealer = make_sealer(settings)
     context = ThreadContext(stores, sealer)
 
-    async def difference(owner: str, earlier: str, later: str) -> PromptDifference | None:
+    async def difference(owner: str, earlier: str, later: str) -> tuple[PromptDifference | None, int]:
         stored = stores.responses
         one, other = await stored.load_compared(owner, earlier), await stored.load_compared(owner, later)
         if one is None or other is None:
             raise NotFound("One of the two prompts is not stored.")
         unseal = partial(open_sealed, sealer, owner)
         profile = routes.choose(read_settings(other.body).model).profile
-        return first_difference(stored_prompt(one, profile, unseal), stored_prompt(other, profile, unseal))
+        before, after = stored_prompt(one, profile, unseal), stored_prompt(other, profile, unseal)
+        return first_difference(before, after), after.tokens
 
     reading = Reading(
         stores.journal,

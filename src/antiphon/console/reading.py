@@ -38,9 +38,9 @@ from antiphon.stores.responses import ChainedResponse
 from antiphon.translation.values import PromptDifference
 from antiphon.types.transport import Headers
 
-Difference = Callable[[str, str, str], Awaitable[PromptDifference | None]]
-"""The first difference between the prompts of an owner's earlier and later response, by their ids. Raises `ApiError` if
-one of the two prompts cannot be compared."""
+Difference = Callable[[str, str, str], Awaitable[tuple[PromptDifference | None, int]]]
+"""The first difference between the prompts of an owner's earlier and later response, by their ids, and the estimated
+tokens of the later prompt. Raises `ApiError` if one of the two prompts cannot be compared."""
 Context = Callable[[str, str], Awaitable[Sequence[Mapping[str, Any]] | None]]
 """The items that fill the context of the model after an owner's response or conversation, without those that the latest
 compaction replaced. None if the store lacks them."""

@@ -387,6 +387,9 @@ def _selected(chosen: EntryFilter) -> tuple[str, dict[str, object]]:
     parts = [f"{name} = :{name}" for name in named]
     if chosen.failed:
         parts.append("fault <> ''")
+    if chosen.missed:
+        # An index has both counts, so the database reads only the rows of misses.
+        parts.append("cached_tokens * 2 < input_tokens AND previous_id <> ''")
     if chosen.thread:
         parts.append("id = member")
         named["thread"] = chosen.thread

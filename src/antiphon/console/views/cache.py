@@ -1,6 +1,7 @@
 """Shows which share of the input tokens came from the upstreams' prompt caches, by model and by owner.
 
-Not here: why one request missed the cache (the diagnostics of a response), the sums (`stores/journal.py`).
+Lives here: the likely reason of a miss, from the two prompts, the upstreams and the pause. Not here: the comparison of
+prompts (`engine/exchange/prompt_comparison.py`), the sums (`stores/journal.py`).
 """
 
 from __future__ import annotations
@@ -8,13 +9,18 @@ from __future__ import annotations
 import time
 
 from antiphon.api.http import ApiResponse
+from antiphon.console.formats import duration
 from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute
+from antiphon.engine.exchange.prompt_comparison import cache_miss
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ApiError
+from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
 
 _SPANS = {"1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 _MISSES = 25
+_LONG = 300.0
+"""The pause in seconds after which vendors often delete a cached prompt."""
 
 
 class PromptCacheView:
@@ -27,34 +33,76 @@ class PromptCacheView:
 
     @PageRoute("GET", "/prompt-cache")
     async def show(self, call: PageCall) -> ApiResponse:
-        """Hit rates, and the latest requests that continue a thread and missed the cache."""
+        """Hit rates, and the latest requests that continue a response and missed the cache."""
         journal = self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")
         since = time.time() - _SPANS[chosen]
-        page = await journal.list(EntryFilter(owner=call.owner, since=since), limit=400)
-        misses = [one for one in page.entries if one.previous_id and one.input_tokens and _share(one) < 0.5]
+        page = await journal.list(EntryFilter(owner=call.owner, missed=True, since=since), limit=_MISSES)
         return call.show(
             "prompt_cache.html",
             spans=_SPANS,
             chosen=chosen,
             models=await journal.sums(call.owner, since=since),
             owners=await journal.sums(since=since, by="owner") if call.session.is_operator else (),
-            misses=[(one, await self._why(one)) for one in misses[:_MISSES]],
-            looked=len(page.entries),
+            misses=[(one, await self._why(one)) for one in page.entries],
+            total=page.total,
         )
 
     async def _why(self, entry: Entry) -> str:
-        """The first difference between the prompt of this request and that of the response that it continues."""
+        """The likely reason of a miss: the first difference from the previous prompt, another upstream, or a long
+        pause."""
+        earlier = await self._reading.journal.get(entry.previous_id, entry.owner)
+        around = _change_around(entry, earlier)
+        try:
+            told = await self._difference(entry)
+        except (ApiError, ValueError):
+            told = "unknown, because one of the prompts cannot be read"
+        if told and around:
+            return f"{told}; {around}"
+        return told or around or f"no difference: {_lost(entry, earlier)}"
+
+    async def _difference(self, entry: Entry) -> str:
+        """The first difference between the two prompts. Empty if the prompts do not differ."""
         if self._reading.difference is None or not (entry.stored and entry.response_id):
             return "unknown, because the response is not stored"
-        try:
-            found = await self._reading.difference(entry.owner, entry.previous_id, entry.response_id)
-        except (ApiError, ValueError):
-            return "unknown, because one of the prompts cannot be read"
+        found, tokens = await self._reading.difference(entry.owner, entry.previous_id, entry.response_id)
         if found is None:
-            return "none: the cache lost the prompt, or another server answered"
-        return f"{found.reason.replace('_', ' ')} at {found.place}, about {found.missed:,} tokens"
+            return ""
+        usage = _usage(entry)
+        missed = cache_miss(found, tokens, usage).cache_missed_tokens
+        of = f" of {usage.input_tokens:,}" if usage is not None else ""
+        return f"{found.reason.replace('_', ' ')} at {found.place}, about {missed:,}{of} tokens"
 
 
-def _share(entry: Entry) -> float:
-    return entry.cached_tokens / entry.input_tokens
+def _usage(entry: Entry) -> UsageObject | None:
+    """The usage of the request's first model call, whose prompt the comparison reads. None if the upstream reported
+    none."""
+    counted, cached = entry.input_tokens, entry.cached_tokens
+    if entry.calls > 1:
+        facts = next((span.facts for span in entry.detail.spans if span.kind == "call"), {})
+        counted, cached = int(facts.get("input_tokens") or 0), 0
+    if entry.estimated or not counted:
+        return None
+    return UsageObject(counted, InputTokensDetails(cached, 0), 0, OutputTokensDetails(0), counted)
+
+
+def _change_around(entry: Entry, earlier: Entry | None) -> str:
+    """What else explains a miss: another upstream, or a long pause. Empty if neither does."""
+    if earlier is None:
+        return ""
+    if earlier.upstream and entry.upstream and earlier.upstream != entry.upstream:
+        return f"another upstream: {earlier.upstream} answered before, {entry.upstream} now"
+    pause = _pause(entry, earlier)
+    return f"a pause of {duration(pause)}, after which upstreams often delete a prompt" if pause >= _LONG else ""
+
+
+def _pause(entry: Entry, earlier: Entry) -> float:
+    """The time from the end of the earlier request to the start of the later one, in seconds."""
+    return max(0.0, entry.ended_at - entry.seconds - earlier.ended_at)
+
+
+def _lost(entry: Entry, earlier: Entry | None) -> str:
+    if earlier is None:
+        return "the upstream lost the prompt, or another of its servers answered"
+    pause = duration(_pause(entry, earlier))
+    return f"the same upstream after {pause} lost the prompt, or another of its servers answered"

@@ -5,6 +5,7 @@ Not here: the sums (`stores/journal.py`), Prometheus metrics (`observability/met
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.console.charts import line
 from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute
-from antiphon.engine.ports.journal import LiveSnapshot, Slot
+from antiphon.engine.ports.journal import EntrySum, LiveSnapshot, Slot
 
 _SPANS = {"1h": (3600.0, 60.0), "24h": (86_400.0, 1800.0), "7d": (604_800.0, 10_800.0)}
 _WATCH_SECONDS = 6.0
@@ -33,7 +34,13 @@ class SystemView:
         chosen = call.choice("span", _SPANS, "24h")
         seconds, step = _SPANS[chosen]
         since = time.time() - seconds
-        slots = _filled(await journal.slots(call.owner, since=since, seconds=step), since, step)
+        is_operator = call.session.is_operator
+        counted, models, owners = await asyncio.gather(
+            journal.slots(call.owner, since=since, seconds=step),
+            journal.sums(call.owner, since=since),
+            journal.sums(since=since, by="owner") if is_operator else _nothing(),
+        )
+        slots = _filled(counted, since, step)
         processes: tuple[LiveSnapshot, ...] = ()
         if call.session.is_operator:
             await reading.live.watch(_WATCH_SECONDS)
@@ -44,14 +51,18 @@ class SystemView:
             chosen=chosen,
             step=step,
             charts=_charts(slots),
-            models=await journal.sums(call.owner, since=since),
-            owners=await journal.sums(since=since, by="owner") if call.session.is_operator else (),
+            models=models,
+            owners=owners,
             quotas=await reading.limits_of(call.owner),
             processes=processes,
             facts=reading.facts if call.session.is_operator else {},
             settings=reading.settings if call.session.is_operator else "",
             warnings=reading.warnings() if call.session.is_operator else (),
         )
+
+
+async def _nothing() -> tuple[EntrySum, ...]:
+    return ()
 
 
 def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:

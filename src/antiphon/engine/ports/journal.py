@@ -133,8 +133,9 @@ class Recording(Struct, frozen=True):
 class EntryFilter(Struct, frozen=True, omit_defaults=True):
     """Selects entries. An empty field selects all entries, and an entry must match every other field exactly.
 
-    `failed` selects entries with a fault. `thread` is the id of a response or of a conversation. `thread` selects the
-    entries that created, continue or use this object. `since` and `until` are in seconds since the epoch.
+    `failed` selects entries with a fault. `missed` selects entries that continue a response, but got less than half of
+    their input tokens from the upstream's prompt cache. `thread` is the id of a response or of a conversation. `thread`
+    selects the entries that created, continue or use this object. `since` and `until` are in seconds since the epoch.
 
         EntryFilter(owner="n:anna", model="qwen3", failed=True, since=time.time() - 3600)
     """
@@ -150,6 +151,7 @@ class EntryFilter(Struct, frozen=True, omit_defaults=True):
     key_id: str = ""
     thread: str = ""
     failed: bool = False
+    missed: bool = False
     since: float = 0.0
     until: float = 0.0
 
