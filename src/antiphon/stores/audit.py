@@ -1,13 +1,13 @@
 """Stores the audit log in SQLite or PostgreSQL: who changed keys or stored data, and which operator read them.
 
 Lives here: the names of the actions, the SQL of the table `audit`, the maximum number of rows, and the log event of a
-row. Not here: the code that records the actions (`commands/admin/audit.py`, `api/admin.py`,
-`console/reading.py`, `engine/running/client_keys.py`), the schedule of the sweep (`app/build.py`).
+row. Not here: the code that records the actions (`commands/admin/audit.py`, `api/admin.py`, `console/reading.py`,
+`engine/running/client_keys.py`), the schedule of the sweep that deletes old rows (`app/build.py`).
 
-Invariants: no row holds a token or stored data. If the change is in the same database, one transaction writes the
-change and its audit row. All processes together store one row for repeated reads in the same period. The sweep keeps
-the newest `MOST_ROWS` changes and the newest `MOST_ROWS` reads, so reads never displace changes. The time of a row
-comes from the database's clock.
+Invariants: no row contains a client's token or stored data. If the change is in the same database, one transaction
+writes the change and its audit row. All processes together store one row for repeated reads in the same period. The
+sweep keeps the newest `MOST_ROWS` changes and the newest `MOST_ROWS` reads, so reads never displace changes. The time
+of a row comes from the database's clock.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class AuditEntry(msgspec.Struct, frozen=True):
 
 
 def log_audit_entry(noted: AuditEntry) -> None:
-    """Write the log event of a stored row."""
+    """Write a log event for a stored row of the audit log."""
     _log.info("audit", actor=noted.actor, action=noted.action, object=noted.object, owner=noted.owner, **noted.detail)
 
 
@@ -138,7 +138,8 @@ async def note_operator_read(store: AuditStore, noted: AuditEntry, seconds: floa
 
 
 class AuditStore:
-    """Stores the audit log in tables that the caller closes. Every method except `statement` raises `StoreError`."""
+    """Stores the audit log in a database that the caller closes. Every method except `statement` raises
+    `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the source of the current time for a database without a clock (SQLite)."""

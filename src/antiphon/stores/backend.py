@@ -1,7 +1,7 @@
 """Defines the interface of a backend, which stores Antiphon's state in one kind of database.
 
-Lives here: the abstract class of a backend, the class that holds all stores of a backend, and the default options. Not
-here: the selection of a backend (`choice.py`), the backends (`sqlite/`, `postgres/`).
+Lives here: the abstract class of a backend, the class that holds all stores of a backend, and the default options for
+opening a backend. Not here: the selection of a backend (`choice.py`), the backends (`sqlite/`, `postgres/`).
 
 Invariant: this module imports no backend. Other packages use an opened backend through this module, through a shared
 store (`conversations.py`, …) or through an interface in `engine/ports/`.
@@ -83,9 +83,9 @@ def ignore_progress(done: int, total: int | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BackupSummary:
-    """A summary of a backup archive of the data folder. `contents`: the number of file contents. `size`: the total
-    bytes. `keys`: the names of the key files in the archive. `vanished`: the number of files that the archive lacks,
-    because clients deleted them during the backup."""
+    """A summary of a backup archive of the data folder. `contents`: the number of file contents in the archive. `size`:
+    the total bytes. `keys`: the names of the key files in the archive. `vanished`: the number of files that the archive
+    lacks, because clients deleted them during the backup."""
 
     contents: int
     size: int

@@ -1,10 +1,10 @@
 """Converts bodies of items, responses and recorded requests to their stored form and back.
 
-Lives here: the encryption of bodies ("sealing"), the rotation of its keys, and the choice of the fields that are
-bodies. The setting `state.seal` turns the encryption on. This module also encodes and compresses the recorded contents
-of a request. Not here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data that
-clients hold (`antiphon/sealing.py`). The stores never seal ids, types, times, names and numbers, because the database
-searches and counts by them.
+Lives here: the encryption of bodies ("sealing"), the rotation of the sealing keys, and the choice of the fields that
+are encrypted. The setting `state.seal` turns the encryption on. This module also encodes and compresses the recorded
+contents of a request. Not here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data
+that clients hold (`antiphon/sealing.py`). The stores never seal ids, types, times, names and numbers, because the
+database searches and counts by them.
 
 Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
 event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. The store encrypts each body

@@ -73,7 +73,7 @@ class ValidKeys(msgspec.Struct, frozen=True):
 
 
 class ClientKeyStore:
-    """Stores client keys in tables that the caller closes. Every method raises `StoreError`.
+    """Stores client keys in a database that the caller closes. Every method raises `StoreError`.
 
     A digest is the SHA-256 of a token (32 bytes). A key is valid if it is neither expired nor revoked.
     """
@@ -90,8 +90,8 @@ class ClientKeyStore:
     ) -> ClientKey | None:
         """Store a new key that expires after `lifetime` seconds (None: never).
 
-        The store's clock sets the times. Returns the stored key, or None when there are already `most` valid keys.
-        `beside`: further statements that run in the same transaction.
+        The store's clock sets the creation time and the expiry time of the key. Returns the stored key, or None when
+        there are already `most` valid keys. `beside`: further statements that run in the same transaction.
         """
         named: dict[str, object] = {"id": key.id, "digest": digest, "name": key.name, "owner": key.owner}
         named |= {"team": key.team, "prefix": key.prefix, "lifetime": _lifetime(lifetime), **self._now}

@@ -19,9 +19,9 @@ could not decrypt bodies from those machines. So the database records fingerprin
 keys. A fingerprint identifies a key and reveals nothing about it.
 
 An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key to
-`sealing.keys` on all machines. Each start then records the new key as a key that only decrypts. Then the operator makes
-the new key the first key in `sealing.keys`, so that the machines seal with the new key. `antiphon admin deployment-keys
---accept` removes the record of an old sealing key.
+`sealing.keys` on all machines. When a process then starts, it records the new key as a key that only decrypts. Then the
+operator makes the new key the first key in `sealing.keys`, so that the machines seal with the new key. `antiphon admin
+deployment-keys --accept` removes the record of an old sealing key.
 
 Invariants: steps are numbered 1, 2, 3, … without a gap. A step never changes after any database has applied it. A
 process does not start if it lacks a key with which another process seals bodies.
@@ -202,7 +202,7 @@ class KeyFingerprints:
     sealing: tuple[str, ...]
 
     def recorded(self) -> dict[str, str]:
-        """Return the rows of a database that records exactly these keys."""
+        """Return the rows with which a database records exactly these keys."""
         rows = {} if self.owner is None else {OWNER: self.owner}
         first = self.sealing[:1]
         return rows | {_SEALING + one: _SEALS if one in first else _OPENS for one in self.sealing}

@@ -166,7 +166,7 @@ WHERE c.owner = held.owner AND c.id = held.id AND c.locked_by IN (:holders...) R
 
 
 class ConversationStore:
-    """Stores conversations in tables that the caller closes.
+    """Stores conversations in a database that the caller closes.
 
     Every method raises `StoreError` when the database fails. No method blocks the event loop. Methods that change items
     or delete the conversation raise `ConversationLocked` (409) while a response runs on the conversation. `metadata` is
@@ -258,8 +258,8 @@ class ConversationStore:
     async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """Return a page of the items, or None when the conversation does not exist.
 
-        A page of large items may have fewer than `limit` items and set `has_more`. An unknown cursor raises
-        `InvalidRequest`.
+        A page of large items may have fewer than `limit` items, although more items follow (`has_more`). An unknown
+        cursor raises `InvalidRequest`.
         """
         named = {"owner": owner, "id": conversation_id, **page_parameters(page, self._page_bytes)}
         return item_page(await self._tables.fetch(ITEMS[page.backward], named), page, self._bodies)
@@ -278,7 +278,7 @@ class ConversationStore:
 
     async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         """Return the owner's items with these ids, from any conversation. The result lacks unknown ids. Raises
-        `HistoryTooLarge` when the items exceed the limit of bytes."""
+        `HistoryTooLarge` when the items together exceed the limit `history_bytes`."""
         if not item_ids:
             return {}
         named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}

@@ -1,8 +1,8 @@
 """Stores uploaded files: the metadata in SQLite or PostgreSQL, the contents in a `BlobStore`.
 
-Lives here: the SQL, the order in which the store writes a file's row and its content, and the sweep that deletes
-expired files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents that
-belong to no file (`blobs/pending.py`), the storage for contents (`blobs/`).
+Lives here: the SQL of files, the order in which the store writes a file's row and its content, and the sweep that
+deletes expired files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents
+that belong to no file (`blobs/pending.py`), the storage for contents (`blobs/`).
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
 that inserts a file's row also deletes the pending row of the content. The transaction that deletes a file's row inserts
@@ -69,9 +69,10 @@ class FileSql:
     """The SQL statements of the file store in one backend."""
 
     def __init__(self, *, ends: str, used: str, insert: tuple[str, ...]) -> None:
-        """The arguments are the SQL that differs by backend. `ends`: the expression for a file's expiry time. `used`:
-        the query for the bytes of an owner's files. `insert`: the statements that add a file. Each statement changes
-        one row if the file's `:room` bytes fit into the owner's `:limit`."""
+        """The arguments are the SQL that differs by backend. `ends`: the SQL expression for a file's expiry time.
+        `used`: the query for the total bytes of an owner's files. `insert`: the statements that add a file. Each
+        statement changes one row if the owner's files, with the `:room` bytes of the new file, have at most `:limit`
+        bytes."""
         self.used = used
         self.insert = insert
         there = f"(expires_at IS NULL OR {ends} > now_ms())"
@@ -136,7 +137,8 @@ class FileStore:
         return kept.file if kept is not None else None
 
     async def open(self, owner: str, file_id: str) -> OpenFile | None:
-        """Open the file and its content for reading, or return None. The caller closes the returned file.
+        """Open the file and its content for reading, or return None if the owner has no such file. The caller closes
+        the returned file.
 
         Raises `StoreError`, for example with the reason `elsewhere` when another machine's disk has the content.
         """
@@ -170,7 +172,8 @@ class FileStore:
     async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
         """Insert the file's row and delete the pending row of its content in one transaction.
 
-        Raises `OwnerFull`, `ContentSwept`, and for the key `once` the errors of `IdempotencyStore.make`.
+        Raises `OwnerFull`, `ContentSwept`, or an error of `IdempotencyStore.make` because of the idempotency key
+        `once`.
         """
         file = kept.file
         ends = file.expires_at
@@ -224,7 +227,7 @@ class FileStore:
         return True
 
     async def used(self, owner: str) -> int:
-        """Return the bytes that the owner's files use together. Each file counts at least `LEAST_ROOM` bytes."""
+        """Return the bytes that the owner's files use together. Each file counts as at least `LEAST_ROOM` bytes."""
         rows = await self._tables.fetch(self._sql.used, {"owner": owner})
         return int(rows[0][0]) if rows else 0
 
@@ -354,7 +357,7 @@ class OpenedFile:
 
 
 def _kept(row: Row) -> FileRow:
-    """Convert a row with the columns `COLUMNS` to a file."""
+    """Convert a row with the columns `COLUMNS` to a `FileRow`."""
     file = StoredFile(
         id=row["id"],
         name=row["name"],

@@ -1,7 +1,7 @@
 """Stores idempotency keys in SQLite or PostgreSQL.
 
-Lives here: the SQL, and the statements that other stores add to the transaction that creates an object. Not here: the
-meaning of a key and its errors (`engine/ports/idempotency.py`), how a backend runs statements (`tables.py`).
+Lives here: the SQL of the keys, and the statements that other stores add to the transaction that creates an object. Not
+here: the meaning of a key and its errors (`engine/ports/idempotency.py`), how a backend runs statements (`tables.py`).
 
 If two requests use the same key concurrently, the second request waits for the commit of the first request. The second
 request then sees the committed row.
@@ -124,7 +124,8 @@ SWEEP_GONE = _SWEEP.format(
 
 
 class IdempotencyStore:
-    """Stores the idempotency keys of all owners in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the idempotency keys of all owners in a database that the caller closes. Every method raises
+    `StoreError`."""
 
     def __init__(
         self,
@@ -145,16 +146,17 @@ class IdempotencyStore:
         self._piece = piece
 
     def bound(self, once: OnceOnly | None, object_id: str) -> tuple[list[Statement], list[Statement]]:
-        """Return the statements that bind a held key, and the statements that undo the binding. The caller adds the
-        statements to the transaction that stores the object. Both lists are empty if `once` is None."""
+        """Return the statements that bind the key to the object whose request holds the key, and the statements that
+        undo this. The caller adds the statements to the transaction that stores the object. Both lists are empty if
+        `once` is None."""
         if once is None:
             return [], []
         named = self._named(once, object_id)
         return [Statement(BIND, named, rows=1)], [Statement(UNBIND, named)]
 
     def binding(self, once: OnceOnly, object_id: str) -> Statement:
-        """Return the statement that takes and binds a free key, for the transaction that creates the object. If the key
-        is not free, the statement changes no row, the transaction fails, and `explain` raises the reason."""
+        """Return the statement that binds a free key to the object, for the transaction that creates the object. If the
+        key is not free, the statement changes no row, the transaction fails, and `explain` raises the reason."""
         return Statement(BIND_NEW, self._named(once, object_id), rows=1)
 
     async def make(

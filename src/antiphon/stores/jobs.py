@@ -169,8 +169,8 @@ class JobWriter(Protocol):
 
 
 class JobStore:
-    """Stores the jobs and event streams of background responses in tables that the caller closes. The database's clock
-    decides when a lease expires. Every method raises `StoreError`."""
+    """Stores the jobs and event streams of background responses in a database that the caller closes. The database's
+    clock decides when a lease expires. Every method raises `StoreError`."""
 
     def __init__(
         self,
@@ -220,14 +220,14 @@ class JobStore:
         """Claim up to `limit` jobs that no worker holds, with a lease of `seconds`. On an error, this method claims no
         job.
 
-        Jobs with an expired lease come first. Then the owners take turns, each with its oldest job. The claim may skip
-        a job whose row another transaction has locked.
+        Jobs with an expired lease come first. Then the claim takes the oldest job of one owner after the other. The
+        claim may skip a job whose row another transaction has locked.
 
         A worker claims only jobs whose `needs` are all in `able` (None: any job), or jobs older than `PATIENCE`
         seconds. If no worker has the capabilities for a job, the worker that claims the old job ends it with an error.
 
-        `besides` names the jobs that the worker still runs. The result never includes them, so a worker does not take
-        over its own jobs. The result includes other jobs that the worker already holds, because the result of an
+        `besides` names the jobs that the worker still runs. The result never includes these jobs, so a worker does not
+        take over its own jobs. The result includes other jobs that the worker already holds, because the result of an
         earlier claim may have been lost. The claim sets the status of the responses to `in_progress`.
         """
         fitting = None if able is None else sorted(able)
@@ -261,7 +261,7 @@ class JobStore:
 
     async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
         """Release a job. No worker claims the job again for `pause` seconds. `attempted`: whether the claim counts as
-        an attempt."""
+        an attempt to run the job."""
         named = {"worker": worker, "id": response_id, "pause": milliseconds(pause), "uncounted": 0 if attempted else 1}
         # A retry is safe: after the release the worker does not hold the job, so a second statement changes nothing.
         with self._measured("release"):
@@ -318,13 +318,13 @@ class JobStore:
         return done
 
     async def unlock(self, response_id: str) -> None:
-        """Release the conversation that this response has locked, if its job no longer exists. A worker that did not
-        know of the response's end may have locked the conversation again."""
+        """Release the conversation that this response has locked, if the response's job no longer exists. A worker that
+        did not know of the response's end may have locked the conversation again."""
         await self._tables.run([Statement(UNLOCK, {"id": response_id})], again=True)
 
     async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
-        """Return the status and the last event's number of these responses. The result has no entry for a response that
-        does not exist."""
+        """Return the status of each response and the sequence number of its last event. The result has no entry for a
+        response that does not exist."""
         rows = await self._tables.fetch(PROGRESS, {"ids": sorted(response_ids)})
         return {row["id"]: _progress(row) for row in rows}
 
@@ -333,7 +333,8 @@ class JobStore:
         first event after the sequence number `after`. If `after` is -1, the result begins with the first event. Returns
         None when the response does not exist.
 
-        The first batch may also contain events up to `after`. `EventPiece.after` removes these events.
+        The first batch may also contain earlier events, with sequence numbers up to `after`. `EventPiece.after` removes
+        these events.
         """
         named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
         found = await self._tables.fetch(EVENTS, named)
@@ -391,7 +392,8 @@ def end_parameters(
 
 
 class PollingSignals:
-    """Implements `Signals` for a database without notifications (SQLite). Each process polls the database at `pace`."""
+    """Implements `Signals` for a database without notifications (SQLite). Each process polls the database at the
+    intervals of `pace`."""
 
     def __init__(self, tables: Tables, pace: Pace) -> None:
         self._tables = tables

@@ -167,7 +167,7 @@ By = Literal["model", "owner", "upstream"]
 
 
 class JournalStore:
-    """Stores the journal in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the journal in a database that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
         """`bodies` encrypts and decrypts recorded contents. `clock`: the source of the current time for a database
@@ -276,8 +276,8 @@ class JournalStore:
         """Return sums over the entries since the time `since`, one for each model, upstream or owner. The sum with the
         most requests comes first.
 
-        `since` is in seconds since the epoch. The result has at most 200 sums. The quantiles cover only the newest 5000
-        entries.
+        `since` is in seconds since the epoch. The result has at most 200 sums. The medians and 95th percentiles cover
+        only the newest 5000 entries.
         """
         where, named = _selected(EntryFilter(owner=owner, since=since))
         group = {"model": "model", "owner": "owner", "upstream": "upstream"}[by]
@@ -335,9 +335,9 @@ class JournalStore:
         return await self.unpack(bytes(rows[0]["body"])) if rows else None
 
     async def sweep(self, keep: float, most: int, record_keep: float, record_bytes: int) -> tuple[int, int]:
-        """Delete entries older than `keep` seconds, and all but the newest `most`. Delete contents older than
-        `record_keep` seconds, and the oldest contents beyond `record_bytes`. Returns the numbers of deleted entries and
-        contents."""
+        """Delete entries older than `keep` seconds, and all entries except the newest `most`. Delete recorded contents
+        older than `record_keep` seconds, and the oldest recorded contents beyond `record_bytes`. Returns the numbers of
+        deleted entries and contents."""
         gone = await self._repeat(FORGET_OLD, {"age": milliseconds(keep), **self._now})
         for row in await self._tables.fetch(OLD_PLACE, {"most": most}):
             gone += await self._repeat(FORGET_MORE, {"at": row["ended_at"], "id": row["id"]})
@@ -451,7 +451,7 @@ def _detail(detail: Detail) -> str:
 
 
 def _quantiles(values: Sequence[int]) -> tuple[float, float] | None:
-    """Return the median and the 95th percentile, in seconds. `values` are in microseconds."""
+    """Return the median and the 95th percentile of `values` (durations in microseconds), converted to seconds."""
     if not values:
         return None
     ordered = sorted(values)

@@ -1,8 +1,8 @@
 """Renews the leases that this process holds.
 
 Lives here: one task per process that renews every lease before it expires. Not here: the objects that a lease protects
-(a conversation's lock, an upload), the database rows of leases, the reaction to a lost lease. Every write names its
-holder, so the store rejects the writes of a holder that lost its lease.
+(a conversation's lock, an upload), the database rows of leases, the reaction to a lost lease. Every write to a
+protected object names the lease's holder, so the store rejects the writes of a holder that lost its lease.
 
 Invariant: the task renews a lease until the holder drops the lease or the store reports it as lost. The task never
 renews a dropped lease. The task ends when this process holds no lease.

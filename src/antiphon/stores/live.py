@@ -9,8 +9,8 @@ in progress. So without a viewer each process runs one short query a second, and
 request by a row in the database, which the process that runs the request reads. The row may name an owner. The process
 then cancels the request only if the request belongs to this owner.
 
-Invariants: a process has one row. A snapshot has at most `MOST_LIVE` requests. The database's clock decides which
-snapshots are fresh, and which cancellations are too old.
+Invariants: each process has one row, which contains its snapshot. A snapshot has at most `MOST_LIVE` requests. The
+database's clock decides which snapshots are fresh, and which cancellations are too old.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _DECODER = msgspec.json.Decoder(_Snapshot)
 
 
 class LiveStore:
-    """Stores the requests in progress in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the requests in progress in a database that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the source of the current time for a database without a clock (SQLite)."""
@@ -130,7 +130,8 @@ class LiveStore:
 
     async def ask_cancel(self, entry_id: str, owner: str = "") -> bool:
         """Store a cancellation for the process that runs this request. If `owner` is not empty, the process cancels the
-        request only if it belongs to this owner. Returns False when too many cancellations wait."""
+        request only if it belongs to this owner. Returns False when the database already contains too many
+        cancellations."""
         named = {"entry_id": entry_id, "owner": owner, **self._now}
         old = Statement(FORGET_CANCELS, {"age": milliseconds(CANCEL_SECONDS), **self._now})
         return (await self._tables.run([old, Statement(ASK, named)], again=True))[1] > 0

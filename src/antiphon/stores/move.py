@@ -71,9 +71,9 @@ async def move(
     """Move all rows of the databases in `folder` to the database at `url`. If `blobs` names a bucket, also move the
     file contents from the data folder `data` to that bucket.
 
-    Returns the counts of both sides for each kind. The function calls `said` with each progress message, and
-    `report` with the number of copied rows. `rows`: the number of rows per batch. Raises `ConfigError` and
-    `StoreError`.
+    Returns the number of rows at the source and at the target, for each kind of row. The function calls `said` with
+    each progress message, and `report` with the number of copied rows. `rows`: the number of rows per batch. Raises
+    `ConfigError` and `StoreError`.
     """
     place = read_state_url(url)
     if place.kind != "postgresql":

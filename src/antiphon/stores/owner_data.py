@@ -2,8 +2,8 @@
 
 Lives here: the SQL that all backends share, the counts per owner, the form of an exported row, and the deletion of
 vector stores. This module also moves data to another owner, after a check for obstacles to the move. Not here: how a
-backend reads and deletes while requests run, and the statements that keep foreign keys and byte counts correct
-(`sqlite/owner_data.py`, `postgres/owner_data.py`). Not here: the contents of files and containers
+backend reads and deletes an owner's data while requests run, and the statements that keep foreign keys and byte counts
+correct (`sqlite/owner_data.py`, `postgres/owner_data.py`). Not here: the contents of files and containers
 (`tools/code_interpreter/owners.py`).
 
 An export contains the vector stores and their files with attributes. The export omits the chunks, because the exported
@@ -110,8 +110,8 @@ def owned_rows(place: str) -> dict[str, str]:
 
 
 def owned_vector_rows(number: str, store: str) -> dict[str, str]:
-    """Return the queries that export vector stores, by kind, in the form of `owned_rows`. `number`: the column with a
-    store's number. `store`: the column that refers to a store."""
+    """Return the queries that export vector stores, by kind, in the form of `owned_rows`. `number`: the name of the
+    column with a vector store's number. `store`: the name of the column that refers to a vector store."""
     return {
         "vector_stores": f"""
             SELECT id, created_at, name, description, metadata, expires_days
@@ -246,7 +246,7 @@ class MoveSql:
 
 
 class OwnerMoves:
-    """Moves data from the owner `old` to the owner `new`. The caller closes the tables.
+    """Moves data from the owner `old` to the owner `new`. The caller closes the database.
 
     `vectors`: the tables of the database that holds the vector stores, or None if this database does not exist.
     """

@@ -5,14 +5,14 @@ the team of an owner. Not here: the choice of the model calls to count (`observa
 writes (`engine/running/usage_recorder.py`), the stored keys (`client_keys.py`), the rows of requests (`journal.py`).
 Triggers in each backend's migrations count an owner's stored bytes.
 
-If an owner id comes from a key's name, a request header or a token's claim, the id contains a readable part. If the
-console is enabled, the journal row of an owner's last request has the name and the team from the token's claims. An
-owner whose id is a hash has no name.
+If an owner id comes from a key's name, a request header or a token's claim, the text after the colon in the id is
+readable and serves as the owner's name. If the console is enabled, the journal row of an owner's last request has the
+name and the team from the token's claims. An owner whose id is a hash has no name.
 
-Invariants: every number is at most 10^15, so that the addition never overflows a column. Otherwise one upstream that
-reports absurd token counts would block the sums of all other upstreams. Statements update rows in the order of their
-keys. So processes that add to the same days wait for each other but never deadlock. One query for names reads at most
-`_OWNERS` owners, and at most one key and one request of each.
+Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. Otherwise one
+upstream that reports absurd token counts would block the sums of all other upstreams. Statements update rows in the
+order of the rows' keys (day, owner, model, upstream). So processes that add to the same days wait for each other but
+never deadlock. One query for names reads at most `_OWNERS` owners, and at most one key and one request of each.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SELECT CAST(coalesce(sum(greatest(size, {LEAST_ROOM})), 0) AS bigint) FROM files
 
 
 class UsageStore:
-    """Stores the usage sums in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the usage sums in a database that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -72,8 +72,8 @@ class UsageStore:
         self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "", most: int = MOST_SUMS
     ) -> list[UsageSum]:
         """Return the sums of the days from `since` to `until` (`YYYY-MM-DD`, both included; empty: no limit). The
-        result is grouped and sorted by the fields in `by`, and has at most `most` sums. Key fields outside `by` are
-        empty in the result."""
+        result is grouped and sorted by the fields in `by`, and has at most `most` sums. A key field (such as owner or
+        model) that `by` does not name is empty in the result."""
         told_apart = ", ".join(dict.fromkeys(by))
         sql = f"""
         SELECT {told_apart + "," if by else ""} {", ".join(f"CAST(sum({name}) AS bigint)" for name in NUMBERS)}
@@ -99,7 +99,8 @@ class UsageStore:
 
 
 class OwnerQuota:
-    """Checks the storage quota `limits.owner_bytes`: each owner may store `limit` bytes. The caller closes the tables.
+    """Checks the storage quota `limits.owner_bytes`: each owner may store `limit` bytes. The caller closes the
+    database.
 
     The engine checks the quota before a model call. A check before the engine saves the response would be too late,
     because the model call has then already cost money. So an owner may exceed the limit by the responses that run
@@ -204,7 +205,7 @@ FROM (SELECT DISTINCT owner FROM usage_days WHERE owner IN (:owners...)) AS o
 
 
 class OwnerNames:
-    """Finds the names and teams of owners with usage, in tables that the caller closes."""
+    """Finds the names and teams of owners with usage, in a database that the caller closes."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables

@@ -92,7 +92,7 @@ DELETE = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 
 
 class PromptStore:
-    """Stores prompts and their versions in tables that the caller closes.
+    """Stores prompts and their versions in a database that the caller closes.
 
     Every method raises `StoreError` when the database fails. `metadata` and `body` are JSON objects in bytes.
     """

@@ -120,7 +120,7 @@ class StoredCounter(msgspec.Struct, frozen=True):
 
 
 class QuotaStore:
-    """Implements `QuotaCounters`, the counters that all processes share. The caller closes the tables. Every method
+    """Implements `QuotaCounters`, the counters that all processes share. The caller closes the database. Every method
     raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:

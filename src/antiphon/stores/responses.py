@@ -191,7 +191,7 @@ class ResponseWriter(Protocol):
 
 
 class ResponseStore:
-    """Stores responses and their items in tables that the caller closes. A response is durable when `save` returns.
+    """Stores responses and their items in a database that the caller closes. A response is durable when `save` returns.
 
     This class implements `History` for the engine, and the reads and deletions of the API. Every method raises
     `StoreError` when the database fails. No method blocks the event loop.
@@ -229,7 +229,8 @@ class ResponseStore:
         """Return the history that ends with `response_id`, or None. See `History.load_chain`.
 
         Raises `ChainTooLong` (400) or `HistoryTooLarge` (413) for a history over a limit. Raises `ChainBroken` (400)
-        for a history with a deleted part. Raises `unfinished_response` (400) for a response that has not ended.
+        for a history from which a response was deleted. Raises `unfinished_response` (400) for a response that has not
+        ended.
         """
         most, size = self._chain_items, self._history_bytes
         named: dict[str, object] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
@@ -272,7 +273,8 @@ class ResponseStore:
         return {item_id: self._bodies.open_item(item) for item_id, item in found.items()}
 
     async def load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
-        """Return the response with the items of its prompt, or None. See `History.load_compared`."""
+        """Return the response, the items that the model saw as its prompt, and its output items. Returns None if the
+        response does not exist. See `History.load_compared`."""
         found = await self.get(owner, response_id)
         chain = await self.load_chain(owner, response_id) if found is not None else None
         if found is None or chain is None:

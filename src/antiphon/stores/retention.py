@@ -6,7 +6,7 @@ vector stores (their rows have an expiry). Each backend implements the deletion 
 `postgres/retention.py`).
 
 A sweep deletes a chain of responses as a whole when the latest response is old. So a history never lacks responses in
-its middle. Background responses that run and locked conversations never count as old.
+its middle. Running background responses and locked conversations never count as old.
 
 A sweep may need several batches for one large chain or conversation. The transaction of the first batch makes this
 chain or conversation unusable for clients. A chain then accepts no more responses and loses its first response. A
@@ -48,12 +48,13 @@ class Pieces(Protocol):
         """Delete old conversations, or delete the first items of one large conversation."""
 
     async def streams(self, age: int) -> Piece:
-        """Delete the stored events of finished background responses. The response itself stays. Its column `background`
-        becomes 2, so that later sweeps skip the response."""
+        """Delete the stored events of finished background responses. The response itself stays. The column `background`
+        of such a response becomes 2, so that later sweeps skip the response."""
 
 
 class Retention:
-    """Deletes data after its retention period from tables that the caller closes. Every method raises `StoreError`."""
+    """Deletes data after its retention period from a database that the caller closes. Every method raises
+    `StoreError`."""
 
     def __init__(self, tables: Tables, pieces: Pieces, kept: RetentionSettings) -> None:
         self._tables = tables
@@ -68,7 +69,7 @@ class Retention:
         return await run_required(self._tables, Statement(TAKE_TURN, named, rows=1))
 
     async def sweep(self) -> tuple[int, int, int]:
-        """Delete all expired data, and old rows of the audit, in small transactions. Returns the numbers of deleted
+        """Delete all expired data, and old rows of the audit log, in small transactions. Returns the numbers of deleted
         chains, conversations and event streams."""
         pieces, kept = self._pieces, self._kept
         await self._audit.sweep(kept.audit)

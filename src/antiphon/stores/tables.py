@@ -26,9 +26,9 @@ backend replaces:
 PostgreSQL cannot infer the type of a parameter in an expression like `:after IS NULL`, so the SQL must cast it:
 `CAST(:after AS text)`.
 
-A page of a list has limits for the number of rows and for their bytes. If a row exceeds the limit of bytes, the query
-returns the row without its body. The first row always fits. If the first row is larger than a page, the page has only
-this row.
+A page of a list has limits for the number of rows and for their bytes. If a row exceeds the page's limit of bytes, the
+query returns the row without its body. The first row always fits. If the first row is larger than a page, the page has
+only this row.
 
 Invariants: either all statements of a unit take effect, or none does. The limit of bytes only removes rows at the end
 of a page.
@@ -93,8 +93,8 @@ class Tables(Protocol):
         queues behind reads for clients."""
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """Run a unit in one transaction. Returns the counts of rows when the transaction is durable. Raises
-        `RowsMissing`.
+        """Run a unit in one transaction. Returns the number of changed rows of each statement when the transaction is
+        durable. Raises `RowsMissing`.
 
         `undo`: statements that revert the unit. The backend runs them if the commit succeeds after the caller already
         got an error with an unknown outcome. `again`: the unit is idempotent, so the backend may run it twice.
@@ -159,8 +159,8 @@ R = TypeVar("R", bound=Row)
 
 
 def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
-    """Return the rows before the first row that exceeds the limit of bytes, and whether such a row exists. In that row,
-    the column named by `body` is null."""
+    """Return the rows before the first row that exceeds the page's limit of bytes, and whether such a row exists. In
+    that row, the column named by `body` is null."""
     for number, row in enumerate(rows):
         if row[body] is None:
             return rows[:number], True
@@ -181,8 +181,8 @@ def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[Stor
     """Build a page of items. Each row has the positions of the two cursors (`low`, `high`) and an item. The item is
     null on an empty page.
 
-    Returns None if there are no rows, because then the list does not exist. Raises `InvalidRequest` for a cursor
-    without a position.
+    Returns None if there are no rows, because then the list does not exist. Raises `InvalidRequest` when the item of a
+    cursor is not in the list.
     """
     if not rows:
         return None
@@ -229,8 +229,8 @@ def history_item(row: Row) -> StoredItem:
 
 
 def named_items(item_ids: Sequence[str], rows: Sequence[Row], limit: int) -> dict[str, StoredItem]:
-    """Return the items of these rows by id. Raises `HistoryTooLarge` when the items exceed `limit` bytes. An item
-    counts once per mention in `item_ids`. Rows beyond the limit may have no bodies."""
+    """Return the items of these rows by id. Raises `HistoryTooLarge` when the items exceed `limit` bytes. An item that
+    `item_ids` names several times counts several times. Rows beyond the limit may have no bodies."""
     if rows and rows[0]["body"] is None:
         raise HistoryTooLarge(limit, "input")
     found = {row["item_id"]: history_item(row) for row in rows}

@@ -34,16 +34,16 @@ class AttributeSql:
 
     def __init__(self, *, file: str, found: str, columns: tuple[str, str], number: Callable[[float], object]) -> None:
         """`file`: the SQL expression that identifies the file in row `f` of `vector_files`. `found`: the beginning of a
-        query that selects files of store `:store` by an attribute. `columns`: the names of the text column and the
-        number column."""
+        query that selects files of vector store `:store` by an attribute. `columns`: the names of the text column and
+        the number column."""
         self._file = file
         self._found = found
         self._columns = {"s": columns[0], "n": columns[1], "b": columns[1]}
         self._number = number
 
     def rows(self, attributes: Attributes) -> list[dict[str, object]]:
-        """Convert attributes to rows. A row has the key, the kind (`s` text, `n` number, `b` boolean), and the value in
-        the text column or the number column."""
+        """Convert attributes to rows. Each row has the attribute's key, the kind of its value (`s` text, `n` number,
+        `b` boolean), and the value in the text column or the number column."""
         typed = [(key, *self._typed(value)) for key, value in attributes.items()]
         return [
             {
@@ -56,7 +56,8 @@ class AttributeSql:
         ]
 
     def condition(self, filters: Filter | None) -> tuple[str, dict[str, object]]:
-        """Return an SQL condition on row `f` of `vector_files` in store `:store`, and the parameters of the condition.
+        """Return an SQL condition on row `f` of `vector_files` in vector store `:store`, and the parameters of the
+        condition.
 
         Without `filters` the condition is `true`. A client's value is always a parameter, never a part of the SQL. For
         example, `Filter("gte", "year", 2024)` has the parameters `key0` (`year`) and `value1` (2024).
@@ -94,8 +95,9 @@ class VectorSql(ABC):
     """The SQL statements of the vector stores in one backend."""
 
     def __init__(self, attributes: AttributeSql, *, number: str, store: str, batch_file: str) -> None:
-        """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
-        store. `batch_file`: the SQL condition that joins a row of `vector_batch_files` (`m`) to its file (`f`)."""
+        """`number`: the name of the column with the number of a vector store or of an ingested file. `store`: the name
+        of the column that refers to a vector store. `batch_file`: the SQL condition that joins a row of
+        `vector_batch_files` (`m`) to its file (`f`)."""
         self._attributes = attributes
         self.count_chunks = f"""
 SELECT CAST(coalesce(sum(f.chunks), 0) AS bigint)
@@ -200,18 +202,18 @@ GROUP BY b.id, s.id
 
     @abstractmethod
     def create(self, named: Named) -> list[Statement]:
-        """Return the statements that create a store with the values in `named`."""
+        """Return the statements that create a vector store with the values in `named`."""
 
     @abstractmethod
     def delete(self, named: Named) -> list[Statement]:
-        """Return the statements that delete a store with its files and chunks. One statement has `rows` set, so the
-        transaction fails when the store does not exist."""
+        """Return the statements that delete a vector store with its files and chunks. One statement has `rows` set, so
+        the transaction fails when the vector store does not exist."""
 
     @abstractmethod
     def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
-        """Return the statements that add files to a store, and to the batch `batch_id` if it is set. An earlier
-        statement of the same transaction locks the store. A file that is already in the store is ingested again, and
-        stays in its batches."""
+        """Return the statements that add files to a vector store, and to the batch `batch_id` if it is set. An earlier
+        statement of the same transaction locks the vector store. A file that is already in the vector store is ingested
+        again, and stays in its batches."""
 
     def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
         """Return the statements that replace a file's attributes."""
@@ -221,7 +223,7 @@ GROUP BY b.id, s.id
     @abstractmethod
     def clear(self, which: str, named: Named) -> list[Statement]:
         """Return the statements that mark the chunks of a removed file for deletion by a sweep. `which` is `one` (the
-        file in one store) or `all` (the file in all the owner's stores)."""
+        file in one vector store) or `all` (the file in all the owner's vector stores)."""
 
     @abstractmethod
     def cancel_files(self, named: Named) -> list[Statement]:

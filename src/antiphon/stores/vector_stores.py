@@ -1,13 +1,14 @@
 """Stores vector stores, their files and their file batches, and implements the shared parts of ingestion and search.
 
 Lives here: the operations of the API and the pages of lists (`VectorStores`). `SqlIngestion` changes the rows of files
-that a worker has claimed. `SqlChunkIndex` reads the stores of an owner and the texts of chunks. Not here: the SQL
-(`vector_sql.py`), the workers and the ranking (`search/`). Each backend claims files, writes and deletes chunks, and
-searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
+that a worker has claimed. `SqlChunkIndex` reads the vector stores of an owner and the texts of chunks. Not here: the
+SQL (`vector_sql.py`), the workers and the ranking (`search/`). Each backend claims files, writes and deletes chunks,
+and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
 Invariants: every transaction for a client checks the owner, in each statement or in an earlier statement that must find
 a row. Only the database's lease clock decides whether a lease is expired. A search finds a file only after a worker has
-completed the file. A search identifies a store by its number, which `known` returns only for the store's owner.
+completed the file. A search identifies a vector store by its number, which `known` returns only for the vector store's
+owner.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ WHERE owner = :owner AND id IN (:ids...)
 
 
 class VectorStores:
-    """Stores vector stores, their files and batches for the API, in tables that the caller closes.
+    """Stores vector stores, their files and batches for the API, in a database that the caller closes.
 
     Changes are durable when a method returns. Every method raises `StoreError` when the database fails. No method
     blocks the event loop.
 
     This class calls `on_work` when workers have files to ingest or chunks to delete. This class calls `on_deleted` with
-    the id of a deleted store.
+    the id of a deleted vector store.
     """
 
     def __init__(self, tables: Tables, keys: IdempotencyStore, sql: VectorSql, *, clock: Clock = now) -> None:
@@ -76,8 +77,8 @@ class VectorStores:
         self._sql = sql
         self._clock = clock
         self.noted_uses: dict[tuple[str, str], int] = {}
-        """The time in milliseconds of each store's last recorded use, by owner and id. `touch` updates a store's row at
-        most once a minute."""
+        """The time in milliseconds of each vector store's last recorded use, by owner and id. `touch` updates a vector
+        store's row at most once a minute."""
         self.on_work: Callable[[], None] = lambda: None
         self.on_deleted: Callable[[str], None] = lambda store_id: None
 
@@ -93,8 +94,8 @@ class VectorStores:
         files: Sequence[NewFile] = (),
         once: OnceOnly | None = None,
     ) -> VectorStore:
-        """Create a store with these files, which workers then ingest. Raises `AlreadyMade` with the store's id when an
-        earlier request with the same idempotency key `once` created the store."""
+        """Create a vector store with these files, which workers then ingest. Raises `AlreadyMade` with the vector
+        store's id when an earlier request with the same idempotency key `once` created the vector store."""
         named = self._named(owner, store_id, name=name, description=description, metadata=metadata, days=expires_days)
         unit = [*self._sql.create(named), *self._additions(named | {"batch_id": None}, files)]
         await self._keys.make(once, store_id, unit, self._sql.delete(named))
@@ -111,14 +112,14 @@ class VectorStores:
         return await self._keys.made(once)
 
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
-        """Return the vector store, or None if the owner has no such store."""
+        """Return the vector store, or None if the owner has no such vector store."""
         rows = await self._tables.fetch(self._sql.get_store, self._named(owner, store_id))
         return _vector_store(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
         """Return a page of the owner's vector stores by creation time. Cursors are ids (`vs_…`).
 
-        With both cursors, the page has only stores between them. An unknown cursor raises `InvalidRequest`.
+        With both cursors, the page has only vector stores between them. An unknown cursor raises `InvalidRequest`.
         """
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
         rows = await self._tables.fetch(
@@ -127,8 +128,8 @@ class VectorStores:
         return Page(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
-        """Change the store's fields and return the store, or None when the store does not exist. The change counts as a
-        use, which postpones the store's expiry."""
+        """Change the vector store's fields and return the vector store, or None when the vector store does not exist.
+        The change counts as a use, which postpones the vector store's expiry."""
         given = {"name": changes.name, "metadata": changes.metadata, "days": changes.expires_days}
         named = self._named(owner, store_id, new_name=changes.name is not None, clear=changes.clear_expiry, **given)
         if not await self._changed([Statement(self._sql.update_store, named, rows=1)]):
@@ -136,7 +137,7 @@ class VectorStores:
         return await self.get(owner, store_id)
 
     async def delete(self, owner: str, store_id: str) -> bool:
-        """Delete the store with its files and chunks. Returns False when the store does not exist."""
+        """Delete the vector store with its files and chunks. Returns False when the vector store does not exist."""
         deleted = await self._changed(self._sql.delete(self._named(owner, store_id)), work=True)
         if deleted:
             self.noted_uses.pop((owner, store_id), None)
@@ -144,8 +145,8 @@ class VectorStores:
         return deleted
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Record the current time as the last use of these stores, with a precision of one minute. A use postpones a
-        store's expiry."""
+        """Record the current time as the last use of these vector stores, with a precision of one minute. A use
+        postpones a vector store's expiry."""
         at = milliseconds(self._clock())
         due = [one for one in store_ids if at - self.noted_uses.get((owner, one), 0) >= _ACTIVE_MS]
         if due:
@@ -168,12 +169,12 @@ class VectorStores:
         batch_id: str | None = None,
         once: OnceOnly | None = None,
     ) -> bool:
-        """Add files to the store, which workers then ingest. Creates a batch of these files if `batch_id` is set.
-        Returns False when the store does not exist.
+        """Add files to the vector store, which workers then ingest. Creates a batch of these files if `batch_id` is
+        set. Returns False when the vector store does not exist.
 
-        If a file is already in the store, workers ingest the file again. Searches do not find the file until the new
-        ingestion is complete. Raises `AlreadyMade` when an earlier request with the same idempotency key `once` added
-        the files. The exception has the id of the batch or of the first file.
+        If a file is already in the vector store, workers ingest the file again. Searches do not find the file until the
+        new ingestion is complete. Raises `AlreadyMade` when an earlier request with the same idempotency key `once`
+        added the files. The exception has the id of the batch or of the first file.
         """
         named = self._named(owner, store_id, batch_id=batch_id)
         unit = [Statement(self._sql.hold_used, named, rows=1)]
@@ -190,15 +191,15 @@ class VectorStores:
         return True
 
     async def get_file(self, owner: str, store_id: str, file_id: str) -> VectorFile | None:
-        """Return the file in this store, or None if the store has no such file."""
+        """Return the file in this vector store, or None if the vector store has no such file."""
         rows = await self._tables.fetch(self._sql.get_file, self._named(owner, store_id, file_id=file_id))
         return _vector_file(rows[0]) if rows else None
 
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
     ) -> Page[VectorFile] | None:
-        """Return a page of the store's files, or of the batch's files if `batch_id` is set. Returns None when the store
-        or the batch does not exist. An unknown cursor raises `InvalidRequest`."""
+        """Return a page of the vector store's files, or of the batch's files if `batch_id` is set. Returns None when
+        the vector store or the batch does not exist. An unknown cursor raises `InvalidRequest`."""
         if batch_id is not None:
             if await self.get_batch(owner, store_id, batch_id) is None:
                 return None
@@ -211,13 +212,13 @@ class VectorStores:
         return Page(page.shown([_vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
-        """Replace a file's attributes. Returns False when the store has no such file."""
+        """Replace a file's attributes. Returns False when the vector store has no such file."""
         named = self._named(owner, store_id, file_id=file_id, attributes=_attributes_json(attributes))
         unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.set_attributes, named, rows=1)]
         return await self._changed([*unit, *self._sql.attributes(named, attributes)])
 
     async def remove_file(self, owner: str, store_id: str, file_id: str) -> bool:
-        """Remove a file from the store. Returns False when the file is not in the store."""
+        """Remove a file from the vector store. Returns False when the file is not in the vector store."""
         named = self._named(owner, store_id, file_id=file_id)
         unit = [Statement(self._sql.hold, named), *self._sql.clear("one", named)]
         return await self._changed([*unit, Statement(self._sql.delete_file, named, rows=1)], work=True)
@@ -235,7 +236,7 @@ class VectorStores:
             self.on_work()
 
     async def get_batch(self, owner: str, store_id: str, batch_id: str) -> Batch | None:
-        """Return the batch with the counts of its files, or None if the store has no such batch."""
+        """Return the batch with the counts of its files, or None if the vector store has no such batch."""
         rows = await self._tables.fetch(self._sql.get_batch, self._named(owner, store_id, batch_id=batch_id))
         return _batch(rows[0]) if rows else None
 
@@ -332,14 +333,14 @@ def _counts(row: Row) -> FileStateCounts:
 
 
 class SqlIngestion:
-    """Implements `Ingestion` on tables that the caller closes. A backend's subclass adds `claim`, `append` and
+    """Implements `Ingestion` on a database that the caller closes. A backend's subclass adds `claim`, `append` and
     `sweep`."""
 
     def __init__(self, tables: Tables, *, number: str, store: str, key: str, trash: str, counted: str = "") -> None:
-        """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
-        store. `key`: the column that identifies a file across attempts. `trash`: the statement that marks the chunks of
-        a held file for deletion by a sweep. `counted`: the SET clauses of further columns that a backend updates when a
-        worker completes a file."""
+        """`number`: the name of the column with the number of a vector store or of an ingested file. `store`: the name
+        of the column that refers to a vector store. `key`: the name of the column whose value stays the same in all
+        attempts to ingest a file. `trash`: the statement that marks the chunks of a claimed file for deletion by a
+        sweep. `counted`: the SET clauses of further columns that a backend updates when a worker completes a file."""
         self._tables = tables
         held = HELD.format(number=number)
         self.renew_files = f"""
@@ -381,7 +382,7 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
         """Release a claimed file. No worker claims the file again for `pause` seconds. `attempted`: whether the claim
-        counts as an attempt."""
+        counts as an attempt to ingest the file."""
         uncounted = 0 if attempted or job.attempts <= 1 else 1
         named = {"claim": job.claim, "pause": milliseconds(pause), "uncounted": uncounted}
         await self._tables.run([Statement(self.release_file, named)], again=True)
@@ -406,7 +407,7 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
 
 
 def ingest_job(row: Row) -> IngestJob:
-    """Convert a row to the claimed file. The row has the columns in the order of the fields below."""
+    """Convert a row to the claimed file. The row has its columns in the order of the arguments below."""
     return IngestJob(
         number=row[0],
         claim=row[1],
@@ -420,11 +421,11 @@ def ingest_job(row: Row) -> IngestJob:
 
 
 class SqlChunkIndex:
-    """Implements `ChunkIndex` on tables that the caller closes. A backend's subclass adds the searches `match` and
+    """Implements `ChunkIndex` on a database that the caller closes. A backend's subclass adds the searches `match` and
     `nearest`."""
 
     number: str
-    """The name of the column with a store's number."""
+    """The name of the column with a vector store's number."""
     hits_sql: str
     """The query that selects number, file, file name, attributes, text and store of those `:chunks` that are in
     `:stores`."""
@@ -436,23 +437,23 @@ class SqlChunkIndex:
         self._clock = clock
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
-        """Return the stores with these ids that belong to the owner."""
+        """Return the vector stores with these ids that belong to the owner."""
         named = {"owner": owner, "ids": list(store_ids), "now_ms": milliseconds(self._clock())}
         rows = await self._tables.fetch(KNOWN.format(number=self.number), named)
         return [KnownStore(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
         """Return the text and the file of each chunk, by chunk number. The result lacks deleted chunks and chunks of
-        other stores."""
+        other vector stores."""
         named = {"chunks": list(chunks), "stores": [store.number for store in stores]}
         rows = await self._tables.fetch(self.hits_sql, named)
         return {row[0]: FoundChunk(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Record the current time as the last use of these stores, which postpones their expiry."""
+        """Record the current time as the last use of these vector stores, which postpones their expiry."""
         await self._stores.touch(owner, store_ids)
 
 
 def chunk_hits(rows: Sequence[Row]) -> list[ChunkHit]:
-    """Convert rows of a chunk's number and its score to hits."""
+    """Convert rows, each with a chunk's number and score, to search hits."""
     return [ChunkHit(row[0], row[1]) for row in rows]

@@ -12,8 +12,8 @@ from antiphon.stores.blobs.disk import DiskBlobs
 
 
 async def open_blobs(settings: BlobSettings, folder: Path, *, of_several: bool = False) -> BlobStore:
-    """Open the bucket that `blobs.url` names, or else disk storage in `folder`. `of_several`: whether other machines
-    share the database of the files' metadata.
+    """Open the S3 bucket that the setting `blobs.url` names, or disk storage in `folder` if the setting is empty.
+    `of_several`: whether other machines share the database of the files' metadata.
 
     Raises `ConfigError` when the extra `s3` is not installed. Raises `StoreError` with advice when the bucket is
     unusable.

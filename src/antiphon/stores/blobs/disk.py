@@ -102,7 +102,7 @@ class DiskBlobs:
             raise
 
     async def delete(self, key: str) -> None:
-        """Delete the complete file and the draft of a blob, if they exist."""
+        """Delete the complete file and the unfinished file (draft) of a blob, if they exist."""
         places = (self.place(key), self._folder / _NEW / key)
 
         def delete() -> None:
@@ -113,7 +113,7 @@ class DiskBlobs:
 
     async def keys(self, at_once: int = 500) -> AsyncIterator[list[str]]:
         """Yield the keys of all blobs, complete and unfinished, in batches of about `at_once`. The SQLite backend uses
-        the keys to find blobs that an old version of Antiphon stored without pending rows."""
+        the keys to find blobs that an old version of Antiphon stored without rows in the table `pending_blobs`."""
         shelves = self._shelves()
 
         def some() -> list[str]:
@@ -168,7 +168,7 @@ class DiskBlobWriter:
     """The running upload of one blob."""
 
     def __init__(self, blobs: DiskBlobs, draft: Path, place: Path) -> None:
-        """`draft`: the path during the upload. `place`: the path of the complete blob."""
+        """`draft`: the path of the file during the upload. `place`: the path of the complete blob."""
         self._blobs = blobs
         self._draft = draft
         self._place = place
@@ -189,7 +189,7 @@ class DiskBlobWriter:
         return await self._blobs.run("Storing a file", self._seal)
 
     def begin(self) -> None:
-        """Create the draft file. Runs in the thread pool."""
+        """Create the draft file. The caller runs this method in the thread pool, because it waits for the disk."""
         with self._using:
             # If the caller was cancelled before a thread was free, the caller has already closed this writer and
             # deletes the blob.

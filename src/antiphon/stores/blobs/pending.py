@@ -60,7 +60,8 @@ FORGET = "DELETE FROM pending_blobs WHERE key = :key"
 
 class PendingRows:
     """The rows of the table `pending_blobs`. Each row has a lease, or is *taken*. A sweep has reserved a taken row for
-    deletion, and no process can undo this. Leases use the lease clock. Every method raises `StoreError`."""
+    deletion, and no process can undo this. The lease clock decides when a lease expires. Every method raises
+    `StoreError`."""
 
     taking: tuple[Statement, ...] = (Statement(TAKE_OVERDUE, {}),)
     """The transaction that reserves all rows with an expired lease."""
@@ -79,7 +80,7 @@ class PendingRows:
         return await renew_leases(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:
-        """Return whether the key's row exists and is not taken."""
+        """Return whether the key's row exists and no sweep has reserved it for deletion."""
         return bool(await self.tables.fetch(IS_HELD, {"key": key}))
 
     async def take_overdue(self) -> None:
@@ -87,11 +88,12 @@ class PendingRows:
         await self.tables.run(self.taking, again=True)
 
     async def taken(self, after: str, limit: int) -> Sequence[str]:
-        """Return the keys of taken rows, in order, starting after the key `after`. Returns at most `limit` keys."""
+        """Return the keys of rows that a sweep has reserved for deletion, in order, starting after the key `after`.
+        Returns at most `limit` keys."""
         return [row[0] for row in await self.tables.fetch(TAKEN, {"after": after, "limit": limit})]
 
     async def forget(self, key: str) -> None:
-        """Delete the key's row, whether taken or not."""
+        """Delete the key's row, whether or not a sweep has reserved the row."""
         await self.tables.run([Statement(FORGET, {"key": key})], again=True)
 
 
@@ -107,7 +109,8 @@ class PendingBlobs:
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[PendingBlob]:
-        """Begin the upload of a blob under a new key. On exit, delete the blob unless the caller set `settled`."""
+        """Begin the upload of a blob under a new key. On exit, delete the blob unless the caller has set the attribute
+        `settled` of the blob."""
         key = new_blob_key()
         # If the caller is cancelled during this write, a row without a blob remains, and a sweep deletes the row.
         await self.rows.begin(key, self._leases.seconds)
@@ -132,8 +135,8 @@ class PendingBlobs:
         return await self._blobs.open(key)
 
     async def forget(self, key: str) -> None:
-        """Delete a blob that no file needs, then its row. If the deletion fails, log a warning. A later sweep deletes
-        the blob and the row."""
+        """Delete a blob that no file needs, then its row in `pending_blobs`. If the deletion fails, log a warning. A
+        later sweep deletes the blob and the row."""
         self._leases.drop(self.rows, key)
         try:
             await self._delete(key)
@@ -141,8 +144,8 @@ class PendingBlobs:
             _log.warning("blob_not_deleted", key=key, error=str(error))
 
     async def sweep(self) -> int:
-        """Delete all blobs whose row is taken or has an expired lease. Returns the number of deleted blobs. Raises
-        `StoreError` at the end if a blob could not be deleted."""
+        """Delete all blobs whose row has an expired lease, or is already reserved for deletion. Returns the number of
+        deleted blobs. Raises `StoreError` at the end if a blob could not be deleted."""
         await self.rows.take_overdue()
         gone, failed, after = 0, 0, ""
         failure: StoreError | None = None
@@ -190,13 +193,15 @@ class PendingBlob:
         return self.content.size
 
     async def write(self, data: bytes) -> None:
-        """Append `data`. Raises `StoreError`, also when this process has lost the lease of the upload."""
+        """Append `data`. Raises `StoreError` when the storage fails, or when this process has lost the lease of the
+        upload."""
         if not self._pending.is_renewed(self.key):
             raise self.lost()
         await self.content.write(data)
 
     async def seal(self) -> Blob:
-        """Make the blob durable. Raises `StoreError`, also when a sweep has reserved the blob."""
+        """Make the blob durable. Raises `StoreError` when the storage fails, or when a sweep has reserved the blob for
+        deletion."""
         if not await self._pending.rows.is_held(self.key):
             raise self.lost()
         return await self.content.seal()

@@ -1,7 +1,7 @@
 """Implements `BlobStore` in an S3 bucket.
 
-Lives here: writing, opening and deleting blobs, and the classification of failures. Not here: deciding which blobs to
-delete (`pending.py`).
+Lives here: writing, opening and deleting blobs, and the conversion of S3's errors to `StoreError`. Not here: deciding
+which blobs to delete (`pending.py`).
 
 A blob consists of several S3 objects, called pieces: `<prefix>/<key>/000000`, `000001`, …. A piece has 8 MiB, or less
 while many uploads are open. The last piece has the suffix `-last` (`000007-last`). The writer sends the last piece only
@@ -76,8 +76,8 @@ class S3Blobs:
     """A `BlobStore` in one bucket, which any number of machines may share."""
 
     def __init__(self, settings: BlobSettings, piece: int = PIECE, least: int = LEAST) -> None:
-        """`settings` must have a `url`. The constructor does not connect. `piece`: the size of an upload's pieces in
-        bytes. While many uploads are open, pieces shrink, but not below `least`."""
+        """`settings` must have a `url`. The constructor does not connect to S3. `piece`: the size of an upload's pieces
+        in bytes. While many uploads are open, pieces shrink, but not below `least`."""
         self._piece, self._least = piece, least
         self._bucket, prefix = settings.place
         self._where = f"{settings.url} ({settings.endpoint or settings.region})"
@@ -99,7 +99,7 @@ class S3Blobs:
         return _share(_STRETCH, self._downloads, self._least)
 
     async def check(self) -> None:
-        """Check that the credentials allow every operation on contents. Raises `StoreError` with advice."""
+        """Check that the credentials allow every operation on blobs. Raises `StoreError` with advice."""
         path = f"{_CHECK}/0"
         # List objects before writing, because some servers create a missing bucket on the first write.
         await self.pieces(_CHECK)
@@ -135,8 +135,8 @@ class S3Blobs:
         self._downloads -= 1
 
     async def delete(self, key: str) -> None:
-        """Delete all pieces of a blob, if any exist. Raises `StoreError`, also when a failed PUT may still store a
-        piece later."""
+        """Delete all pieces of a blob, if any exist. Raises `StoreError` when a deletion fails, or when S3 may still
+        store a piece after a failed PUT."""
         # For a blob with a failed PUT, `delete` raises below even after deleting. So the pending row stays, and a sweep
         # deletes again when S3 can no longer store the piece.
         late = key in self._late

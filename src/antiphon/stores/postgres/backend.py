@@ -8,9 +8,9 @@ schema (`migrate.py`).
 Vector stores share the connection pool of the other stores. Closing the vector stores leaves the pool open.
 
 Invariants: the stores open only after the database has the schema of this build. Any number of processes may open the
-same database concurrently. The process imports a module that only an operator's command needs on the module's first
-use. If processes with different keys start concurrently, the process that records its keys first starts. The processes
-with other keys refuse to start.
+same database concurrently. If only an operator's command needs a module, the process imports the module when the
+command first uses it. If processes with different keys start concurrently, only the process that first records its keys
+can start. The processes with other keys refuse to start.
 """
 
 from __future__ import annotations
@@ -267,8 +267,8 @@ async def open_postgres(
 def open_vectors(
     database: Database, keys: IdempotencyStore, *, direct_url: str, exact: int = EXACT_VECTORS
 ) -> PostgresVectorDatabase:
-    """Open the vector stores on this database. `direct_url`: a URL that bypasses poolers, for indexes whose creation
-    takes minutes. `exact`: the maximum number of vectors that a search compares one by one."""
+    """Open the vector stores on this database. `direct_url`: a URL that bypasses connection poolers, for the creation
+    of indexes, which takes minutes. `exact`: the maximum number of vectors that a search compares one by one."""
     table = VectorTable(database)
     indexes = VectorIndexes(database, direct_url, exact=exact)
     tables = PostgresTables(database)

@@ -298,8 +298,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
 
 
 async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
-    """Yield findings about the indexes of the applied steps. Yields no finding if a newer build has applied steps,
-    because those steps may have dropped indexes."""
+    """Yield findings about the indexes that the applied schema steps create. Yields no finding if a newer build has
+    applied steps, because those steps may have dropped indexes."""
     steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
     for table, known in steps.items():

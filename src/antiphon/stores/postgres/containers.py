@@ -83,7 +83,7 @@ _READ_CONTENTS = msgspec.json.Decoder(RowContents)
 
 
 class PostgresContainerRows:
-    """Implements `ContainerRows` on tables that the caller closes."""
+    """Implements `ContainerRows` on a database that the caller closes."""
 
     def __init__(self, tables: Tables, contents: PendingBlobs | None = None) -> None:
         self._tables = tables

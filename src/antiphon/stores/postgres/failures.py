@@ -253,7 +253,7 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
 
 
 def _cause_of(error: BaseException) -> str:
-    """Describe why a connection ended, with the types of the chained errors and the system's messages for their
+    """Describe why a connection ended, with the types of the chained errors and the system's messages for their `errno`
     numbers."""
     told: list[str] = []
     one = error
@@ -268,7 +268,8 @@ def _cause_of(error: BaseException) -> str:
 
 
 def _number_of(error: OSError) -> int:
-    """Return the error's `errno`. For a host with several addresses, return the first number in the error's text."""
+    """Return the error's `errno`. For a host with several addresses, return the first error number in the error's
+    text."""
     found = _NUMBER.search(str(error))
     return error.errno or (int(found[1]) if found else 0)
 

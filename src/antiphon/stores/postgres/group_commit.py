@@ -1,5 +1,5 @@
-"""Implements group commit for PostgreSQL. When a writer task is free, it writes the queued units as one group, and does
-not wait for more units.
+"""Implements group commit for PostgreSQL. When a writer task is free, it writes the queued objects ("units") as one
+group, and does not wait for more units.
 
 Lives here: the queue and its limits, the number of writers, and the recovery after a lost connection. Not here: the
 statements (`responses.py`, `jobs.py`), connections.
@@ -105,7 +105,7 @@ class _Waiting(Generic[U]):
 
 
 class WriteQueue(Protocol):
-    """The write queue of any kind of units."""
+    """The interface of a write queue for units of any type."""
 
     groups: Counter[int]
     """The number of written groups, by the number of units in a group."""
@@ -119,7 +119,7 @@ class WriteQueue(Protocol):
 
 
 class GroupCommit(Generic[U]):
-    """The write queue of one kind of units."""
+    """The write queue for units of one type."""
 
     def __init__(self, units: Units[U], limits: GroupLimits | None = None) -> None:
         self._units = units

@@ -99,8 +99,8 @@ class DatabaseReadiness:
         clock: Callable[[], float] = time.monotonic,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """`patience`: seconds without a successful write after which the process is unready. `clock`: the clock of
-        `Database.read` and `Database.written`. `answer_seconds`: the timeout of a probe."""
+        """`patience`: seconds without a successful write after which the process is unready. `clock`: the clock that
+        also gives the times `Database.read` and `Database.written`. `answer_seconds`: the timeout of a probe."""
         self._database = database
         self._answer_seconds = answer_seconds
         self._patience = patience

@@ -376,7 +376,7 @@ class AddedEvents:
         return _NotHeld()
 
     def withdraw(self, unit: Addition) -> None:
-        """Do nothing. The worker appends the events again, or another attempt of the job deletes the events."""
+        """Do nothing, because the worker appends the events again, or another attempt of the job deletes the events."""
 
 
 class PostgresJobWriter:

@@ -75,8 +75,9 @@ _TURN_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Timeouts in seconds of a schema step. `lock`: the wait for a table's lock. `pauses`: the pauses between attempts.
-    `others`: the wait for another process that applies steps, at least as long as a step may take."""
+    """Timeouts in seconds of a schema step. `lock`: the wait for a table's lock. `pauses`: the pauses between attempts
+    to apply the step. `others`: the wait for another process that applies steps, at least as long as a step may
+    take."""
 
     lock: float = 2.0
     pauses: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
@@ -89,7 +90,7 @@ _PATIENCE = Patience()
 @dataclass(frozen=True, slots=True)
 class Server:
     """The properties of a server that decide whether Antiphon can use it. `version`: the server's `server_version_num`.
-    `shown`: the version for messages."""
+    `shown`: the server's version as text, for messages."""
 
     version: int
     shown: str
@@ -130,8 +131,8 @@ async def check_server(database: Database) -> None:
 
 
 async def reach_server(database: Database, within: float) -> None:
-    """Wait at most `within` seconds until the server answers, and check the server. Raises `StoreError`. If waiting
-    cannot end a failure, this function raises the error immediately."""
+    """Wait at most `within` seconds until the server answers, and check the server. Raises `StoreError`. If the server
+    fails for a reason that waiting cannot remove, this function raises the error immediately."""
     clock = asyncio.get_running_loop().time
     ends = clock() + within
     line_due = clock()

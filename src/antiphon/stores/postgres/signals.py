@@ -13,8 +13,8 @@ about a stream only while another process watches the stream. A watcher marks th
 
 PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
 serialize the writes of all processes. Instead, a separate statement sends one note after several writes. The note
-covers all changes since the previous note. Statements are at least `_APART` seconds apart, and further apart on a slow
-server. If a note is lost, other processes notice the changes later, by their polls.
+covers all changes since the previous note. Two such statements are at least `_APART` seconds apart, and further apart
+on a slow server. If a note is lost, other processes notice the changes later, by their polls.
 
 Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
 arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in front of
@@ -62,8 +62,8 @@ _QUEUED, _ANYTHING, _ECHO = "+", "*", "?"
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One notification between processes. `sender`: the name of the sending process. `news`: the changes. `echo`: the
-    sender checks whether its own notes arrive."""
+    """One notification between processes. `sender`: the name of the sending process. `news`: the changes. `echo`:
+    whether the note is an echo, with which the sender checks whether its own notes arrive."""
 
     sender: str
     news: News

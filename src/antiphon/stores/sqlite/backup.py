@@ -5,7 +5,7 @@ here: settings, and the meaning of the key files (`commands/admin/whole_state.py
 
 The archive is an uncompressed tar file. The archive contains a snapshot of each database (by SQLite's online backup),
 each file content as `files/<key>`, and the key files of the data folder. The last member is `manifest.json`. The
-manifest lists the size and SHA-256 of every other member and the fingerprints of all keys.
+manifest lists the size and SHA-256 of every other file in the archive, and the fingerprints of all keys.
 
 A server writes a file's content before its row, and deletes the row before the content. So the backup hard-links all
 contents, copies the databases, and then links the contents that the first step did not link. As a result, every row in
@@ -204,8 +204,8 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 @contextmanager
 def _folder_in(data: Path) -> Iterator[Path]:
-    """Create and lock a private working folder inside the data folder. Hard links need the same file system as the file
-    contents."""
+    """Create and lock a private working folder inside the data folder. The folder must be on the same file system as
+    the file contents, because hard links cannot cross file systems."""
     work = data / _WORK
     work.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(work, os.O_RDONLY)
@@ -260,8 +260,8 @@ def link_or_copy(path: Path, to: Path, link: Link = os.link) -> bool:
 
 
 def _copy_databases(data: Path, databases: Path, work: Path, link: Link | None) -> int:
-    """Copy `sessions.db` and `vectors.db` into `work`. With `link`, link the content of every file row and unlink
-    all other contents. Returns the number of file rows whose content no longer exists."""
+    """Copy `sessions.db` and `vectors.db` into `work`. With `link`, hard-link the content of every file row, and remove
+    the links to all other contents. Returns the number of file rows whose content no longer exists."""
     # Copy `vectors.db` first, because its rows refer to files in `sessions.db`. If a client deletes a file between the
     # two copies, a vector store in the copy refers to a missing file. All other referenced files are in the copy.
     if (databases / VECTORS_FILE).exists():
@@ -368,8 +368,8 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
 
 
 def _check_database(path: Path, *, vectors: bool) -> None:
-    """Compare the schema before checking integrity, because SQLite's integrity check would run code of a foreign
-    schema."""
+    """Check the schema and then the integrity of a database. The schema comes first, because SQLite's integrity check
+    would run code of a foreign schema."""
     with store_errors("Checking", path), closing(sqlite3.connect(path)) as connection:
         try:
             if vectors:

@@ -5,8 +5,8 @@ and translating errors. Not here: table names, SQL of any store, threads. The wr
 and after each commit.
 
 SQLite does not notice when another process deletes or replaces an open database file. Later writes go to the deleted
-file, and are lost when the process that writes them ends. `check` detects a replaced file by comparing inode numbers.
-The comparison is exact, because the system never reuses the inode number of an open file.
+file, and are lost when the process that writes them ends. `check` detects a replaced file by comparing inode numbers. A
+comparison of inode numbers is exact, because the system never reuses the inode number of an open file.
 
 A database in memory uses SQLite's `memdb` VFS. All connections of the process open the database by the same name. This
 VFS locks the database in the same way as a file without a write-ahead log. So a commit in memory waits for running

@@ -1,7 +1,7 @@
 """Defines the SQL of the file store that is specific to SQLite, and registers blobs of older data folders.
 
-Lives here: the insert of a file row with its storage limit, and the one-time scan for blobs without a row. Not here:
-the SQL that all backends share (`../files.py`, `../blobs/pending.py`).
+Lives here: the INSERT of a file row, which checks the owner's storage limit, and the one-time scan for blobs without a
+row. Not here: the SQL that all backends share (`../files.py`, `../blobs/pending.py`).
 
 A row of `pending_blobs` with the key '*' means that the scan has not run yet. The migration that creates the table
 inserts this row.
@@ -57,9 +57,9 @@ class SqlitePendingRows(PendingRows):
     taking = (*PendingRows.taking, Statement(SPARE_FILES, {}))
 
     def __init__(self, tables: Tables, lease: float, list_before: ListBlobs | None = None) -> None:
-        """`list_before`: yields the keys of all blobs in the folder, including those of versions that had no pending
-        rows. Each blob without a row gets a pending row with a lease. The lease lasts `lease` seconds, because a
-        process of an older version may still be uploading the blob."""
+        """`list_before`: yields the keys of all blobs in the folder, including blobs from versions of Antiphon that
+        stored no pending rows. Each blob without a row gets a pending row with a lease. The lease lasts `lease`
+        seconds, because a process of an older version may still be uploading the blob."""
         super().__init__(tables)
         self._lease = milliseconds(lease)
         self._list_before = list_before

@@ -115,8 +115,8 @@ class SqliteOwnerData:
 
 
 def has_rows(folder: Path, *, hashed: bool) -> bool:
-    """Return whether the databases in this folder contain data of any owner. With `hashed`, check only for owners that
-    are the hash of a client's token. Raises `StoreError`."""
+    """Return whether the databases in this folder contain data of any owner. With `hashed`, check only for owners whose
+    id is the hash of a client's token. Raises `StoreError`."""
     question = _HASHED if hashed else _ANY
     for name, tables in _TABLES.items():
         path = folder / name

@@ -7,10 +7,10 @@ purpose, duration and renewal of leases. Dates that clients see (`created_at`, `
 and never affect a lease.
 
 All processes that share a database file run on one machine, so they share its monotonic clock. An operator can set the
-wall clock, but not the monotonic clock. The monotonic clock stops while the machine sleeps. The processes that hold
-leases stop too. The clock restarts at each boot. After a reboot, the first process that opens a database finds the boot
-id of the previous boot in table `lease_clock`. This first process ends all leases, because the reboot ended the lease
-holders. The backend for PostgreSQL uses the server's clock instead.
+wall clock, but not the monotonic clock. While the machine sleeps, the monotonic clock stops, and so do the processes
+that hold leases. The clock restarts at each boot. After a reboot, the first process that opens a database finds the
+boot id of the previous boot in table `lease_clock`. This first process ends all leases, because the reboot ended the
+lease holders. The backend for PostgreSQL uses the server's clock instead.
 
 Invariant: a transaction that takes, renews or checks a lease reads the monotonic clock inside the transaction.
 """

@@ -207,7 +207,7 @@ class SqliteWriter:
             deadlines.forget(unit)
 
     def _release(self, deadlines: Deadlines) -> None:
-        """Wake the thread for the units that callbacks of this loop iteration queued."""
+        """Wake the thread for the units that callbacks added to the queue in this iteration of the event loop."""
         deadlines.releasing = False
         with self._lock:
             if self._released or not self._waiting:
@@ -384,8 +384,8 @@ class SqliteWriter:
             return True
 
     def _close_group(self, group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
-        """Mark the units as over. Returns the committed units whose callers got, or now get, an error. `_undo` must
-        revert these units."""
+        """Mark the units' transactions as ended (`over`). Returns the committed units whose callers got, or now get, an
+        error. `_undo` must revert these units."""
         with self._lock:
             for unit in group:
                 unit.over = True

@@ -1,13 +1,13 @@
-"""Implements the `ChunkIndex` port for PostgreSQL: the queries of a search.
+"""Implements the `ChunkIndex` port for PostgreSQL: the queries of a search in vector stores.
 
 Lives here: word search with BM25 ranking, and vector search. Not here: the code that all backends share
 (`stores/vector_stores.py`), the definition of a word (`words.py`), writing chunks (`ingestion.py`), vector indexes
 (`table.py`).
 
 A vector search considers the vectors of completed files that the filter accepts. If at most `exact` vectors qualify,
-the SQL compares each of them with the query's vector. If more vectors qualify, the SQL searches the store's HNSW index.
-The search follows the graph of the index until it has enough hits. If the index returns too few hits, or does not exist
-yet, a second query compares all vectors.
+the SQL compares each of them with the query's vector. If more vectors qualify, the SQL searches the vector store's HNSW
+index. The search follows the graph of the index until it has enough hits. If the index returns too few hits, or does
+not exist yet, a second query compares all vectors.
 
 Invariant: a search finds only completed files. The statement that ranks the chunks also applies the filter, so that the
 filter never shortens the result.

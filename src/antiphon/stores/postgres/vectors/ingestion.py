@@ -174,8 +174,8 @@ class PostgresIngestion(SqlIngestion):
 
 
 async def _clear_up(connection: Connection) -> bool:
-    """Delete a batch of files of deleted or expired stores, and a batch of chunks of removed files. Returns False when
-    no rows remain, or other processes have locked all of them."""
+    """Delete a batch of files of deleted or expired vector stores, and a batch of chunks of removed files. Returns
+    False when no rows remain, or other processes have locked all of them."""
     over = await connection.fetch(OVER)
     if over:
         number = over[0]["number"]

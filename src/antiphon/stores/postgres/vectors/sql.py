@@ -3,9 +3,9 @@
 Lives here: the SQL that creates and deletes stores and files, and replaces attributes. Not here: the SQL that all
 backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searches (`chunk_index.py`).
 
-A deletion sets the owner of a vector store to null, so that no client's query finds the store. `Ingestion.sweep` later
-deletes the store's files and row in small transactions, as it deletes the files of expired stores. Triggers record the
-numbers of removed files, so that the sweep deletes the files' chunks.
+A deletion sets the owner of a vector store to null, so that no client's query finds the vector store. `Ingestion.sweep`
+later deletes the vector store's files and row in small transactions, as it deletes the files of expired vector stores.
+Triggers record the numbers of removed files, so that the sweep deletes the files' chunks.
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
 """Creates the table of vectors when a process first needs vectors, and its indexes (HNSW) for large vector stores.
 
 Lives here: the creation of the table and of the pgvector extension, the advice after a failure, and the text form of a
-vector. This module also chooses the stores that need an index, and creates and drops indexes while requests run. Not
-here: searches that use the table and the indexes (`chunk_index.py`).
+vector. This module also chooses the vector stores that need an index, and creates and drops indexes while requests run.
+Not here: searches that use the table and the indexes (`chunk_index.py`).
 
 Word search needs no extension. So a database without pgvector supports vector stores, as long as the operator
 configures no embeddings server.
 
-One index over the vectors of all stores would mostly find vectors of other stores, and miss the vectors of a small
-store. So each store with too many vectors for an exact comparison has a separate index (HNSW, pgvector). A small store
-needs no index.
+One index over the vectors of all vector stores would mostly find vectors of other vector stores, and miss the vectors
+of a small vector store. So each vector store with too many vectors for an exact comparison has a separate index (HNSW,
+pgvector). A small vector store needs no index.
 
 The creation of an index takes minutes. A background task creates indexes one after the other on a separate connection.
-`CREATE INDEX CONCURRENTLY` does not block writes. Until the index of a store exists, searches compare all vectors of
-the store. If a process dies while it creates an index, another process drops the unfinished index and creates it again.
+`CREATE INDEX CONCURRENTLY` does not block writes. Until the index of a vector store exists, searches compare all
+vectors of the vector store. If a process dies while it creates an index, another process drops the unfinished index and
+creates it again.
 
-Invariants: after `there` has returned, the table exists with this build's schema. No request waits for the creation of
-an index, and every search is correct without an index.
+Invariants: after the method `there` has returned, the table exists with this build's schema. No request waits for the
+creation of an index, and every search is correct without an index.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def width_of(vector: bytes) -> int:
 
 
 def index_name(store: int, width: int) -> str:
-    """Return the name of a store's index over vectors with this number of components."""
+    """Return the name of a vector store's index over vectors with this number of components."""
     return f"chunk_vectors_{store:d}_{width:d}"
 
 
@@ -184,8 +185,8 @@ class VectorIndexes:
     the pooler that requests use."""
 
     def __init__(self, database: Database, url: str, *, exact: int = EXACT_VECTORS, every: float = _EVERY) -> None:
-        """`exact`: the maximum number of vectors of a store without an index. `every`: seconds between two checks by
-        any process."""
+        """`exact`: the maximum number of vectors of a vector store without an index. `every`: seconds between two
+        checks for missing indexes. All processes together check once in this time."""
         self._database = database
         self._url = url
         self.exact = exact

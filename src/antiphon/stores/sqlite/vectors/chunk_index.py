@@ -97,12 +97,13 @@ class SqliteChunkIndex(SqlChunkIndex):
         return self._matrices
 
     def forget(self, store_id: str) -> None:
-        """Drop the vectors of a deleted store from memory."""
+        """Drop the vectors of a deleted vector store from memory."""
         if self._matrices is not None:
             self._matrices.forget(store_id)
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """Return the numbers of the store's completed files that have vectors of this model and match the filter."""
+        """Return the numbers of the vector store's completed files that have vectors of this model and match the
+        filter."""
         condition, named = ATTRIBUTES.condition(filters)
         named |= {"store": store.number, "model": model}
         return frozenset(row[0] for row in await self._tables.fetch(FILES.format(condition=condition), named))

@@ -107,8 +107,8 @@ class SqliteIngestion(SqlIngestion):
         )
 
     async def sweep(self, at_once: int = SWEPT_CHUNKS) -> bool:
-        """Delete at most `at_once` chunks of removed files or expired stores. Returns whether the call found work. See
-        `Ingestion.sweep`."""
+        """Delete at most `at_once` chunks of removed files or expired vector stores. Returns whether the call found
+        anything to delete. See `Ingestion.sweep`."""
         date = {"now_ms": milliseconds(self._clock())}
         rows = await self._tables.fetch(EXPIRED, date)
         if rows:

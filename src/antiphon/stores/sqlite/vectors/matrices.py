@@ -1,14 +1,15 @@
-"""Searches vectors in memory. NumPy multiplies the query with one matrix per store.
+"""Searches vectors in memory. NumPy multiplies the query's vector with a matrix of the vector store's vectors.
 
-Lives here: the matrices, their synchronization with the database, and the comparison. Not here: creating vectors
-(`Embedder`), reading vectors from the database (`chunk_index.py`). SQLite has no vector index, so this process compares
-the vectors.
+Lives here: the matrices, their synchronization with the database, and the comparison of vectors. Not here: creating
+vectors (`Embedder`), reading vectors from the database (`chunk_index.py`). SQLite has no vector index, so this process
+compares the vectors.
 
-A matrix contains the vectors of all files of a store that one embedding model created. When the store's version has
-changed since the last search, the search updates the matrix. The update drops the rows of removed files and reads the
-rows of new files. Other rows stay valid, because the chunks of a file number never change. The cache drops the matrices
-of deleted stores (`forget`) and empty matrices. Above the memory limit, the cache drops the least recently used
-matrices. The key of a matrix consists of the store's id and the model. A store's id is never reused.
+A matrix contains the vectors of all files of a vector store that one embedding model created. When the vector store's
+version has changed since the last search, the search updates the matrix. The update drops the rows of removed files and
+reads the rows of new files. Other rows stay valid, because the chunks of a file with the same number never change. The
+cache drops the matrices of deleted vector stores (`forget`) and empty matrices. Above the memory limit, the cache drops
+the least recently used matrices. The key of a matrix consists of the vector store's id and the model. A vector store's
+id is never reused.
 
 Invariant: a search compares every vector of every file that matches the filter. So a vector search is exact, and a
 filter costs no recall.
@@ -40,8 +41,8 @@ _Key = tuple[str, str]
 
 @dataclass(eq=False)
 class _Matrix:
-    """The vectors of one store and model. Row `i` of `vectors` is the vector of chunk number `chunks[i]`. `files`: the
-    numbers of all files in the matrix."""
+    """The vectors of one vector store and model. Row `i` of `vectors` is the vector of chunk number `chunks[i]`.
+    `files`: the numbers of all files in the matrix."""
 
     version: int = -1
     files: frozenset[int] = frozenset()
@@ -71,7 +72,7 @@ class Matrices:
         return len(self._matrices)
 
     def forget(self, store_id: str) -> None:
-        """Drop a deleted store's matrices. A running search keeps its arrays until it ends."""
+        """Drop a deleted vector store's matrices. A running search keeps its arrays until it ends."""
         for key in [key for key in self._matrices if key[0] == store_id]:
             self._drop(key)
 
@@ -90,7 +91,7 @@ class Matrices:
         return await SEARCH.run(_nearest, chunks, vectors, vector, allowed, limit)
 
     async def _current(self, store: KnownStore, model: str) -> tuple[Numbers, Floats]:
-        """Return the chunk numbers and vectors of the store, updated at least to `store.version`."""
+        """Return the chunk numbers and vectors of the vector store, updated at least to `store.version`."""
         key = (store.id, model)
         matrix = self._matrices.get(key)
         if matrix is None:

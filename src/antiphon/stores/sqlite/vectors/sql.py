@@ -1,7 +1,7 @@
 """Defines the SQL of vector stores that is specific to SQLite.
 
-Lives here: numbering of files, the full-text index of each store, and marking chunks for deletion. Not here: the SQL
-that all backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching (`chunk_index.py`).
+Lives here: numbering of files, the full-text index of each vector store, and marking chunks for deletion. Not here: the
+SQL that all backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching (`chunk_index.py`).
 
 Invariant: the transaction that removes a file inserts the file's number into `vector_trash`. Later `Ingestion.sweep`
 deletes the file's chunks.
@@ -106,8 +106,8 @@ WHERE {_FILE} ORDER BY c.id LIMIT :limit
 
 
 def index_table(store_id: str) -> str:
-    """Return the table name of a store's full-text index. The name is safe in SQL, because Antiphon's ids consist of
-    letters, digits and underscores. Raises `StoreError` if `store_id` is not an id of a vector store."""
+    """Return the table name of a vector store's full-text index. The name is safe in SQL, because Antiphon's ids
+    consist of letters, digits and underscores. Raises `StoreError` if `store_id` is not an id of a vector store."""
     if not is_id(store_id, "vs"):
         raise StoreError("The id of the vector store is not valid.")
     return INDEX_PREFIX + store_id
