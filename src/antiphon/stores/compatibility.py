@@ -20,8 +20,8 @@ keys. A fingerprint identifies a key and reveals nothing about it.
 
 An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key to
 `sealing.keys` on all machines. When a process then starts, it records the new key as a key that only decrypts. Then the
-operator makes the new key the first key in `sealing.keys`, so that the machines seal with the new key. `antiphon admin
-deployment-keys --accept` removes the record of an old sealing key.
+operator makes the new key the first key in `sealing.keys`, so that the machines seal with the new key.
+`antiphon admin deployment-keys --accept` removes an old sealing key from the record.
 
 Invariants: steps are numbered 1, 2, 3, … without a gap. A step never changes after any database has applied it. A
 process does not start if it lacks a key with which another process seals bodies.

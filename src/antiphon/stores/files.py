@@ -1,8 +1,8 @@
 """Stores uploaded files: the metadata in SQLite or PostgreSQL, the contents in a `BlobStore`.
 
-Lives here: the SQL of files, the order in which the store writes a file's row and its content, and the sweep that
-deletes expired files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents
-that belong to no file (`blobs/pending.py`), the storage for contents (`blobs/`).
+Lives here: the SQL of files, the order of writing a file's row and its content, and the sweep that deletes expired
+files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents that belong to no
+file (`blobs/pending.py`), the storage for contents (`blobs/`).
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
 that inserts a file's row also deletes the pending row of the content. The transaction that deletes a file's row inserts

@@ -2,8 +2,8 @@
 
 Lives here: the SQL that all backends share, the counts per owner, the form of an exported row, and the deletion of
 vector stores. This module also moves data to another owner, after a check for obstacles to the move. Not here: how a
-backend reads and deletes an owner's data while requests run, and the statements that keep foreign keys and byte counts
-correct (`sqlite/owner_data.py`, `postgres/owner_data.py`). Not here: the contents of files and containers
+backend reads and deletes this data while requests run, and how it keeps foreign keys and byte counts correct
+(`sqlite/owner_data.py`, `postgres/owner_data.py`). Not here: the contents of files and containers
 (`tools/code_interpreter/owners.py`).
 
 An export contains the vector stores and their files with attributes. The export omits the chunks, because the exported

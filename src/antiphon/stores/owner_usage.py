@@ -5,9 +5,9 @@ the team of an owner. Not here: the choice of the model calls to count (`observa
 writes (`engine/running/usage_recorder.py`), the stored keys (`client_keys.py`), the rows of requests (`journal.py`).
 Triggers in each backend's migrations count an owner's stored bytes.
 
-If an owner id comes from a key's name, a request header or a token's claim, the text after the colon in the id is
-readable and serves as the owner's name. If the console is enabled, the journal row of an owner's last request has the
-name and the team from the token's claims. An owner whose id is a hash has no name.
+An owner id may come from a key's name, a request header or a token's claim. Then the text after the colon in the id is
+the owner's name. If the console is enabled, the journal row of an owner's last request has the name and the team from
+the token's claims. An owner whose id is a hash has no name.
 
 Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. Otherwise one
 upstream that reports absurd token counts would block the sums of all other upstreams. Statements update rows in the

@@ -42,8 +42,8 @@ class AttributeSql:
         self._number = number
 
     def rows(self, attributes: Attributes) -> list[dict[str, object]]:
-        """Convert attributes to rows. Each row has the attribute's key, the kind of its value (`s` text, `n` number,
-        `b` boolean), and the value in the text column or the number column."""
+        """Convert attributes to rows. Each row has the attribute's key, and its value in the text column or the number
+        column. The row also has the value's kind: `s` (text), `n` (number) or `b` (boolean)."""
         typed = [(key, *self._typed(value)) for key, value in attributes.items()]
         return [
             {
