@@ -260,7 +260,7 @@ async def keyboard(report: Report, who: Visitor) -> None:
 
 
 async def playground(report: Report, who: Visitor) -> None:
-    """Run a request, and continue it."""
+    """Run requests from the form and from JSON, and continue them, also after function calls."""
     page, wrong = who.page, []
     await who.open("/playground?owner=n:anna")
     await _run_request(page)
@@ -274,6 +274,26 @@ async def playground(report: Report, who: Visitor) -> None:
     await page.click("[data-footer] button")
     if not (await page.input_value("#previous")).startswith("resp_"):
         wrong.append("the thread is not continued")
+    await page.click("#tab-json")
+    await page.fill("#body", '{"model": "demo", "input": "from JSON", "temperature": 0.3}')
+    await page.click("#tab-form")
+    if await page.input_value("#input") != "from JSON":
+        wrong.append("the form does not have the input of the JSON")
+    await page.fill("#input", "in Paris and Rome")
+    await page.fill("#tools", '[{"type": "function", "name": "weather", "parameters": {"type": "object"}}]')
+    await page.click("#tab-json")
+    if '"temperature": 0.3' not in await page.input_value("#body"):
+        wrong.append("the form drops a field of the JSON")
+    await page.click("button[type=submit].primary")
+    await page.wait_for_selector("[data-footer] a")
+    await page.click("[data-footer] button")
+    if await page.locator("[data-outputs] textarea").count() != 2:
+        wrong.append("the page has no field for the output of each call")
+    await page.fill("#output-0", "sunny")
+    await page.click("button[type=submit].primary")
+    await page.wait_for_selector("[data-footer] a")
+    if "sunny" not in await page.inner_text("[data-answer]"):
+        wrong.append("the model does not get the output of a call")
     report.check("playground", [*wrong, *await who.judge()])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from antiphon.engine.ports.journal import EntryFilter
 from antiphon.entry import main
 from antiphon.recordings.format import read_entries
 from tests.support.background_app import BackgroundApp, processes
-from tests.support.chat_server import ChatServer
+from tests.support.chat_server import ChatServer, completion, json_answer
 from tests.support.console_browser import HOST, ConsoleBrowser, header, links
 from tests.support.state import needs_sqlite
 
@@ -332,6 +333,27 @@ async def test_the_playground_takes_a_recorded_request(tmp_path: Path) -> None:
         assert HOSTILE not in page
 
 
+async def test_the_playground_learns_when_a_request_has_its_entry(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA)
+        for token, response_id, ended in ((ANNA, made["id"], True), (BO, made["id"], False), (ANNA, "resp_no", False)):
+            status, told = await (await there.user(token)).get(f"/console/playground/ended/{response_id}")
+            assert status == 200 and json.loads(told) == {"ended": ended}
+
+
+async def test_the_playground_knows_the_calls_that_wait_for_an_output(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        tool = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}
+        call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        there.chat.script(json_answer(completion("", tool_calls=[call])))
+        made = await there.create(ANNA, tools=[tool])
+        (called,) = [one for one in made["output"] if one["type"] == "function_call"]
+        _, page = await (await there.user(ANNA)).get(f"/console/playground?previous={made['id']}")
+        assert called["call_id"] in page and "data-calls='[{" in page
+        _, page = await (await there.user(BO)).get(f"/console/playground?previous={made['id']}")
+        assert called["call_id"] not in page and "data-calls='[]'" in page
+
+
 async def test_numbers_and_times_of_the_query_are_checked(tmp_path: Path) -> None:
     async with place(tmp_path) as there:
         operator = await there.user(TOKEN)
@@ -391,6 +413,7 @@ FACTS = {
         "threads",
         "background",
         "prompts",
+        "playground/ended/{}",
         "models",
         "files",
         "vector-stores",

@@ -310,6 +310,15 @@ async def test_versions_of_a_prompt_side_by_side(console: ConsoleApp) -> None:
         assert (await console.get(f"/prompts/{prompt_id}?{wrong}")).status == 404
 
 
+async def test_the_playground_knows_the_variables_of_a_prompt(console: ConsoleApp) -> None:
+    prompt_id = await prompt_of(console)
+    for version, names in ((1, ["mood"]), (2, ["mood", "who"])):
+        page = await console.get(f"/playground?prompt={prompt_id}&version={version}")
+        assert f"data-names='{json.dumps(names)}'" in page.text
+    page = await console.get(f"/playground?prompt={prompt_id}", "bo")
+    assert "data-names='[]'" in page.text and "Antiphon cannot read the prompt" in page.words
+
+
 async def test_a_prompt_can_be_changed_and_deleted(console: ConsoleApp) -> None:
     prompt_id = await prompt_of(console)
     assert (await console.post(f"/prompts/{prompt_id}/default", version="1")).status == 303
@@ -461,6 +470,7 @@ async def test_an_operator_who_opens_an_object_leaves_a_row(console: ConsoleApp)
         f"/vector-stores/{store_id}/search?query=swifts": ("read vector-store", store_id),
         f"/vector-stores/{store_id}/files/{file_id}": ("read file", file_id),
         f"/prompts/{prompt_id}": ("read prompt", prompt_id),
+        f"/playground?prompt={prompt_id}": ("read prompt", prompt_id),
         f"/threads/{thread}": ("read conversation", thread),
     }
     for path, (action, object_id) in opened.items():

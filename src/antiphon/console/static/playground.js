@@ -19,6 +19,21 @@ function indented(text) {
   try { return JSON.stringify(JSON.parse(text), null, 2); } catch { return text; }
 }
 
+function shown(value) { return value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value); }
+
+// The thread that a request continues.
+function thread(body) { return body.conversation ? JSON.stringify(body.conversation) : body.previous_response_id || ""; }
+
+// The text of a user's message that has nothing else, or null.
+function textOf(item) {
+  if (item?.role !== "user" || (item.type ?? "message") !== "message") return null;
+  const [part, ...more] = Array.isArray(item.content) ? item.content : [];
+  if (part?.type === "input_text" && !more.length) return part.text;
+  return typeof item.content === "string" ? item.content : null;
+}
+
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
 class Playground extends HTMLElement {
   connectedCallback() {
     this.form = this.querySelector("form");
@@ -29,8 +44,14 @@ class Playground extends HTMLElement {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); this.run(); }
     });
     this.querySelector("[data-stop]").addEventListener("click", () => this.running?.abort());
-    // Fields that the form does not show stay as the page gave them.
+    this.form.elements.previous.addEventListener("change", () => {
+      try { this.toForm(this.fromForm()); } catch { /* The form has invalid JSON, and a run says so. */ }
+    });
+    this.pending = { thread: "", calls: [] };
+    // The form changes only the fields of the request that a user edits. All other fields stay as they are.
     this.base = JSON.parse(this.field("body"));
+    this.promptId = this.base.prompt?.id;
+    this.toForm(this.waitFor(JSON.parse(this.dataset.calls), this.base));
   }
 
   disconnectedCallback() { this.running?.abort(); }
@@ -41,21 +62,151 @@ class Playground extends HTMLElement {
 
   choose(tab) {
     const json = tab.id === "tab-json";
-    if (json && !this.asJson) this.form.elements.body.value = JSON.stringify(this.fromForm(), null, 2);
+    if (json !== this.asJson) {
+      try {
+        const body = this.body();
+        if (json) this.form.elements.body.value = JSON.stringify(body, null, 2); else this.toForm(body);
+      } catch (error) {
+        return this.problem(`This is not valid JSON: ${error.message}`);
+      }
+      this.problem("");
+    }
     this.tabs.forEach((each) => each.setAttribute("aria-selected", String(each === tab)));
     this.querySelector("#pane-form").hidden = json;
     this.querySelector("#pane-json").hidden = !json;
   }
 
-  fromForm() {
-    const body = { ...this.base, model: this.field("model"), input: this.field("input"), stream: true };
-    if (!body.model) delete body.model;
-    for (const [name, value] of [["instructions", this.field("instructions")], ["previous_response_id", this.field("previous")]]) {
-      if (value.trim()) body[name] = value; else delete body[name];
+  // The request as the visible tab has it.
+  body() {
+    if (!this.asJson) return this.fromForm();
+    const body = JSON.parse(this.field("body"));
+    if (!body || typeof body !== "object" || Array.isArray(body)) throw new Error("the request must be an object");
+    return body;
+  }
+
+  // The calls of a response wait for their outputs, which the next request of the thread must have.
+  waitFor(calls, body) {
+    this.pending = { thread: thread(body), calls };
+    if (!calls.length || body.input) return body;
+    return { ...body, input: calls.map((call) => ({ type: `${call.type}_output`, call_id: call.call_id, output: "" })) };
+  }
+
+  callsOf(body) { return this.pending.thread === thread(body) ? this.pending.calls : []; }
+
+  // The parts of a request's input: the outputs of the waiting calls, a text, and all other items.
+  parted(body) {
+    const found = { outputs: new Map(), text: "", others: [] };
+    if (typeof body.input === "string") found.text = body.input;
+    if (!Array.isArray(body.input)) return found;
+    const ids = new Map(this.callsOf(body).map((call) => [call.call_id, `${call.type}_output`]));
+    for (const item of body.input) {
+      if (ids.has(item?.call_id) && ids.get(item.call_id) === item.type) found.outputs.set(item.call_id, item.output);
+      else found.others.push(item);
     }
-    if (this.field("tools").trim()) body.tools = JSON.parse(this.field("tools")); else delete body.tools;
-    if (this.field("schema").trim()) {
-      body.text = { format: { type: "json_schema", name: "answer", schema: JSON.parse(this.field("schema")) } };
+    const text = textOf(found.others.at(-1));
+    if (text !== null) {
+      found.text = text;
+      found.others.pop();
+    }
+    return found;
+  }
+
+  toForm(body) {
+    this.base = body;
+    const { outputs, text, others } = this.parted(body);
+    const format = body.text?.format;
+    const values = {
+      model: shown(body.model),
+      instructions: shown(body.instructions),
+      previous: shown(body.previous_response_id),
+      input: text,
+      tools: body.tools?.length ? JSON.stringify(body.tools, null, 2) : "",
+      schema: format?.type === "json_schema" ? JSON.stringify(format.schema, null, 2) : "",
+    };
+    for (const [name, value] of Object.entries(values)) this.form.elements[name].value = value;
+    const kept = this.querySelector("[data-kept]");
+    kept.hidden = !others.length;
+    kept.textContent = others.length === 1 ? "The request has 1 more input item. The tab JSON shows it." : `The request has ${others.length} more input items. The tab JSON shows them.`;
+    this.outputs = this.fields("[data-outputs]", this.callsOf(body).map((call) => [
+      call.call_id, `Output of ${call.name}`, indented(call.arguments ?? call.input ?? ""), shown(outputs.get(call.call_id)),
+    ]));
+    this.showPrompt(body.prompt);
+    this.filled = new Map([...this.form.elements].map((each) => [each, each.value]));
+  }
+
+  showPrompt(prompt) {
+    const known = prompt?.id === this.promptId ? JSON.parse(this.dataset.names) : [];
+    const names = prompt ? [...new Set([...known, ...Object.keys(prompt.variables || {})])] : [];
+    this.variables = this.fields("[data-prompt]", names.map((name) => [name, `Variable ${name}`, "", shown(prompt.variables?.[name])]));
+    if (!prompt?.id) return;
+    const place = this.querySelector("[data-prompt]");
+    const head = line("Prompt ", "p", "wrap");
+    const link = line(prompt.id, "a", "mono");
+    const [path, query] = this.dataset.prompts.split("?");
+    link.href = `${path}${encodeURIComponent(prompt.id)}${query ? `?${query}` : ""}`;
+    head.append(link, prompt.version ? `, version ${prompt.version}` : ", default version");
+    place.prepend(head);
+    place.hidden = false;
+  }
+
+  // A labelled field for each of these keys. Returns the fields by their keys.
+  fields(place, rows) {
+    const box = this.querySelector(place);
+    box.replaceChildren();
+    box.hidden = !rows.length;
+    return new Map(rows.map(([key, label, hint, value], number) => {
+      const made = line("", "div", "field");
+      const title = line(`${label} `, "label");
+      const area = line("", "textarea", "text");
+      area.id = title.htmlFor = `${box.dataset.prompt === undefined ? "output" : "variable"}-${number}`;
+      area.rows = hint ? 3 : 1;
+      area.value = value;
+      made.append(title, area);
+      if (hint) title.after(line(hint, "pre", "cut"));
+      box.append(made);
+      return [key, area];
+    }));
+  }
+
+  edited(element) { return element.value !== this.filled.get(element); }
+
+  fromForm() {
+    const body = { ...this.base };
+    const fields = this.form.elements;
+    for (const [name, key] of [["model", "model"], ["instructions", "instructions"], ["previous", "previous_response_id"]]) {
+      if (!this.edited(fields[name])) continue;
+      if (fields[name].value.trim()) body[key] = fields[name].value; else delete body[key];
+    }
+    if (this.edited(fields.tools)) {
+      if (fields.tools.value.trim()) body.tools = JSON.parse(fields.tools.value); else delete body.tools;
+    }
+    if (this.edited(fields.schema)) {
+      const { format, ...text } = body.text || {};
+      if (fields.schema.value.trim()) {
+        const named = format?.type === "json_schema" ? format : { type: "json_schema", name: "answer" };
+        body.text = { ...text, format: { ...named, schema: JSON.parse(fields.schema.value) } };
+      } else if (Object.keys(text).length) body.text = text;
+      else delete body.text;
+    }
+    const changed = [...this.variables].filter(([, element]) => this.edited(element));
+    if (changed.length) {
+      const variables = { ...body.prompt.variables };
+      for (const [name, element] of changed) {
+        if (element.value) variables[name] = element.value; else delete variables[name];
+      }
+      body.prompt = { ...body.prompt, variables };
+    }
+    const calls = this.callsOf(body);
+    if (this.edited(fields.input) || calls.length !== this.outputs.size || [...this.outputs.values()].some((each) => this.edited(each))) {
+      const { outputs, others } = this.parted(this.base);
+      const items = [...others, ...calls.map((call) => {
+        const element = this.outputs.get(call.call_id);
+        const output = element && (this.edited(element) || !outputs.has(call.call_id)) ? element.value : outputs.get(call.call_id);
+        return { type: `${call.type}_output`, call_id: call.call_id, output: output ?? "" };
+      })];
+      const text = fields.input.value;
+      if (!items.length) body.input = text;
+      else body.input = text.trim() ? [...items, { role: "user", content: text }] : items;
     }
     return body;
   }
@@ -75,7 +226,7 @@ class Playground extends HTMLElement {
     if (this.running) return;
     let body;
     try {
-      body = this.asJson ? JSON.parse(this.field("body")) : this.fromForm();
+      body = this.body();
     } catch (error) {
       return this.problem(`This is not valid JSON: ${error.message}`);
     }
@@ -204,22 +355,43 @@ class Playground extends HTMLElement {
     const footer = this.querySelector("[data-footer]");
     const kind = { completed: "good", failed: "bad" }[response.status] || "warn";
     footer.append(line(response.status, "span", `tag ${kind}`), line(facts.join(", "), "span"));
-    if (response.id) {
-      const [path, query] = this.dataset.requests.split("?");
-      const link = line("Open the request", "a");
-      link.href = `${path}${encodeURIComponent(response.id)}${query ? `?${query}` : ""}`;
-      const next = line("Continue", "button");
-      next.type = "button";
-      next.addEventListener("click", () => {
-        this.base = { ...this.base, previous_response_id: response.id };
-        this.form.elements.previous.value = response.id;
-        this.form.elements.input.value = "";
-        this.choose(this.tabs[0]);
-        this.form.elements.input.focus();
-      });
-      footer.append(link);
-      if (response.status !== "failed") footer.append(next);
+    if (!response.id) return;
+    const place = line("The link to the request appears in a second or two.", "span");
+    footer.append(place);
+    this.link(response.id).then((link) => place.replaceWith(link));
+    if (response.status === "failed") return;
+    const next = line("Continue", "button");
+    next.type = "button";
+    next.addEventListener("click", () => this.proceed(response));
+    footer.append(next);
+  }
+
+  // The link to the page of a request. The journal writes the entry of the request up to a second after its end.
+  async link(id) {
+    const address = (given) => { const [path, query] = given.split("?"); return `${path}${encodeURIComponent(id)}${query ? `?${query}` : ""}`; };
+    for (let tries = 0; tries < 12; tries += 1) {
+      const found = await fetch(address(this.dataset.ended)).then((answer) => answer.json()).catch(() => null);
+      if (found?.ended) break;
+      await pause(250);
     }
+    const link = line("Open the request", "a");
+    link.href = address(this.dataset.requests);
+    return link;
+  }
+
+  proceed(response) {
+    let body = this.base;
+    try { body = this.body(); } catch { /* The request stays as it was before the invalid edit. */ }
+    body = { ...body, input: "" };
+    if (!body.conversation) body.previous_response_id = response.id;
+    const items = response.output || [];
+    const answered = new Set(items.filter((each) => each.type.endsWith("_output")).map((each) => each.call_id));
+    const calls = items.filter((each) => ["function_call", "custom_tool_call"].includes(each.type) && !answered.has(each.call_id));
+    body = this.waitFor(calls, body);
+    this.form.elements.body.value = JSON.stringify(body, null, 2);
+    this.toForm(body);
+    this.choose(this.tabs[0]);
+    ([...this.outputs.values()][0] || this.form.elements.input).focus();
   }
 }
 

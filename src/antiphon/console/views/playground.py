@@ -1,23 +1,28 @@
 """Lets a user compose a request, run it, and watch the answer next to its events.
 
-Lives here: the page and its initial values. Not here: running the request, which the server does as for any client
-(`POST /console/run`), and reading the answer's stream (`static/playground.js`).
+Lives here: the page, its initial values, and the endpoint that tells the page when a request has its journal entry. Not
+here: running the request, which the server does as for any client (`POST /console/run`), and reading the answer's
+stream (`static/playground.js`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
-from antiphon.console.site import PageCall, PageRoute
+from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute
 from antiphon.console.story import tell
 from antiphon.console.views.request import note_request
 from antiphon.engine.ports.journal import Entry
 from antiphon.errors import ApiError
 
 _INDENTED = 20_000
+_CALLS = ("function_call", "custom_tool_call")
+_CALL = ("type", "call_id", "name", "arguments", "input")
 _STORED = ("model", "instructions", "tools", "temperature", "top_p", "text", "reasoning", "previous_response_id")
 
 
@@ -47,8 +52,9 @@ class PlaygroundView:
             version = {"version": call.query("version")} if call.query("version") else {}
             body = {"prompt": {"id": call.query("prompt"), **version}, "input": "", "stream": True}
         body["stream"] = True
+        prompt, unread = await self._prompt(call, body.get("prompt"), owner)
         models = await self._models(owner)
-        if not body.get("model") and "prompt" not in body:
+        if not body.get("model") and ("prompt" not in body or (prompt and not prompt.get("model"))):
             body["model"] = models[0] if models else ""
         return call.show(
             "playground.html",
@@ -56,9 +62,49 @@ class PlaygroundView:
             body=body,
             text=_as_text(body),
             simple=isinstance(body.get("input"), str),
-            note=note,
+            note=" ".join(filter(None, (note, unread))),
             runs_as=owner,
+            variables=list(prompt.get("variables", ())),
+            calls=await self._open_calls(call, owner),
         )
+
+    @PageRoute("GET", "/playground/ended/{}")
+    async def ended(self, call: PageCall, response_id: str) -> ApiResponse:
+        """Tell whether the journal has the entry of a response. The journal writes an entry up to a second after the
+        request's end."""
+        found = await self._reading.journal.get(response_id, call.owner)
+        body = json.dumps({"ended": found is not None}).encode()
+        kind = (("content-type", "application/json"), ("content-length", str(len(body))))
+        return ApiResponse(200, (*kind, *SECURITY, *NOT_CACHED), body)
+
+    async def _prompt(self, call: PageCall, named: object, owner: str) -> tuple[Mapping[str, Any], str]:
+        """The version of a prompt that a request names, and a note if Antiphon cannot read it."""
+        if not (isinstance(named, Mapping) and isinstance(named.get("id"), str) and owner):
+            return {}, ""
+        await self._reading.note_read(call.session, "read prompt", named["id"], owner)
+        query = {"version": str(named["version"])} if named.get("version") else None
+        try:
+            found = await self._reading.json("GET", f"/v1/prompts/{quote(named['id'], safe='')}", owner, query=query)
+        except ApiError as error:
+            return {}, f"Antiphon cannot read the prompt: {error.message}"
+        return found, ""
+
+    async def _open_calls(self, call: PageCall, owner: str) -> list[dict[str, object]]:
+        """The function calls of the response to continue that have no output yet."""
+        previous = call.query("previous")
+        if not (previous and owner):
+            return []
+        stored = await self._reading.stored(owner, previous)
+        if stored is None:
+            return []
+        await self._reading.note_read(call.session, "read response", previous, owner)
+        items = stored[0].get("output", [])
+        answered = {item.get("call_id") for item in items if str(item.get("type")).endswith("_output")}
+        return [
+            {name: item.get(name) for name in _CALL if name in item}
+            for item in items
+            if item.get("type") in _CALLS and item.get("call_id") not in answered
+        ]
 
     async def _body_of(self, entry: Entry) -> tuple[dict[str, object], str]:
         """The body of an earlier request, and a note that tells the user the source of the body."""
