@@ -85,8 +85,8 @@ class Telemetry:
 
     def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
         """Record a refused request in the journal, if the request is for a response but has no exchange. The method
-        leaves out refusals for lack of capacity or of a valid key, because a flood of refusals would displace all other
-        entries."""
+        leaves out refusals for missing capacity or an invalid key, because a flood of such refusals would displace all
+        other entries."""
         counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
         if self.journal is not None and counts:
             self.journal.note(plain_entry(door, request_id, caller, path, failure, message), None)

@@ -61,8 +61,8 @@ class ServerTool(Protocol):
         `param` begins with `tools[i]`."""
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run a call of the model. Raises `ToolFailed`, or returns a failed result if the call's item needs fields that
-        describe the failure."""
+        """Run a call of the model. Raises `ToolFailed` on a failure. If the call's output item has fields that describe
+        a failure, the method returns a failed result instead."""
 
     async def aclose(self) -> None:
         """Release the tool's connections and processes."""

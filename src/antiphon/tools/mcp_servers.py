@@ -206,8 +206,8 @@ class McpServer:
 
 
 class McpServers:
-    """Finds the server of a declaration. `allow`: host names (`*.example.com` for subdomains) and URL prefixes. If
-    `allow` is None, requests may use every server at a public address."""
+    """Finds the server of a declaration. `allow`: the host names (`*.example.com` for subdomains) and URL prefixes of
+    the servers that requests may use. If `allow` is None, requests may use every server at a public address."""
 
     def __init__(self, allow: Sequence[str] | None, connectors: Mapping[str, Connector]) -> None:
         self._allow = allow

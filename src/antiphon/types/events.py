@@ -1,6 +1,6 @@
 """Defines the stream events, with one class for each event type that OpenAI's service sends.
 
-Lives here: the names and fields of the events. Not here: counters, ids and the order of events
+Lives here: the names and fields of the events. Not here: the sequence numbers, ids and order of events
 (`translation/events/builder.py`), and encoding events as server-sent events (`translation/events/encode.py`).
 
 Invariant: the first key of every event is `type`, and every event has a `sequence_number`.

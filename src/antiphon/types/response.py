@@ -4,7 +4,8 @@ Lives here: the types of the response object and of its usage object. Not here: 
 response repeats unchanged (`translation/request/fields.py`). Not here: the order of the keys and the origin of the
 values (`translation/events/response_draft.py`, `translation/events/builder.py`).
 
-Invariant: every key is present in every copy of the response. An unknown value is `null`.
+Invariant: every key is present in every copy of the response, except the keys that `Response` lists. An unknown value
+is `null`.
 """
 
 from __future__ import annotations

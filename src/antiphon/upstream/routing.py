@@ -171,7 +171,8 @@ class UpstreamPool:
         self._callable: dict[str, HttpUpstream | SeveralUpstreams] = {**self._upstreams, **(several or {})}
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
-        """Call the upstream, or one of the group of upstreams, that `request.upstream` names. See `Upstream.call`."""
+        """Call the upstream that `request.upstream` names. If this is the name of a group, try the group's upstreams
+        one after the other. See `Upstream.call`."""
         return self._callable[request.upstream].call(request)
 
     async def aclose(self) -> None:

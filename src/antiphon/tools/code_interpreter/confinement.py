@@ -429,8 +429,8 @@ def steps_of_all_calls(machine: str) -> list[Step]:
 
 
 def steps_that_show_making(machine: str) -> list[Step]:
-    """Build the seccomp filter for mode `counted`. Each call that creates a file or folder waits for a decision of the
-    counter process."""
+    """Build the seccomp filter for mode `counted`. Each system call that creates a file or folder waits for a decision
+    of the counter process."""
     _, column = _ARCHITECTURES[machine]
     steps: list[Step] = [(_LOAD, 0, 0, 0)]
     for numbers in _MAKING:
@@ -474,8 +474,8 @@ def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = Tr
 
 
 def _pretended(number: int, index: int, values: tuple[int, ...]) -> list[Step]:
-    """Make a call return success without an effect if its argument has one of these values. Other values continue with
-    the next instructions."""
+    """Make a system call return success without an effect if its argument has one of these values. For other values,
+    the filter continues with its next instructions."""
     body: list[Step] = [(_LOAD, 0, 0, 16 + 8 * index)]
     for value in values:
         body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ERRNO)]

@@ -68,8 +68,8 @@ class Ran:
 
 
 class ContainerRooms:
-    """Manages all containers. `limit`: the maximum number of containers of all owners. `per_owner`: the maximum number
-    per owner."""
+    """Manages all containers. `limit`: the maximum number of containers of all owners together. `per_owner`: the
+    maximum number of containers of one owner."""
 
     def __init__(
         self,
@@ -143,8 +143,8 @@ class ContainerRooms:
         file_ids: Sequence[str] = (),
         make: ContainerRequest | None = None,
     ) -> Ran | None:
-        """Run code in a container, after copying in the uploaded files `file_ids` that it lacks. Returns None if the
-        owner has no such container. Raises `ContainerFailed`.
+        """Run code in a container, after copying in those of the uploaded files `file_ids` that the container lacks.
+        Returns None if the owner has no such container. Raises `ContainerFailed`.
 
         `make`: the properties with which this call creates the container if it does not exist. With `make`, the
         `container_id` must come from `new_container_id`.
@@ -367,8 +367,8 @@ async def open_rooms(
     chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
     """Open the containers in `folder`. Returns None if the settings disable the sandbox, or if this machine cannot
-    confine code (which the log reports). `shared`: the container rows of several machines. Without `shared`, the rows
-    are in `folder`.
+    confine code (which the log reports). `shared`: the storage for container rows that several machines share. Without
+    `shared`, the rows are in `folder`.
 
     Raises `ConfigError`.
     """

@@ -372,8 +372,8 @@ async def _drain(process: asyncio.subprocess.Process) -> None:
 
 
 class Output:
-    """The output of a run up to the mark. If the output exceeds `limit` bytes, the object stores only its beginning
-    (3/4 of `limit`) and its end (1/4 of `limit`)."""
+    """Collects the output of a run, up to the random bytes (the mark) that end the output. If the output exceeds
+    `limit` bytes, the object stores only its beginning (3/4 of `limit`) and its end (1/4 of `limit`)."""
 
     def __init__(self, limit: int) -> None:
         self._max_head = limit * 3 // 4

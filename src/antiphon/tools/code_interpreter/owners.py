@@ -29,8 +29,8 @@ Row = tuple[str, str, object, dict[str, object]]
 
 
 class OwnersContainers:
-    """The containers in a data folder. `shared`: the container rows of several machines, if a database server has
-    them."""
+    """The containers in a data folder. `shared`: the storage for container rows that several machines share, if they
+    use a database server."""
 
     def __init__(self, data: Path, shared: ContainerRows | None = None) -> None:
         folder = data / "containers"
