@@ -25,7 +25,7 @@ from antiphon import __version__
 from antiphon.api.credential_checks import AttemptsByAddress
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.app.console_context import ThreadContext
-from antiphon.app.keys import make_sealer
+from antiphon.app.keys import client_keys, make_sealer
 from antiphon.app.owners import quota_rules
 from antiphon.app.sweeping import Sweeper
 from antiphon.config.settings import Settings
@@ -121,6 +121,7 @@ def make_console(
         stores.audit,
         partial(quotas, ""),
         settings.owner.managed_keys,
+        tuple((client_keys(settings) or {}).values()),
     )
     sessions = Sessions(
         token.get_secret_value(),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import ACTOR
 from antiphon.console.site import PageCall, PageRoute, redirect
-from antiphon.engine.ports.callers import NAMED, ClientKey
+from antiphon.engine.ports.callers import NAMED, Caller, ClientKey
 from antiphon.engine.running.client_keys import KeyManager, WantedKey
 from antiphon.engine.running.quotas import QuotaUse
 from antiphon.errors import ApiError, InvalidRequest
@@ -28,12 +28,14 @@ _MOST_KEYS = 500
 
 @dataclass(frozen=True, slots=True)
 class KeySources:
-    """The data sources of the pages about keys. `in_force`: processes accept the keys that these pages create."""
+    """The data sources of the pages about keys. `in_force`: processes accept the keys that these pages create. `fixed`
+    are the callers with a key in the settings, one for each key."""
 
     manager: KeyManager
     audit: AuditStore
     quotas: Callable[[], Awaitable[Sequence[QuotaUse]]]
     in_force: bool
+    fixed: Sequence[Caller] = ()
 
 
 class KeysView:
@@ -46,7 +48,8 @@ class KeysView:
 
     @PageRoute("GET", "/keys", operators=True)
     async def show(self, call: PageCall) -> ApiResponse:
-        """All valid keys, the use of quotas, and the newest rows of the audit: changes, or also reads."""
+        """All valid keys, the use of quotas, and the newest rows of the audit. The page also lists the keys of the
+        settings."""
         return await self._page(call)
 
     @PageRoute("POST", "/keys", changes=True, operators=True)
@@ -91,6 +94,7 @@ class KeysView:
             status=problem.status if problem is not None else 200,
             keys=keys[:_MOST_KEYS],
             total=len(keys),
+            fixed=[one for one in self._sources.fixed if owner in ("", one.owner)],
             everything=everything,
             made=key,
             token=token,

@@ -1,0 +1,28 @@
+"""The console's view of keys: also those in the settings, and the figures of quotas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.integration.test_console import ANNA, BO, TOKEN, place
+from tests.support.console_app import open_console_app
+
+
+async def test_keys_in_the_settings_are_listed_and_cannot_be_changed(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path, anna={"team": "lab", "models": ["qwen*"]}) as console:
+        page = await console.get("/keys", "operator")
+        assert "Keys in the settings" in page.words and "No valid keys exist" not in page.words
+        assert "anna anna/1 lab qwen* all" in page.words and "bo bo/1 - all all" in page.words
+        assert "/rotate" not in page.text and "ant_key-of" not in page.text
+        page = await console.get("/keys?owner=n:bo", "operator")
+        assert "bo/1" in page.words and "anna/1" not in page.words
+
+
+async def test_a_small_use_of_a_quota_has_a_figure(tmp_path: Path) -> None:
+    async with place(tmp_path, quotas={"each_owner": {"requests_per_minute": 100_000}}) as there:
+        await there.create(ANNA)
+        _, page = await (await there.user(ANNA)).get("/console/system")
+        assert "1 of 100,000, under 1 %" in page and 'width="6"' in page
+        await there.create(BO)
+        _, page = await (await there.user(TOKEN)).get("/console/keys")
+        assert "1 of 100,000, under 1 %" in page
