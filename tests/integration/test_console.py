@@ -419,6 +419,7 @@ FACTS = {
         "vector-stores",
         "prompt-cache",
         "system",
+        "system/processes",
     )
 }
 """The pages that show only facts."""

@@ -327,6 +327,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         adopts=adoption,
         admin=admin_token,
     )
+    databases = (*stores.statistics, *(vector_search.stores.statistics if vector_search is not None else ()))
     context = DoorContext(
         new_exchange=_new_exchange(settings.console, options),
         runner=runner,
@@ -342,7 +343,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         cors_origins=settings.cors.origins,
         upload_bytes=settings.files.max_bytes,
         bodies=bodies,
-        console=make_console(settings, stores, owners, router.handle, journal, routes),
+        console=make_console(settings, stores, owners, router.handle, journal, routes, databases),
     )
     workers = Workers(
         new_id("worker"),
@@ -385,7 +386,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         settings,
         stores,
         door=door,
-        databases=(*stores.statistics, *(vector_search.stores.statistics if vector_search is not None else ())),
+        databases=databases,
         sandbox=settings.code_interpreter.sandbox if rooms is not None else "",
     )
     opened.callback(measuring.close)

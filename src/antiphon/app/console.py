@@ -45,6 +45,7 @@ from antiphon.ids import new_id
 from antiphon.observability.log_lines import recent_warnings
 from antiphon.observability.observation import Telemetry
 from antiphon.stores import Stores
+from antiphon.stores.backend import StoreStatistics
 from antiphon.translation.values import PromptDifference
 
 if TYPE_CHECKING:
@@ -65,12 +66,15 @@ def make_console(
     handle: Callable[[ApiRequest], Awaitable[ApiResponse]],
     journal: JournalParts | None,
     routes: ModelRoutes,
+    databases: Sequence[StoreStatistics] = (),
 ) -> Console | None:
     """Return the console, or None if the settings do not enable it. `handle` answers requests of the API, `journal` has
-    the recorded contents that only this process holds, and `routes` finds the upstream of a model."""
+    the recorded contents that only this process holds, and `routes` finds the upstream of a model. `databases` are the
+    databases whose sizes the console shows."""
     if journal is None:
         return None
     # This function imports the console only here, because most gateways have no console and need none of its packages.
+    from antiphon.app.console_facts import upstream_facts
     from antiphon.console.console import Console
     from antiphon.console.reading import ACTOR, Reading
     from antiphon.console.sessions import Sessions
@@ -114,6 +118,9 @@ def make_console(
         quotas=quotas,
         window=lambda model: routes.choose(model).context_tokens,
         context=context.items,
+        upstreams=partial(upstream_facts, settings, routes),
+        databases=databases,
+        process=journal.live.process,
         summary=context.summary,
     )
     keys = KeySources(
@@ -140,7 +147,7 @@ def _as_yaml(settings: Settings) -> str:
 
 
 def _facts(settings: Settings) -> dict[str, str]:
-    console = settings.console
+    console, metrics = settings.console, settings.metrics.listen
     recorded = console.record + (", and unstored requests in memory" if console.record_unstored else "")
     return {
         "version": __version__,
@@ -148,6 +155,9 @@ def _facts(settings: Settings) -> dict[str, str]:
         "state": settings.state.place.kind,
         "owners": settings.owner.source,
         "upstreams": ", ".join(settings.every_upstream),
+        "metrics": f"http://{metrics}/metrics" if metrics is not None else "/metrics on the sidecar's HTTP port",
+        "OpenAPI": "/openapi.json on the listener for clients",
+        "documentation": "docs/how-to/console.md in the repository",
         "journal": f"{console.most:,} requests, {console.keep / 86_400:g} days",
         "recorded contents": recorded if console.record != "off" else "none (console.record)",
         "operators may act": "yes" if console.act else "no (console.act)",

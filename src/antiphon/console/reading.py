@@ -9,7 +9,7 @@ for an object of another owner. Before a page shows an operator the contents of 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict, Unpack
 from urllib.parse import quote
@@ -31,6 +31,7 @@ from antiphon.stores.audit import (
     log_audit_entry,
     note_operator_read,
 )
+from antiphon.stores.backend import StoreStatistics
 from antiphon.stores.jobs import QueuedJob
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
@@ -105,6 +106,15 @@ class StoreFileJson(TypedDict):
     last_error: FileErrorJson | None
 
 
+class UpstreamFacts(msgspec.Struct, frozen=True):
+    """An upstream of the settings. `url` has no secrets. `origin` says where the profile comes from."""
+
+    name: str
+    url: str
+    profile: str
+    origin: str
+
+
 class Warned(msgspec.Struct, frozen=True):
     """A log line of level warning or above. `at` is the line's timestamp. `fields` has the line's fields, without the
     event."""
@@ -124,7 +134,7 @@ class Reading:
     contents of one of them. `settings` are the effective settings without secrets, as YAML. `facts` describe
     the deployment, by their labels. `models` are the models of the settings. `window` gives the context size of a model
     in tokens, or None. `summary` decrypts the summary of an owner's compaction, or returns None. `warnings` are the
-    newest warnings of this process, newest first.
+    newest warnings of this process, newest first. `process` is the id of this process.
     """
 
     journal: JournalStore
@@ -144,6 +154,9 @@ class Reading:
     quotas: Callable[[str], Awaitable[Sequence[QuotaUse]]] | None = None
     window: Callable[[str], int | None] = lambda _: None
     context: Context | None = None
+    upstreams: Callable[[], Iterable[UpstreamFacts]] = tuple
+    databases: Sequence[StoreStatistics] = ()
+    process: str = ""
     summary: Callable[[str, str], str | None] = lambda _owner, _sealed: None
 
     async def entry(self, request_id: str, owner: str) -> Entry:

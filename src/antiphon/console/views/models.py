@@ -3,12 +3,13 @@
 Lives here: the page of models and tools, and the code that groups models that the server treats in the same way. Not
 here: the table of support (`translation/request/field_support.py`), and running tools (`tools/`).
 
-Invariant: addresses of MCP servers appear only for operators.
+Invariant: addresses of MCP servers and of upstreams appear only for operators.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
@@ -19,12 +20,14 @@ from antiphon.api.http import ApiResponse
 from antiphon.config.problems import NotYaml
 from antiphon.config.yaml_text import read_yaml
 from antiphon.console.owner_lists import part_of
-from antiphon.console.reading import Reading
+from antiphon.console.reading import Reading, UpstreamFacts
 from antiphon.console.site import PageCall, PageRoute
+from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
 
 _SECONDS: Final = 8.0
+_DAY: Final = 86_400.0
 _MOST_COLUMNS: Final = 12
 _PER_PAGE: Final = 50
 GROUPS: Final = {
@@ -88,6 +91,16 @@ class Tool:
     setting: str
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """An upstream, with its newest request, its newest failure, and the number of its failures in the last day."""
+
+    facts: UpstreamFacts
+    latest: Entry | None
+    failed: Entry | None
+    failures: int
+
+
 class ModelsView:
     """The page of models and tools."""
 
@@ -113,6 +126,7 @@ class ModelsView:
         return call.show(
             "models.html",
             part=part,
+            upstreams=await self._upstreams() if call.session.is_operator else (),
             capabilities=dict(described),
             column_of=column_of,
             columns=shown[:_MOST_COLUMNS],
@@ -140,6 +154,16 @@ class ModelsView:
         except ApiError as error:
             problem = error.message
         return list(self._reading.models), problem
+
+    async def _upstreams(self) -> list[UpstreamState]:
+        """The upstreams with their newest request and their newest failure of the last day."""
+        journal, since = self._reading.journal, time.time() - _DAY
+        found = []
+        for one in self._reading.upstreams():
+            latest = (await journal.list(EntryFilter(upstream=one.name, since=since), limit=1)).entries
+            failed = await journal.list(EntryFilter(upstream=one.name, fault="upstream", since=since), limit=1)
+            found.append(UpstreamState(one, next(iter(latest), None), next(iter(failed.entries), None), failed.total))
+        return found
 
     async def _described(self, call: PageCall, models: Iterable[str]) -> list[tuple[str, Capabilities]]:
         found = []

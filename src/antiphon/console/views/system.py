@@ -13,7 +13,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.console.charts import line
 from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute
-from antiphon.engine.ports.journal import EntrySum, LiveSnapshot, Slot
+from antiphon.engine.ports.journal import MOST_COUNTED, EntryFilter, EntrySum, LiveSnapshot, Slot
 
 _SPANS = {"1h": (3600.0, 60.0), "24h": (86_400.0, 1800.0), "7d": (604_800.0, 10_800.0)}
 _WATCH_SECONDS = 6.0
@@ -55,9 +55,27 @@ class SystemView:
             owners=owners,
             quotas=await reading.limits_of(call.owner),
             processes=processes,
+            process=reading.process,
+            loaded=False,
             facts=reading.facts if call.session.is_operator else {},
             settings=reading.settings if call.session.is_operator else "",
             warnings=reading.warnings() if call.session.is_operator else (),
+        )
+
+    @PageRoute("GET", "/system/processes", operators=True)
+    async def show_processes(self, call: PageCall) -> ApiResponse:
+        """The part of the page with the processes and the databases. The browser loads this part two seconds after the
+        page, because processes report only while an operator looks."""
+        reading = self._reading
+        await reading.live.watch(_WATCH_SECONDS)
+        return call.show(
+            "system_processes.html",
+            processes=await reading.live.read(),
+            process=reading.process,
+            databases=[(one.name, await one.look()) for one in reading.databases],
+            rows=(await reading.journal.list(EntryFilter(), limit=1)).total,
+            most=MOST_COUNTED,
+            loaded=True,
         )
 
 
