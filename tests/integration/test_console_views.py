@@ -356,7 +356,7 @@ async def test_models_and_tools(console: ConsoleApp) -> None:
 
 
 async def test_the_pages_of_an_owner_allow_what_its_key_allows(tmp_path: Path) -> None:
-    limits = {"teams": {"lab": {"file_bytes": 10}}}
+    limits = {"teams": {"lab": {"file_bytes": 4096}}}
     async with ChatServer() as chat:
         settings = {"upstream": {"url": chat.base_url, "auth": "none"}, "quotas": limits}
         anna = {"models": ["demo-*"], "tools": ["web_search"], "team": "lab"}
@@ -366,7 +366,7 @@ async def test_the_pages_of_an_owner_allow_what_its_key_allows(tmp_path: Path) -
             made = await ask(console, "POST", "/v1/vector_stores", {})
             page = await console.get(f"/vector-stores/{made['id']}/search?query=x")
             assert "does not allow tools of type 'file_search'" in page.words
-            await file_of(console, "small.txt", "more than ten bytes")
+            await file_of(console, "small.txt", "a file counts 4,096 bytes or more")
             page = await console.upload("more.txt", b"x")
             assert page.status == 200 and "Uploaded" not in page.words and "Delete some" in page.words
 
