@@ -6,11 +6,12 @@ prompts (`engine/exchange/prompt_comparison.py`), the sums (`stores/journal.py`)
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.formats import duration
-from antiphon.console.reading import Reading
+from antiphon.console.reading import Reading, no_sums
 from antiphon.console.site import PageCall, PageRoute
 from antiphon.engine.exchange.prompt_comparison import cache_miss
 from antiphon.engine.ports.journal import Entry, EntryFilter
@@ -37,13 +38,17 @@ class PromptCacheView:
         journal = self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")
         since = time.time() - _SPANS[chosen]
-        page = await journal.list(EntryFilter(owner=call.owner, missed=True, since=since), limit=_MISSES)
+        page, models, owners = await asyncio.gather(
+            journal.list(EntryFilter(owner=call.owner, missed=True, since=since), limit=_MISSES),
+            journal.sums(call.owner, since=since),
+            journal.sums(since=since, by="owner") if call.session.is_operator else no_sums(),
+        )
         return call.show(
             "prompt_cache.html",
             spans=_SPANS,
             chosen=chosen,
-            models=await journal.sums(call.owner, since=since),
-            owners=await journal.sums(since=since, by="owner") if call.session.is_operator else (),
+            models=models,
+            owners=owners,
             misses=[(one, await self._why(one)) for one in page.entries],
             total=page.total,
         )

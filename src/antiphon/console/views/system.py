@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import line
-from antiphon.console.reading import Reading
+from antiphon.console.reading import Reading, no_sums
 from antiphon.console.site import PageCall, PageRoute
-from antiphon.engine.ports.journal import MOST_COUNTED, EntryFilter, EntrySum, LiveSnapshot, Slot
+from antiphon.engine.ports.journal import MOST_COUNTED, EntryFilter, LiveSnapshot, Slot
 
 _SPANS = {"1h": (3600.0, 60.0), "24h": (86_400.0, 1800.0), "7d": (604_800.0, 10_800.0)}
 _WATCH_SECONDS = 6.0
@@ -38,7 +38,7 @@ class SystemView:
         counted, models, owners = await asyncio.gather(
             journal.slots(call.owner, since=since, seconds=step),
             journal.sums(call.owner, since=since),
-            journal.sums(since=since, by="owner") if is_operator else _nothing(),
+            journal.sums(since=since, by="owner") if is_operator else no_sums(),
         )
         slots = _filled(counted, since, step)
         processes: tuple[LiveSnapshot, ...] = ()
@@ -77,10 +77,6 @@ class SystemView:
             most=MOST_COUNTED,
             loaded=True,
         )
-
-
-async def _nothing() -> tuple[EntrySum, ...]:
-    return ()
 
 
 def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:
