@@ -87,7 +87,7 @@ class Quotas:
         grant_seconds: float = GRANT_SECONDS,
     ) -> None:
         """`cost` returns the cost of a model call in millionths, for a model and its numbers of input and output
-        tokens. `expected_output`: the output tokens to reserve for a model whose answers this process does not know
+        tokens. `expected_output`: the output tokens to reserve for a model from which this process has had no answer
         yet. `refuses`: whether requests get a 503 while the database fails. `refused` is called for each refusal, with
         the kind of subject, the measure and the kind of refusal. `seconds`: the time between two reports.
         `grant_seconds`: the time that a request waits for the database."""

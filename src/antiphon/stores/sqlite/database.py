@@ -266,7 +266,7 @@ class MemoryPlace:
         return connection
 
     def remember(self) -> None:
-        """Do nothing: no other process can delete a database in memory."""
+        """Do nothing: a database in memory has no files that another process could delete or replace."""
 
     def check(self) -> None:
         """Do nothing: the database exists as long as the writer's connection is open."""
