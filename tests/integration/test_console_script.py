@@ -1,0 +1,103 @@
+"""The console's script in a real browser: pages that cannot update themselves, and the keyboard on lists that do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from antiphon.doors.http.console import ConsoleAt
+from antiphon.doors.http.server import HttpDoor
+from tests.support.held_console import ANNA, Held, held
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page, Route
+
+playwright = pytest.importorskip("playwright.async_api")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@asynccontextmanager
+async def opened(there: Held) -> AsyncIterator[Page]:
+    """A page of a browser in which Anna has signed in. The page's links lead to the console of this process."""
+    door = HttpDoor(there.app.app.context, console=ConsoleAt.SEPARATE)
+    origin = f"http://{await door.start('127.0.0.1:0')}"
+    try:
+        async with playwright.async_playwright() as play:
+            browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            context = await browser.new_context(base_url=origin)
+            page = await context.new_page()
+            await page.goto("/console/sign-in")
+            await page.fill("#token", ANNA)
+            await page.click("button.primary")
+            await page.wait_for_url("**/console/requests**")
+            yield page
+            await browser.close()
+    finally:
+        await door.aclose()
+
+
+async def test_a_page_that_cannot_update_itself_says_since_when(tmp_path: Path) -> None:
+    async with held(tmp_path) as there, opened(there) as page:
+        await page.goto("/console/live")
+        notice = page.locator("#stale")
+        assert not await notice.is_visible()
+        for answered in ("abort", "503"):
+            await page.route("**/console/live", partial(_fail, answered))
+            await notice.wait_for(state="visible")
+            assert re.match(r"Not updated since \d\d:\d\d:\d\d UTC: the server", await notice.inner_text())
+            await page.unroute("**/console/live")
+            await notice.wait_for(state="hidden")
+
+
+async def _fail(how: str, route: Route) -> None:
+    await (route.abort() if how == "abort" else route.fulfill(status=int(how), body="<p class=problem>Full</p>"))
+
+
+async def test_a_refused_upload_says_why(tmp_path: Path) -> None:
+    async with held(tmp_path) as there, opened(there) as page:
+        await page.goto("/console/files")
+        await page.route("**/console/files", partial(_fail, "413"))
+        await page.set_input_files("#upload input[type=file]", {"name": "a", "mimeType": "text/plain", "buffer": b"a"})
+        await page.click("#upload button")
+        await page.locator("#stale").wait_for(state="visible")
+        assert await page.locator("#stale").inner_text() == (
+            "The request failed: the server answered with HTTP 413. Full"
+        )
+
+
+@pytest.mark.parametrize("view", ["live", "files"])
+async def test_without_a_session_the_browser_opens_the_sign_in_page(tmp_path: Path, view: str) -> None:
+    async with held(tmp_path) as there, opened(there) as page:
+        await page.goto(f"/console/{view}")
+        await page.context.clear_cookies()
+        if view == "files":
+            await page.set_input_files("#upload input[type=file]", Path(__file__))
+            await page.click("#upload button")
+        await page.wait_for_url(f"**/console/sign-in?to=%2Fconsole%2F{view}")
+
+
+async def test_the_marked_row_stays_marked_and_enter_opens_the_request(tmp_path: Path) -> None:
+    async with held(tmp_path) as there, there.stream() as (live, _), opened(there) as page:
+        await page.goto("/console/live")
+        row = page.locator(f"#l-{live.id}")
+        await row.wait_for()
+        await page.keyboard.press("j")
+        for _ in range(2):
+            async with page.expect_response("**/console/live"):
+                pass
+        await page.wait_for_selector(f"#l-{live.id}.here")
+        assert await row.evaluate("row => row.contains(document.activeElement)")
+        await page.evaluate("document.activeElement.blur()")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"**/console/requests/{live.id}")
+        assert "streaming" in await page.inner_text("#pending")
+        there.gate.set()
+        await page.wait_for_selector("text=Where the time went")
