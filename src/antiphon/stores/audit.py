@@ -142,7 +142,7 @@ class AuditStore:
     `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
-        """`clock`: the source of the current time for a database without a clock (SQLite)."""
+        """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""
         self._tables = tables
         self._clock = clock
 

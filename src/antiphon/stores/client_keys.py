@@ -79,8 +79,8 @@ class ClientKeyStore:
     """
 
     def __init__(self, tables: Tables, clock: Clock = now, *, most: int = MOST_KEYS) -> None:
-        """`clock`: the source of the current time for a database without a clock (SQLite). `most`: the maximum number
-        of valid keys."""
+        """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock. `most`:
+        the maximum number of valid keys."""
         self._tables = tables
         self._most = most
         self._clock = clock

@@ -8,10 +8,10 @@ backend's `stores/<backend>/migrate.py`), the SQL of the recorded keys, the purp
 
 During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
 line of a step may name the oldest schema version whose builds can still serve requests. For example, step 5 may begin
-with `-- serves: 3`, because step 5 only adds tables or columns. Then builds with the steps up to 3 or 4 can serve.
-Without a line `-- serves`, only builds that know the step can serve. If a step removes a table or a column, developers
-add the step one release after the last build that uses the table or column. The SQL file that undoes a step has the
-step's name and the ending .down.sql.
+with `-- serves: 3`, because step 5 only adds tables or columns. Then builds that know only the steps up to 3, or up to
+4, can still serve. Without a line `-- serves`, only builds that know the step can serve. If a step removes a table or a
+column, developers add the step one release after the last build that uses the table or column. The SQL file that undoes
+a step has the step's name and the ending .down.sql.
 
 If a process had a different `owner.key`, clients would not find their stored data through this process. Other machines
 would not find the data that this process stores. If a process lacked a sealing key of the other machines, the process

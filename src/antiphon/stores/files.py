@@ -5,9 +5,9 @@ files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/b
 file (`blobs/pending.py`), the storage for contents (`blobs/`).
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
-that inserts a file's row also deletes the pending row of the content. The transaction that deletes a file's row inserts
-a pending row for the content, which a sweep then deletes. So after a crash, every row still has its content, and every
-content has a row.
+that inserts a file's row also deletes the content's row in the table `pending_blobs`. The transaction that deletes a
+file's row inserts a row into `pending_blobs`, so that a sweep then deletes the content. So after a crash, every row
+still has its content, and every content has a row.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class FileStore:
         owner_bytes: int | None = None,
         clock: Clock = now,
     ) -> None:
-        """`owner_bytes`: the maximum bytes of one owner's files; None: no limit. `clock`: the source of the current
-        time for a database without a clock (SQLite)."""
+        """`owner_bytes`: the maximum bytes of one owner's files; None: no limit. `clock`: the function that returns the
+        current time on SQLite. PostgreSQL uses the server's clock."""
         self._tables = tables
         self._keys = keys
         self._sql = sql
@@ -170,7 +170,7 @@ class FileStore:
         return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
 
     async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
-        """Insert the file's row and delete the pending row of its content in one transaction.
+        """Insert the file's row and delete its content's row in `pending_blobs`, in one transaction.
 
         Raises `OwnerFull`, `ContentSwept`, or an error of `IdempotencyStore.make` because of the idempotency key
         `once`.
@@ -236,8 +236,8 @@ class FileStore:
         return int((await self._tables.fetch(KEPT, {}))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and the contents of pending blobs with an expired lease. Returns the number of deleted
-        files and the number of deleted contents. Any process may run a sweep at any time."""
+        """Delete expired files, and contents that belong to no file (pending blobs with an expired lease). Returns the
+        number of deleted files and the number of deleted contents. Any process may run a sweep at any time."""
         left = await self._pending.sweep()
         return await self._sweep_expired(), left
 

@@ -137,8 +137,8 @@ class IdempotencyStore:
         piece: int = _PIECE,
     ) -> None:
         """`keep`: seconds for which the store keeps a key after the request created an object. `bodies` encrypts the
-        records of claimed calls. `clock`: the source of the current time for a database without a clock (SQLite).
-        `piece`: the number of rows that a sweep deletes per statement."""
+        records of claimed calls. `clock`: the function that returns the current time on SQLite. PostgreSQL uses the
+        server's clock. `piece`: the number of rows that a sweep deletes per statement."""
         self._tables = tables
         self.keep = keep
         self._bodies = bodies
@@ -229,8 +229,8 @@ class IdempotencyStore:
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
         """Record that this response uses the answers to these approval requests. This method is idempotent.
 
-        Returns the requests whose answers another response has already used, each with that response's id. The records
-        of these requests stay unchanged."""
+        Returns the approval requests whose answers another response has already used, each with that response's id. The
+        records of these requests stay unchanged."""
         by_key = {approval_key(each): each for each in requests}
         # All transactions lock the rows in the order of the keys, to avoid deadlocks.
         keys = sorted(by_key)
@@ -254,7 +254,8 @@ class IdempotencyStore:
         If the lease expires, another process reads `record` and ends the response. A later claim replaces the record.
 
         Returns False, and stores no record, when another process has assumed that this process is dead. In that case a
-        process other than `by` has claimed calls of the response, or the response no longer holds the key `once`."""
+        process other than `by` has claimed tool calls of the response, or the response no longer holds the key
+        `once`."""
         named: dict[str, object] = {"owner": owner, "key": calls_key(response_id), "id": response_id, "by": by}
         named |= {"lease": milliseconds(seconds), "record": self._bodies.seal(record)}
         unit = [] if once is None else [Statement(HOLD_KEY, named | {"held": once.key}, rows=1)]

@@ -10,8 +10,8 @@ A transaction that appends to a response's stream or ends the response locks the
 A process polls for changes with separate queries (`own=True`). These queries never wait behind reads for clients.
 
 Invariants: exactly one transaction ends a job. The transaction deletes the job's row and writes the response's final
-state and last event. The deletion of a response also deletes the job's row. Every statement of a worker requires that
-the worker holds the job. The store does not encrypt the sequence numbers of stream events.
+state and last event. The deletion of a response also deletes the job's row. Every SQL statement that a worker runs on a
+job requires that this worker holds the job. The store does not encrypt the sequence numbers of stream events.
 """
 
 from __future__ import annotations

@@ -170,8 +170,8 @@ class JournalStore:
     """Stores the journal in a database that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
-        """`bodies` encrypts and decrypts recorded contents. `clock`: the source of the current time for a database
-        without a clock (SQLite)."""
+        """`bodies` encrypts and decrypts recorded contents. `clock`: the function that returns the current time on
+        SQLite. PostgreSQL uses the server's clock."""
         self._tables = tables
         self._bodies = bodies
         self._clock = clock

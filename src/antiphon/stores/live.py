@@ -89,7 +89,7 @@ class LiveStore:
     """Stores the requests in progress in a database that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
-        """`clock`: the source of the current time for a database without a clock (SQLite)."""
+        """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""
         self._tables = tables
         self._clock = clock
 

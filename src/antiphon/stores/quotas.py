@@ -124,7 +124,7 @@ class QuotaStore:
     raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
-        """`clock`: the source of the current time for a database without a clock (SQLite)."""
+        """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""
         self._tables = tables
         self._clock = clock
 
@@ -167,8 +167,8 @@ class QuotaStore:
         return True
 
     async def sweep(self, dead_after: float) -> tuple[int, ...]:
-        """Settle the leases of processes without a heartbeat for `dead_after` seconds, and delete counters of old
-        periods. Returns the number of such processes, in a tuple."""
+        """End the leases of processes without a heartbeat for `dead_after` seconds, and delete counters of old periods.
+        Returns the number of such processes, in a tuple."""
         named = {"age": milliseconds(dead_after), **self._now}
         dead = await self._tables.fetch(DEAD, named)
         for (holder,) in dead:
@@ -196,7 +196,7 @@ class QuotaStore:
         return {"now_ms": milliseconds(self._clock())}
 
     async def _settle_all(self, holder: str, named: dict[str, object]) -> None:
-        """Settle all leases of one dead process, unless the process has sent a heartbeat or another process settles the
+        """End all leases of one dead process, unless the process has sent a heartbeat or another process ends the
         leases."""
         held = await self._tables.fetch(HELD, {"holder": holder})
         rows = []

@@ -71,7 +71,7 @@ class VectorStores:
     """
 
     def __init__(self, tables: Tables, keys: IdempotencyStore, sql: VectorSql, *, clock: Clock = now) -> None:
-        """`clock`: the source of the current time for a database without a clock (SQLite)."""
+        """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""
         self._tables = tables
         self._keys = keys
         self._sql = sql
@@ -431,7 +431,7 @@ class SqlChunkIndex:
     `:stores`."""
 
     def __init__(self, tables: Tables, stores: VectorStores, *, clock: Clock = now) -> None:
-        """`clock`: the source of the current time for a database without a clock (SQLite)."""
+        """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""
         self._tables = tables
         self._stores = stores
         self._clock = clock

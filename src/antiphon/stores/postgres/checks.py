@@ -80,7 +80,7 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 
 
 async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
-    """Yield all findings about the server at `state.url`. After a finding of the verdict `problem`, the caller stops.
+    """Yield all findings about the server at `state.url`. After a finding with the verdict `problem`, the caller stops.
     Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))

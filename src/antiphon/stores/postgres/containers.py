@@ -4,7 +4,7 @@ Lives here: the SQL of containers' rows and leases. Not here: the use of contain
 contents of snapshots (`stores/blobs/`).
 
 Invariants: a statement that takes or needs a lease checks the lease by the database's clock. One transaction changes a
-container's row and the pending rows of its contents.
+container's row, and the rows of its contents in `pending_blobs`.
 """
 
 from __future__ import annotations

@@ -132,9 +132,9 @@ class DatabaseImport:
         self._vectors = False
 
     async def begin(self, source: str, *, vectors: bool) -> None:
-        """Create the schema and the mark of the move, or continue the same move. `source`: the name of the source and
-        the move. `vectors`: whether the source has vectors. Raises `StoreError` when the database holds other data, or
-        data of another move."""
+        """Create the schema and the mark of the move, or continue the same move. `source`: a text that identifies the
+        source and the move. `vectors`: whether the source has vectors. Raises `StoreError` when the database holds
+        other data, or data of another move."""
         await check_server(self._database)
         await migrate(self._database, packaged_steps())
         self._vectors = vectors

@@ -17,8 +17,8 @@ A PostgreSQL statement reads the snapshot that it took when it started. If the s
 snapshot may be older than the locked row. So some statements compare the locked row with the row in the snapshot
 (`fresh`). If the two rows differ, the statement writes nothing, and the caller runs the statement again.
 
-Invariants: the statement that deletes a job's row also writes the response's final state and its last event. Every
-statement of a worker requires that the worker holds the job.
+Invariants: the statement that deletes a job's row also writes the response's final state and its last event. Every SQL
+statement that a worker runs on a job requires that this worker holds the job.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Lives here: the SQL of the job queue that differs from PostgreSQL's. Not here: t
 (`../jobs.py`), responses (`responses.py`), the workers (`engine/running/workers.py`), threads and transactions
 (`writer.py`).
 
-Invariant: the transaction that deletes a job's row also writes the response's final state and last event. Every
-statement of a worker requires that the worker still holds the job.
+Invariant: the transaction that deletes a job's row also writes the response's final state and last event. Every SQL
+statement that a worker runs on a job requires that this worker still holds the job.
 """
 
 from __future__ import annotations
