@@ -357,9 +357,31 @@ async def test_the_playground_knows_the_calls_that_wait_for_an_output(tmp_path: 
 async def test_numbers_and_times_of_the_query_are_checked(tmp_path: Path) -> None:
     async with place(tmp_path) as there:
         operator = await there.user(TOKEN)
-        for query in ("from=x", "since=yesterday", "after=x"):
+        for query in ("from=x", "since=yesterday", "after=x", "begin=x", "until=yesterday"):
             status, page = await operator.get(f"/console/requests?{query}")
             assert status == 400 and "Traceback" not in page, query
+
+
+async def test_requests_are_filtered_by_team_server_and_time(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA)
+        entry = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries[0]
+        operator = await there.user(TOKEN)
+        for query, found in (
+            (f"team={entry.team}&door={entry.door}&begin=2020-01-01T00:00", True),
+            ("owner=n:anna", True),
+            ("owner=n:bo", False),
+            ("team=none", False),
+            ("fault=client", False),
+            ("until=2020-01-01T00:00", False),
+        ):
+            _, page = await operator.get(f"/console/requests?{query}")
+            shown = any(entry.id in link for link in links(page) if link.startswith("/console/requests/"))
+            assert shown is found, (query, made["id"])
+            for name, _, value in (one.partition("=") for one in query.split("&")):
+                assert re.search(rf'name="{name}"[^>]* value="{value}"|<option value="{value}" selected>', page), name
+        _, page = await (await there.user(ANNA)).get("/console/requests")
+        assert "More filters" in page and 'name="owner"' not in page
 
 
 async def test_the_model_calls_are_exported_as_a_cassette(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ PER_PAGE = 50
 _SEARCHED = 400
 """The maximum number of requests whose contents a text search reads, newest first."""
 _FIELDS = ("outcome", "fault", "code", "model", "upstream", "door", "team", "thread")
+_MORE = ("fault", "door", "team", "begin", "until")
+"""The fields that the page shows only among the further filters."""
+_FAULTS = ("client", "upstream", "ours", "cancelled")
 _TIMES = {"15m": 900.0, "1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 
 
@@ -55,13 +58,14 @@ class RequestsView:
             "after": after,
             "searched": searched,
             "text": text,
-            "filtered": text or any(call.query(name) for name in (*_FIELDS, "since", "failed")),
+            "filtered": text or any(call.query(name) for name in (*_FIELDS, *_MORE, "since", "failed")),
         }
         values["live_url"] = "" if text or first > 1 else call.same(than=cursor_of(entries[0]) if entries else "0:0")
         if call.fragment:
             return call.show("requests_rows.html", values)
         choices = await self._reading.journal.choices(wanted.owner)
-        return call.show("requests.html", values, choices=choices, times=_TIMES)
+        more = any(call.query(name) for name in _MORE)
+        return call.show("requests.html", values, choices=choices, times=_TIMES, faults=_FAULTS, more=more)
 
     async def _has_news(self, wanted: EntryFilter, than: str) -> bool:
         """Whether a request ended after the newest row of the page that polls."""
@@ -94,7 +98,8 @@ def read_filter(call: PageCall) -> EntryFilter:
         team,
         thread=thread,
         failed=call.query("failed") == "1",
-        since=_since(call.query("since")),
+        since=_time(call, "begin") or _since(call.query("since")),
+        until=_time(call, "until"),
     )
 
 
@@ -117,10 +122,27 @@ def _since(text: str) -> float:
         return 0.0
     if text in _TIMES:
         return datetime.now(UTC).timestamp() - _TIMES[text]
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
+    found = _seconds(text)
+    if found is None:
         raise InvalidRequest(
             f"'since' must be one of {', '.join(_TIMES)}, or a time such as 2026-01-31T09:00.", param="since"
-        ) from None
-    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+        )
+    return found
+
+
+def _time(call: PageCall, name: str) -> float:
+    """The date and time in a query parameter, in UTC. 0 without the parameter. Raises `InvalidRequest`."""
+    text = call.query(name)
+    found = _seconds(text) if text else 0.0
+    if found is None:
+        raise InvalidRequest(f"'{name}' must be a time such as 2026-01-31T09:00.", param=name)
+    return found
+
+
+def _seconds(text: str) -> float | None:
+    """A date and time in seconds since the epoch. None if the text is no date and time."""
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -86,12 +86,15 @@ def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:
     return [known.get(number) or Slot(number * step) for number in range(first, last + 1)]
 
 
-def _charts(slots: Sequence[Slot]) -> list[tuple[str, str, float, float]]:
-    """The charts: label, path, the sum, and the greatest value."""
+def _charts(slots: Sequence[Slot]) -> list[tuple[str, str, float, float, float]]:
+    """The charts: label, path, the sum, the greatest value, and the last value."""
     series = {
         "requests": [slot.requests for slot in slots],
         "failed": [slot.failed for slot in slots],
         "input tokens": [slot.input_tokens for slot in slots],
         "output tokens": [slot.output_tokens for slot in slots],
     }
-    return [(label, line(values), sum(values), max(values, default=0)) for label, values in series.items()]
+    return [
+        (label, line(values), sum(values), max(values, default=0), values[-1] if values else 0)
+        for label, values in series.items()
+    ]
