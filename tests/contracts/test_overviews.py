@@ -34,4 +34,12 @@ async def test_the_queue_shows_its_oldest_200_responses_and_the_number_of_all(st
     assert ([one.response_id for one in shown], total) == ([f"resp_n{number}" for number in range(200)], 201)
     assert {one.owner for one in shown} == {ALICE}
     assert {one.attempts for one in shown} == {0} and not any(one.held for one in shown)
+    assert {one.lease for one in shown} == {0}
     assert (await state.background.queued())[1] == 202
+
+
+async def test_the_queue_shows_how_long_a_lease_lasts(state: Stores) -> None:
+    await state.background.enqueue(queued("one"), b"{}", EVENTS, limit=1000)
+    await state.background.claim("worker", 60.0, 1)
+    ((one,), _) = await state.background.queued(ALICE)
+    assert one.held and 0 < one.lease <= 60

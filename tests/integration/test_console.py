@@ -416,6 +416,7 @@ async def test_an_owner_sees_the_use_of_its_quotas(tmp_path: Path) -> None:
 CONTENTS = {
     "/console/requests/{}",
     "/console/requests/{}/cassette",
+    "/console/background/{}/request",
     "/console/threads/{}",
     "/console/playground",
     "/console/requests",
@@ -468,6 +469,7 @@ async def test_the_audit_knows_which_requests_an_operator_read(tmp_path: Path) -
             f"/requests/{made['id']}/cassette",
             f"/threads/{made['id']}",
             f"/playground?request={made['id']}",
+            f"/background/{made['id']}/request",
         ):
             assert await rows(anna, path) == set(), path
             assert await rows(operator, path) == {read}, path

@@ -32,6 +32,7 @@ from antiphon.console.site import (
     refused,
     render,
 )
+from antiphon.console.views.background import BackgroundView
 from antiphon.console.views.cache import PromptCacheView
 from antiphon.console.views.files import FilesView
 from antiphon.console.views.keys import KeySources, KeysView
@@ -43,7 +44,7 @@ from antiphon.console.views.requests import RequestsView
 from antiphon.console.views.store_search import StoreSearchView
 from antiphon.console.views.system import SystemView
 from antiphon.console.views.threads import ThreadsView
-from antiphon.console.views.unfinished import BackgroundView, LiveView
+from antiphon.console.views.unfinished import LiveView
 from antiphon.console.views.vector_stores import VectorStoresView
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.ports.callers import NO_CALLER, Caller

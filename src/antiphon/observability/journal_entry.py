@@ -63,6 +63,10 @@ class Trail:
         # The facts of the exchange at the end of the request.
         self._detail = Detail()
         self._ids = ("", "", "")
+        self.retries = 0
+        """The number of failed attempts of the current model call."""
+        self.retry_cause = ""
+        """The cause of the last failed attempt."""
         self._quoted = True
         self._stored = False
         self._exchange: RecordingExchange | None = None
@@ -71,7 +75,12 @@ class Trail:
         """Record the seconds that a background job waited in the queue, and the number of its attempt."""
         self._queued, self.attempt = max(0.0, queued), attempt
 
+    def call_retried(self, failures: int, cause: str) -> None:
+        """Record that the upstream is unreachable, and that the worker retries the current model call."""
+        self.retries, self.retry_cause = failures, cause[:_TEXT_LENGTH]
+
     def call_began(self, upstream: str, operation: str) -> None:
+        self.retries, self.retry_cause = 0, ""
         if len(self._calls) < _MOST_CALLS:
             self._calls.append(_Call(upstream, operation))
 
@@ -193,18 +202,18 @@ class Trail:
 def live_request(
     exchange: ResponseExchange,
     caller: Caller,
-    entry_id: str,
+    trail: Trail,
     door: str,
     upstream: str,
     age: float,
     first: float | None,
     calls: int,
 ) -> LiveRequest:
-    """The values of a request in the list of requests in flight. For the parameters, see `LiveRequest`."""
+    """The values of a request in the list of requests in flight. For the other parameters, see `LiveRequest`."""
     known, used = exchange.known, exchange.estimated_usage
     client = "gone" if exchange.client_left else "slow" if exchange.client_is_slow() else "connected"
     return LiveRequest(
-        id=entry_id,
+        id=trail.entry_id,
         owner=caller.owner,
         key_name=caller.name,
         door=door,
@@ -218,6 +227,8 @@ def live_request(
         calls=calls,
         stored=known.stored,
         client=client if door != "background" else "",
+        retries=trail.retries,
+        retry_cause=trail.retry_cause,
     )
 
 

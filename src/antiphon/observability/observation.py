@@ -187,6 +187,11 @@ class Observation:
         if self._spans is not None:
             self._spans.request.set({ATTEMPT: attempt})
 
+    def call_retried(self, failures: int, cause: str) -> None:
+        """Record that a worker retries the current model call, because the upstream is unreachable."""
+        if self._trail is not None:
+            self._trail.call_retried(failures, cause)
+
     def _continue_trace(self, headers: Headers) -> None:
         tracer = self._telemetry.tracer
         if tracer is not None:
@@ -336,20 +341,19 @@ class Observation:
 
     def live(self) -> LiveRequest | None:
         """Return this request's entry in the list of requests in flight, or None if its exchange does not exist yet."""
-        exchange = self._exchange
-        if exchange is None:
+        exchange, trail = self._exchange, self._trail
+        if exchange is None or trail is None:
             return None
         age = time.perf_counter() - self.started
         first = self._first - self.started if self._first is not None else None
-        return live_request(exchange, self._caller, self.entry_id, self.door, self._upstream, age, first, self._calls)
+        return live_request(exchange, self._caller, trail, self.door, self._upstream, age, first, self._calls)
 
     def recorded(self) -> Recording | None:
         """The contents of this request so far. None unless the settings record every such request."""
         exchange, console = self._exchange, self._telemetry.console
         if console.record != "all" or not isinstance(exchange, RecordingExchange) or exchange.parts is None:
             return None
-        allowed = exchange.known.stored or console.record_unstored
-        return exchange.parts.whole(self.started) if allowed else None
+        return exchange.parts.whole(self.started) if exchange.known.stored or console.record_unstored else None
 
     @property
     def entry_id(self) -> str:

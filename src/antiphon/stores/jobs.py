@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol, TypeAlias
 
 from msgspec import Struct
@@ -100,7 +101,7 @@ _MOST_QUEUED = 200
 _OF_OWNER = "(CAST(:owner AS text) = '' OR j.owner = :owner)"
 _QUEUED = f"""
 SELECT j.response_id, j.owner, j.created_at, j.attempts, coalesce(j.worker, '') AS worker, r.status, r.model,
-  CASE WHEN j.worker IS NOT NULL AND j.lease_until > lease_now() THEN 1 ELSE 0 END AS held
+  CASE WHEN j.worker IS NOT NULL AND j.lease_until > lease_now() THEN j.lease_until END AS lease, lease_now() AS at
 FROM jobs j JOIN responses r ON r.id = j.response_id
 WHERE {_OF_OWNER} ORDER BY j.created_at, j.response_id LIMIT {_MOST_QUEUED}
 """
@@ -133,8 +134,9 @@ duration and outcome."""
 class QueuedJob(Struct, frozen=True):
     """One background response that has not ended, for the list of the queue in the console.
 
-    `created_at` is in seconds since the epoch. `held`: whether the lease of `worker` is valid. If a job has more than
-    one attempt, an earlier worker died or stopped before it finished the job.
+    `created_at` is in seconds since the epoch. `lease` is the time in seconds until the lease of `worker` expires. A
+    running worker renews its leases, so 0 means that no worker runs the job. If a job has more than one attempt, an
+    earlier worker died or stopped before it finished the job.
     """
 
     response_id: str
@@ -144,7 +146,19 @@ class QueuedJob(Struct, frozen=True):
     created_at: float
     attempts: int
     worker: str
-    held: bool
+    lease: float
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease of `worker` is valid."""
+        return self.lease > 0
+
+
+def _left(until: datetime | int | None, at: datetime | int) -> float:
+    """The seconds from `at` to `until`: moments of PostgreSQL, or milliseconds of SQLite. 0 without `until`."""
+    if isinstance(until, datetime) and isinstance(at, datetime):
+        return (until - at).total_seconds()
+    return (until - at) / 1000 if isinstance(until, int) and isinstance(at, int) else 0.0
 
 
 class JobWriter(Protocol):
@@ -358,7 +372,7 @@ class JobStore:
                 row["created_at"] / 1000,
                 row["attempts"],
                 row["worker"],
-                bool(row["held"]),
+                _left(row["lease"], row["at"]),
             )
             for row in rows
         ]

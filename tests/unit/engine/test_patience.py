@@ -78,9 +78,14 @@ GOOD = Answer(200, [b"a", b"b"])
 )
 @fake_time
 async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault]) -> None:
-    upstream, metrics = Scripted([*before, GOOD]), Metrics()
+    upstream, metrics, told = Scripted([*before, GOOD]), Metrics(), list[tuple[int, str]]()
+
+    def retried(failures: int, cause: str) -> None:
+        told.append((failures, cause))
+
     with capture_logs() as lines:
-        async with PatientUpstream(upstream, 10.0, metrics, response_id="resp_1").call(REQUEST) as answer:
+        patient = PatientUpstream(upstream, 10.0, metrics, response_id="resp_1", retried=retried)
+        async with patient.call(REQUEST) as answer:
             assert answer.status == 200 and upstream.open == 1
             assert [part async for part in answer.body()] == [b"a", b"b"]
     assert upstream.calls == len(before) + 1 and upstream.open == 0
@@ -89,6 +94,7 @@ async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault
         said = (line["event"], line["fault"], line["upstream"], line["response_id"], line["log_level"])
         assert said == ("upstream_tried_again", "upstream", "default", "resp_1", "warning")
         assert line["cause"]
+    assert told == [(line["attempt"], line["cause"]) for line in lines]
     text = metrics.render().decode()
     assert value_of(text, "antiphon_upstream_requests_total", operation="responses", status="unreachable") == len(
         before

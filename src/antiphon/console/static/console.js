@@ -126,6 +126,36 @@ document.addEventListener("click", async (event) => {
   if (asks && !window.confirm(asks.dataset.confirm)) event.preventDefault();
 });
 
+// Retry sends the request of a background response again. The server checks this request like one of the playground.
+async function retry(button) {
+  const shown = document.getElementById("retry-problem");
+  button.disabled = true;
+  shown.hidden = true;
+  const answer = await fetch(button.dataset.retry, { headers: { "hx-request": "true" } });
+  if (!answer.ok) throw new Error("The contents of this request are deleted, or your session has ended.");
+  const { owner, body } = await answer.json();
+  const run = await fetch(`/console/run?${new URLSearchParams({ owner })}`, {
+    method: "POST",
+    headers: { "content-type": "application/json", "x-csrf-token": document.querySelector("meta[name=csrf]").content },
+    body: JSON.stringify(body),
+  });
+  if (!run.ok) throw new Error((await run.json()).error?.message ?? `The server answered with status ${run.status}.`);
+  window.location.reload();
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-retry]");
+  if (!button) return;
+  try {
+    await retry(button);
+  } catch (error) {
+    const shown = document.getElementById("retry-problem");
+    shown.textContent = error.message;
+    shown.hidden = false;
+    button.disabled = false;
+  }
+});
+
 document.addEventListener("change", (event) => {
   const form = event.target.closest("form[data-auto]");
   if (form && event.target.matches("select, input[type=checkbox]")) form.requestSubmit();

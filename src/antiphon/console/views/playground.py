@@ -1,8 +1,8 @@
 """Lets a user compose a request, run it, and watch the answer next to its events.
 
-Lives here: the page, its initial values, and the endpoint that tells the page when a request has its journal entry. Not
-here: running the request, which the server does as for any client (`POST /console/run`), and reading the answer's
-stream (`static/playground.js`).
+Lives here: the page, its initial values, and the body of an earlier request (`request_of`). An endpoint tells the page
+when a request has its journal entry. Not here: running the request, which the server does as for any client
+(`POST /console/run`), and reading the answer's stream (`static/playground.js`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PlaygroundView:
             entry = await self._reading.entry(request_id, call.owner)
             owner = entry.owner
             await note_request(self._reading, call, entry)
-            found, note = await self._body_of(entry)
+            found, note = await request_of(self._reading, entry)
             body |= found
         for name, field in (("previous", "previous_response_id"), ("conversation", "conversation")):
             if call.query(name):
@@ -106,33 +106,34 @@ class PlaygroundView:
             if item.get("type") in _CALLS and item.get("call_id") not in answered
         ]
 
-    async def _body_of(self, entry: Entry) -> tuple[dict[str, object], str]:
-        """The body of an earlier request, and a note that tells the user the source of the body."""
-        recording = await self._reading.recording(entry)
-        if recording is not None:
-            try:
-                found = json.loads(tell(recording).request)
-            except (ValueError, RecursionError):
-                found = None
-            if isinstance(found, dict):
-                return found, "This is the recorded request."
-        if not (entry.stored and entry.response_id):
-            return {
-                "model": entry.model
-            }, "The contents of this request are not recorded, so Antiphon knows only its model."
-        stored = await self._reading.stored(entry.owner, entry.response_id)
-        if stored is None:
-            return {"model": entry.model}, "The response of this request is deleted, so Antiphon knows only its model."
-        response: Mapping[str, object] = stored[0]
-        kept = {name: response[name] for name in _STORED if response.get(name)}
-        return {**kept, "input": stored[1]}, "Antiphon rebuilt this request from the stored response."
-
     async def _models(self, owner: str) -> list[str]:
         try:
             found = await self._reading.json("GET", "/v1/models", owner)
             return [str(one["id"]) for one in found["data"]][:500]
         except (ApiError, KeyError, TypeError):
             return list(self._reading.models)
+
+
+async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object], str]:
+    """The body of an earlier request, and a note that tells the user the source of the body."""
+    recording = await reading.recording(entry)
+    if recording is not None:
+        try:
+            found = json.loads(tell(recording).request)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            return found, "This is the recorded request."
+    if not (entry.stored and entry.response_id):
+        return {
+            "model": entry.model
+        }, "The contents of this request are not recorded, so Antiphon knows only its model."
+    stored = await reading.stored(entry.owner, entry.response_id)
+    if stored is None:
+        return {"model": entry.model}, "The response of this request is deleted, so Antiphon knows only its model."
+    response: Mapping[str, object] = stored[0]
+    kept = {name: response[name] for name in _STORED if response.get(name)}
+    return {**kept, "input": stored[1]}, "Antiphon rebuilt this request from the stored response."
 
 
 def _as_text(body: dict[str, object]) -> str:

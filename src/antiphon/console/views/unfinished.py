@@ -1,9 +1,7 @@
-"""Shows and cancels work that has not ended: the requests in flight in every process, and the queue of background
-responses.
+"""Shows the requests in flight in every process, and cancels them.
 
-Lives here: both lists, each with the requests that ended last. Not here: how processes publish their requests
-(`engine/running/live.py`), running background responses (`engine/running/workers.py`), finished requests
-(`requests.py`).
+Lives here: the list, with the requests that ended last. Not here: how processes publish their requests
+(`engine/running/live.py`), background responses (`background.py`), finished requests (`requests.py`).
 
 The browser asks for the list of requests every second. Each such request also tells all processes to publish their
 requests in flight for some more seconds. So while no browser shows the list, the processes publish nothing.
@@ -62,34 +60,6 @@ class LiveView:
         else:
             await self._reading.live.ask_cancel(found.id, found.owner)
         return redirect(call.link(f"/requests/{found.id}" if call.form.get("from") == "request" else "/live"))
-
-
-class BackgroundView:
-    """The queue of background responses."""
-
-    nav = (("Background", "/background"),)
-
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-
-    @PageRoute("GET", "/background")
-    async def show(self, call: PageCall) -> ApiResponse:
-        """The queue, oldest first, and the background responses that ended last."""
-        jobs, total = await self._reading.queued(call.owner)
-        ended = await self._reading.journal.list(EntryFilter(owner=call.owner, door="background"), limit=50)
-        values: dict[str, object] = {"jobs": jobs, "total": total, "ended": ended}
-        return call.show("background_rows.html" if call.fragment else "background.html", values)
-
-    @PageRoute("POST", "/background/{}/cancel", changes=True)
-    async def cancel(self, call: PageCall, response_id: str) -> ApiResponse:
-        """Cancel a background response. The response keeps the output that it has so far."""
-        jobs, _ = await self._reading.queued(call.owner)
-        owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
-        if not owner:
-            raise NotFound("This response is no longer in the queue.", code="not_found")
-        await self._reading.note(call.session, "response cancel", response_id, owner)
-        await self._reading.raw("POST", f"/v1/responses/{quote(response_id)}/cancel", owner)
-        return redirect(call.link("/background"))
 
 
 def rate(one: LiveRequest) -> float | None:

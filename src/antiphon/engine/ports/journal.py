@@ -219,6 +219,8 @@ class LiveRequest(Struct, frozen=True):
     counts the output tokens so far. `first` is the time to the first byte in seconds. `client` is `connected`, `slow`
     or `gone`. A `slow` client does not read the sent bytes, which only the HTTP server knows. `client` is empty for the
     attempt of a background response, which has no client.
+    `retries` counts the failed attempts to reach the upstream for the current model call, and `retry_cause` is the
+    cause of the last one. Only a background response retries its model calls.
     """
 
     id: str
@@ -236,6 +238,8 @@ class LiveRequest(Struct, frozen=True):
     stored: bool
     process: str = ""
     client: str = ""
+    retries: int = 0
+    retry_cause: str = ""
 
 
 class LiveSnapshot(Struct, frozen=True):

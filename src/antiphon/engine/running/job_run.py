@@ -297,12 +297,20 @@ class PatientUpstream:
     twice the previous pause, up to `_LONGEST_PAUSE` seconds."""
 
     def __init__(
-        self, upstream: Upstream, seconds: float, metrics: Metrics | None = None, *, response_id: str = ""
+        self,
+        upstream: Upstream,
+        seconds: float,
+        metrics: Metrics | None = None,
+        *,
+        response_id: str = "",
+        retried: Callable[[int, str], None] = lambda failures, cause: None,
     ) -> None:
+        """`retried` receives the number of failed attempts of the call and the cause of the last one."""
         self._upstream = upstream
         self._seconds = seconds
         self._metrics = metrics
         self._response_id = response_id
+        self._retried = retried
         self.failed_at: float | None = None
         """The event loop time at which a call failed in transport after all retries. None: no call has failed."""
 
@@ -339,7 +347,8 @@ class PatientUpstream:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _tell(self, request: UpstreamRequest, attempt: int, pause: float, cause: str) -> None:
-        """Count a failed attempt in the metrics. Log the first `_MOST_LINES` failed attempts."""
+        """Report a failed attempt, and count it in the metrics. Log the first `_MOST_LINES` failed attempts."""
+        self._retried(attempt, cause)
         if self._metrics is not None:
             self._metrics.upstream_called(request.upstream, "responses", UpstreamFault.UNREACHABLE.value, None)
         if attempt > _MOST_LINES:

@@ -352,6 +352,7 @@ class Workers:
             self._settings.patience,
             self._metrics,
             response_id=job.response_id,
+            retried=observed.call_retried,
         )
         runner = environment.runner.over(kept, upstream, keeps_locks=True)
         exchange.hold = hold

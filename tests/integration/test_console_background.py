@@ -1,0 +1,129 @@
+"""The console's list of background responses: what delays a response, and how a user runs it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from antiphon.config.operators import AdminSettings, ConsoleSettings
+from antiphon.console.console import Console
+from antiphon.doors.http.console import ConsoleAt
+from antiphon.doors.http.server import HttpDoor
+from antiphon.engine.ports.journal import EntryFilter
+from tests.support.background_app import BackgroundApp, processes
+from tests.support.console_browser import ConsoleBrowser
+from tests.support.waiting import until
+
+TOKEN = "the-token-of-the-operators-0123456789"
+ANNA, BO = "ant_key-of-anna-0123456789", "ant_key-of-bo-0123456789"
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+@dataclass
+class Place:
+    app: BackgroundApp
+    url: str
+
+    async def user(self, token: str) -> ConsoleBrowser:
+        console = self.app.app.context.console
+        assert isinstance(console, Console)
+        browser = ConsoleBrowser(console)
+        await browser.sign_in(token)
+        return browser
+
+    async def shows(self, browser: ConsoleBrowser, text: str) -> str:
+        """Wait until the list shows the text. Returns the page."""
+        async with asyncio.timeout(60):
+            while text not in (page := (await browser.get("/console/background"))[1]):
+                await asyncio.sleep(0.01)
+        return page
+
+    async def failed(self) -> str:
+        """Create a background response for Anna that is cancelled. Returns the id of its entry in the journal."""
+        made = await self.app.create(token=ANNA, input="the question", temperature=0.5)
+        await until(lambda: bool(self.app.app.workers.running))
+        await self.app.ask(f"/{made['id']}/cancel", "POST", ANNA)
+        journal = self.app.app.stores.journal
+        async with asyncio.timeout(60):
+            while not (page := await journal.list(EntryFilter(door="background"), limit=1)).entries:
+                await asyncio.sleep(0.01)
+        return page.entries[0].id
+
+    async def run(self, browser: ConsoleBrowser, sent: dict[str, Any], csrf: str) -> tuple[int, dict[str, Any]]:
+        """Send the request again, as the page's script does."""
+        headers = {"cookie": browser.cookie, "x-csrf-token": csrf}
+        url, query = f"{self.url}/console/run", {"owner": sent["owner"]}
+        async with self.app.session.post(url, params=query, headers=headers, json=sent["body"]) as got:
+            return got.status, await got.json()
+
+
+@asynccontextmanager
+async def place(data: Path, *, act: bool = True, record: Any = "off") -> AsyncIterator[Place]:
+    async with processes(data) as made:
+        app = await made.start(
+            upstream=NOWHERE,
+            patience=600,
+            owner_keys={"anna": {"keys": [ANNA]}, "bo": {"keys": [BO]}},
+            admin=AdminSettings(token=SecretStr(TOKEN)),
+            console=ConsoleSettings(enabled=True, act=act, record=record),
+        )
+        door = HttpDoor(app.app.context, console=ConsoleAt.SEPARATE)
+        try:
+            yield Place(app, f"http://{await door.start('127.0.0.1:0')}")
+        finally:
+            await door.aclose()
+
+
+async def test_the_list_tells_what_delays_a_response(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        anna = await there.user(ANNA)
+        await there.app.create(token=ANNA)
+        page = await there.shows(anna, "failed attempt")
+        assert "connection refused" in page and '<th class="num">Lease</th>' in page
+        assert "data-retry" not in page, "the response has not ended"
+
+
+@pytest.mark.parametrize("record", ["off", "all"])
+@pytest.mark.parametrize("token", [ANNA, TOKEN])
+async def test_a_response_that_was_cancelled_runs_again(tmp_path: Path, record: str, token: str) -> None:
+    async with place(tmp_path, record=record) as there:
+        entry_id = await there.failed()
+        browser = await there.user(token)
+        assert f"/background/{entry_id}/request" in await there.shows(browser, "data-retry")
+        sent = json.loads((await browser.send("GET", f"/console/background/{entry_id}/request")).body)
+        assert sent["owner"] == "n:anna" and sent["body"]["temperature"] == 0.5
+        assert (sent["body"]["background"], sent["body"]["stream"]) == (True, False)
+        assert (await there.run(browser, sent, "wrong"))[0] == 403
+        status, made = await there.run(browser, sent, await browser.csrf())
+        assert (status, made["status"]) == (200, "queued")
+        status, items = await there.app.ask(f"/{made['id']}/input_items", token=ANNA)
+        assert status == 200 and "the question" in json.dumps(items)
+
+
+async def test_who_may_not_act_gets_no_request(tmp_path: Path) -> None:
+    async with place(tmp_path, act=False) as there:
+        entry_id = await there.failed()
+        operator, bo = await there.user(TOKEN), await there.user(BO)
+        assert "Retry" not in await there.shows(operator, entry_id), "the button needs console.act"
+        sent = json.loads((await operator.send("GET", f"/console/background/{entry_id}/request")).body)
+        assert (await there.run(operator, sent, await operator.csrf()))[0] == 403
+        assert (await bo.send("GET", f"/console/background/{entry_id}/request")).status == 404
+        assert entry_id not in (await bo.get("/console/background"))[1]
+
+
+async def test_a_request_whose_contents_are_deleted_cannot_run_again(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        entry_id = await there.failed()
+        anna = await there.user(ANNA)
+        entry = await there.app.app.stores.journal.get(entry_id, "n:anna")
+        assert entry is not None
+        await there.app.ask(f"/{entry.response_id}", "DELETE", ANNA)
+        assert (await anna.send("GET", f"/console/background/{entry_id}/request")).status == 404
