@@ -183,8 +183,9 @@ class JournalParts:
         self._stores = stores
         self._ending: set[asyncio.Task[None]] = set()
         never_stored = frozenset(settings.owner.store_never)
-        self.recorder = JournalRecorder(stores.journal, settings.console, never_stored=never_stored)
-        self.live = LiveReporter(stores.live, new_id("process"))
+        process = new_id("process")
+        self.recorder = JournalRecorder(stores.journal, settings.console, process=process, never_stored=never_stored)
+        self.live = LiveReporter(stores.live, process)
         self.so_far: Callable[[str, str], Recording | None] = lambda _id, _owner: None
         """Returns the recorded contents of a request in flight of this process, by its entry id and its owner."""
 

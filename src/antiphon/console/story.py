@@ -11,12 +11,14 @@ status 0.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from antiphon import __version__
 from antiphon.api.chat import PASSED
+from antiphon.console.formats import moment
 from antiphon.engine.ports.journal import Entry, Part, Recording
 from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.errors import InvalidRequest
@@ -146,10 +148,14 @@ def tell(recording: Recording) -> Story:
 def why_no_contents(entry: Entry) -> str:
     """Why a request without readable contents has none, and the setting that changes this for later requests."""
     if entry.recorded and not entry.stored:
+        until = entry.ended_at + HELD_SECONDS
+        if time.time() > until:
+            return f"The process that served this request deleted its contents at {moment(until)} UTC."
+        holder = f"the process {entry.detail.held_by}" if entry.detail.held_by else "the process that served it"
         return (
-            "Only the process that served this request holds its contents, in memory and for at most "
-            f"{HELD_SECONDS / 60:.0f} minutes after the end of the request. Until then the console of that process "
-            "shows them."
+            f"The contents of this request are only in the memory of {holder}, until {moment(until)} UTC at the "
+            "latest. "
+            "To see them, load the request's page in the console again until that process answers."
         )
     if entry.recorded:
         return "The contents of this request were recorded, but are deleted by now."

@@ -88,7 +88,11 @@ def test_a_long_stream_names_the_events_that_it_leaves_out() -> None:
     ("entry", "says"),
     [
         (Entry("e", "o", recorded=True, stored=True), "deleted by now"),
-        (Entry("e", "o", recorded=True), "in memory and for at most 15 minutes"),
+        (Entry("e", "o", recorded=True, ended_at=1000.0), "deleted its contents at 1970-01-01 00:31:40 UTC"),
+        (
+            Entry("e", "o", recorded=True, ended_at=4e9, detail=Detail(held_by="process_7")),
+            "memory of the process process_7, until 2096-10-02 07:21:40 UTC",
+        ),
         (Entry("e", "o", door="pass_through", fault="client"), "forwards requests to this path unchanged"),
         (Entry("e", "o", fault="client"), "Antiphon refused the request before it began"),
         (Entry("e", "o", fault="client", detail=Detail(upstream_status=400)), "console.record_unstored"),

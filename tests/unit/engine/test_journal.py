@@ -120,12 +120,15 @@ async def test_contents_are_only_where_the_settings_allow_them(
     settings: dict[str, Any], changed: dict[str, Any], stored: bool, held: bool
 ) -> None:
     store = Kept()
-    recorder = JournalRecorder(store, ConsoleSettings(**settings), never_stored=frozenset({"n:secret"}))
+    recorder = JournalRecorder(
+        store, ConsoleSettings(**settings), process="process_1", never_stored=frozenset({"n:secret"})
+    )
     recorder.note(entry(1, **changed), CONTENTS)
     assert await recorder.write()
     ((entries, packed, _),) = store.units
     assert bool(packed) is stored and (recorder.held("req_1") is not None) is held
     assert entries[0].recorded is (stored or held)
+    assert entries[0].detail.held_by == ("process_1" if held else "")
 
 
 async def test_contents_of_unstored_requests_are_held_for_a_time_and_for_their_owner() -> None:

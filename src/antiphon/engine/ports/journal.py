@@ -59,6 +59,8 @@ class Detail(Struct, frozen=True, omit_defaults=True):
     operation: str = ""
     """The step that failed, such as `call_upstream`."""
     stream: bool = False
+    held_by: str = ""
+    """The process whose memory has the contents of a request with `store: false`. Empty without such contents."""
 
 
 class Entry(Struct, frozen=True):

@@ -58,6 +58,7 @@ class JournalRecorder:
         store: JournalStore,
         settings: ConsoleSettings,
         *,
+        process: str = "",
         never_stored: frozenset[str] = frozenset(),
         seconds: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
@@ -65,10 +66,11 @@ class JournalRecorder:
         most_bytes: int | None = None,
         held_bytes: int = 32 << 20,
     ) -> None:
-        """`never_stored`: the owners whose contents the recorder never records (`*`: all owners). `most_bytes`: the
-        maximum bytes of queued contents. `held_bytes`: the maximum bytes of the contents of requests with `store:
-        false`."""
+        """`process`: the name of this process. `never_stored`: the owners whose contents the recorder never records
+        (`*`: all owners). `most_bytes`: the maximum bytes of queued contents. `held_bytes`: the maximum bytes of the
+        contents of requests with `store: false`."""
         self._store = store
+        self._process = process
         self._settings = settings
         self._never = never_stored
         self._seconds = seconds
@@ -118,6 +120,8 @@ class JournalRecorder:
         if recording is not None and not entry.stored:
             kept = self._hold(_Noted(now, entry, recording, size))
             recording, size = None, 0
+            if kept:
+                entry = replace(entry, detail=replace(entry.detail, held_by=self._process))
         else:
             kept = recording is not None and self._bytes + size <= self._most_bytes
             if recording is not None and not kept:
