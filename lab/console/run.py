@@ -279,7 +279,7 @@ async def playground(report: Report, who: Visitor) -> None:
     await page.click("#tab-form")
     if await page.input_value("#input") != "from JSON":
         wrong.append("the form does not have the input of the JSON")
-    await page.fill("#input", "in Paris and Rome")
+    await page.fill("#input", "weather in Paris and Rome")
     await page.fill("#tools", '[{"type": "function", "name": "weather", "parameters": {"type": "object"}}]')
     await page.click("#tab-json")
     if '"temperature": 0.3' not in await page.input_value("#body"):

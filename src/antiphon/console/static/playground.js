@@ -126,7 +126,7 @@ class Playground extends HTMLElement {
     for (const [name, value] of Object.entries(values)) this.form.elements[name].value = value;
     const kept = this.querySelector("[data-kept]");
     kept.hidden = !others.length;
-    kept.textContent = others.length === 1 ? "The request has 1 more input item. The tab JSON shows it." : `The request has ${others.length} more input items. The tab JSON shows them.`;
+    kept.textContent = !others.length ? "" : others.length === 1 ? "The request has 1 more input item. The tab JSON shows it." : `The request has ${others.length} more input items. The tab JSON shows them.`;
     this.outputs = this.fields("[data-outputs]", this.callsOf(body).map((call) => [
       call.call_id, `Output of ${call.name}`, indented(call.arguments ?? call.input ?? ""), shown(outputs.get(call.call_id)),
     ]));
