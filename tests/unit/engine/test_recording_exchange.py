@@ -299,6 +299,19 @@ def test_a_background_job_is_recorded_too() -> None:
     assert not followed.stop(), "a worker makes the response"
 
 
+def test_the_exchange_names_the_parts_that_it_ignored() -> None:
+    exchange, outcome = _exchange(), Outcome()
+    _ask(exchange, moderation={"model": "x"}, tools=[{"type": "of_tomorrow"}, {"type": "of_tomorrow"}])
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_END)
+    pump(exchange, outcome)
+    assert outcome.head is not None
+    named = dict(outcome.head.headers)["antiphon-ignored"]
+    assert set(exchange.ignored) == set(named.split(", ")) >= {"moderation", "tools.of_tomorrow"}
+    assert len(exchange.ignored) == 2
+
+
 def test_an_operator_stops_a_stream() -> None:
     exchange, outcome = _exchange(), Outcome()
     _ask(exchange)
