@@ -269,12 +269,14 @@ def _add_events(schemas: Schemas) -> None:
         if "delta" in members:
             members["obfuscation"] = {
                 "type": "string",
-                "description": "Random letters that hide the length of `delta`, with `include_obfuscation: true`.",
+                "description": "Random letters that hide the length of `delta`. Only if the request has "
+                "`include_obfuscation: true`.",
             }
         if "response" in members:
             members["headers"] = {
                 "type": "object",
-                "description": "The HTTP headers of the answer. Only the first event on a WebSocket has them.",
+                "description": "Only in the first event of a response on a WebSocket: the headers that an HTTP answer "
+                "to the request would have.",
             }
         members["stream_id"] = {"type": "string", "description": "The request's `stream_id`, on a WebSocket."}
 

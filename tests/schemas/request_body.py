@@ -139,15 +139,16 @@ def add_request_body(schemas: Schemas) -> Schema:
         },
         "extra_body": {
             "type": ["object", "null"],
-            "description": "Antiphon treats the members of this object as top-level fields.",
+            "description": "Antiphon treats the members of this object as top-level fields of the request.",
         },
     }
     return schemas.add(
         "CreateResponse",
         {
             "type": "object",
-            "description": "Antiphon ignores unknown fields and lists them in `antiphon-ignored`, unless the operator "
-            "allows them. docs/reference/compatibility.md lists the treatment of each field for each chat server.",
+            "description": "Antiphon ignores unknown fields and lists them in `antiphon-ignored`, unless the setting "
+            "`upstream.field_allow` names them. docs/reference/compatibility.md lists the treatment of each field for "
+            "each chat server.",
             "properties": {**read_apart, **fields, **parameters},
             "required": ["model"],
         },

@@ -69,8 +69,8 @@ EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
 
 
 class ListOf(Struct, Generic[_One], kw_only=True):
-    """One page of a list, in OpenAI's shape. The ids of the objects are the cursors for `after` and `before`. Send
-    `last_id` as `after` to get the next page. `has_more` is false on the last page."""
+    """One page of a list, in the format of OpenAI's API. The ids of the objects are the cursors for `after` and
+    `before`. Send `last_id` as `after` to get the next page. `has_more` is false on the last page."""
 
     object: Literal["list"] = "list"
     data: list[_One]

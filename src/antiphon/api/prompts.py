@@ -97,7 +97,7 @@ class WritePrompt(Struct):
 
 
 class ChangePrompt(WritePrompt):
-    """A change of a prompt. Fields of the request replace those of the latest version."""
+    """A change of a prompt. The fields of the request replace those of the prompt's latest version."""
 
     version: _Version | None = None
     set_as_default: bool | None = None

@@ -135,11 +135,12 @@ class TimeoutSettings(Section):
     read: float = Field(default=10.0, gt=0)
     """Seconds for one read from a database, including the wait for other operations."""
     check: float = Field(default=10.0, ge=0)
-    """Seconds in which an upstream must answer `GET /models` and accept its key, at the start of `up` or `serve`. The
-    check runs in the background. If it fails, Antiphon logs a warning. 0: no check."""
+    """Seconds in which an upstream must answer `GET /models` and accept its key, at the start of `up` or `serve`.
+    Antiphon starts without waiting for the answer. If the upstream fails this check, Antiphon logs a warning. 0: no
+    check."""
     hung: float = Field(default=30.0, ge=0)
-    """Seconds in which a process of `antiphon up` (a worker, Envoy) must answer its parent. The parent kills and
-    replaces a process that does not. 0: no check."""
+    """Seconds in which a child process of `antiphon up` (a worker or Envoy) must answer the parent process. The parent
+    process kills and replaces a child process that does not answer. 0: no check."""
     drain: float = Field(default=30.0, ge=0)
     """Seconds that requests in flight get after SIGTERM, `notice` included. The process then cuts the remaining
     requests and stores their responses as failed, and the exit status is 1. The process ends two seconds later in any
@@ -147,9 +148,9 @@ class TimeoutSettings(Section):
     `background.on_restart`). Such responses do not count as cut."""
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
-    report that the process is not ready. In this time the load balancer notices the stop. The value should be the
-    interval of the health checks and one second more. Unset: 0 for `serve` and `up`. For `antiphon extproc`: 2,
-    because Envoy checks health every second, but at most half of `drain`."""
+    report that the process is not ready. In this time the load balancer notices the stop. Set the interval of the load
+    balancer's health checks plus one second. Unset: 0 for `serve` and `up`. For `antiphon extproc`: 2, because Envoy
+    checks health every second, but at most half of `drain`."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -252,7 +253,7 @@ class WebSocketSettings(Section):
     total_bytes: int = Field(default=256 * MIB, ge=1024)
     """Maximum number of bytes of all WebSocket connections of one process: the responses kept in memory, and waiting
     requests. At the limit, the least recently used connections discard their responses, and their clients must send the
-    whole input again. If that does not free enough, a request gets a 503."""
+    whole input again. If that does not free enough memory, a request gets a 503."""
     compression: bool = True
     """Compress WebSocket frames if the client offers the extension permessage-deflate."""
 
@@ -315,8 +316,8 @@ class QuotaSettings(Section):
     shadow: bool = False
     """Serve the requests that the quotas would refuse, and only log and count these requests."""
     when_unavailable: Literal["allow", "refuse"] = "allow"
-    """What happens to a request while the database of the counters fails. `allow`: the request is served, and counted
-    later. `refuse`: the request gets a 503."""
+    """What happens to a request while the database with the quota counters fails. `allow`: the request is served, and
+    counted later. `refuse`: the request gets a 503."""
     expected_output_tokens: int = Field(default=500, ge=0, le=1_000_000)
     """Output tokens to reserve for a request that sets no `max_output_tokens`, until the process knows the average
     of the model's answers."""

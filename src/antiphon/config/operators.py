@@ -22,7 +22,7 @@ class ConsoleSettings(Section):
     translation, and stored data."""
 
     enabled: bool = False
-    """Serve the console, and record one row per request for it. Needs the extra `console`."""
+    """Serve the console, and record a row for each request, which the console lists. Needs the extra `console`."""
     listen: TcpAddress = "127.0.0.1:8090"
     """`HOST:PORT` of the console's separate listener (port 0: any free port). With `door: envoy`, Envoy listens
     there."""
@@ -39,8 +39,8 @@ class ConsoleSettings(Section):
     """Maximum number of rows of requests. Antiphon deletes the oldest rows first."""
     record: Literal["off", "failures", "all"] = "off"
     """Which requests the console records with their contents: the request, the chat requests, the upstream's answers
-    and the events. Antiphon seals these contents as it seals stored bodies (`state.seal`). Requests with `store: false`
-    also need `record_unstored`."""
+    and the events. With `state.seal` Antiphon also encrypts these contents. Requests with `store: false` also need
+    `record_unstored`."""
     record_unstored: bool = False
     """Also record the contents of requests with `store: false`, only in the memory of the process that served the
     request, and for at most 15 minutes. `owner.store_never` overrides this setting."""

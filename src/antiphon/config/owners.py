@@ -32,7 +32,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 class _ClaimSettings(Section):
     owner_claim: _Claim = "sub"
-    """The claim whose value is the owner. Its value must never pass to another person or tenant."""
+    """The claim whose value is the owner. Choose a claim whose value the issuer never gives to another person or
+    tenant."""
     name_claim: _Claim | None = None
     """The claim with the readable name of the owner. Unset: the value of `owner_claim`."""
     team_claim: _Claim | None = None
@@ -147,7 +148,7 @@ class OwnerSettings(Section):
     401. Unset: the gateway accepts every token."""
 
     keys: dict[str, Annotated[NamedOwner, _OrKeys]] | None = None
-    """Owners with names, each with a list of keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
+    """Named owners, each with a list of API keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
     `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old key. A request whose
     token is neither one of these keys nor one of `api_keys` gets a 401. `{}` rejects every client. Named owners need
     `source: bearer`."""

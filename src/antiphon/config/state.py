@@ -30,10 +30,11 @@ class StateSettings(Section):
     files."""
 
     url: SecretUrl | None = None
-    """The location of the state. `sqlite:`, the default, keeps databases in the data folder. `sqlite:/FOLDER` keeps
-    databases in another folder. Any number of machines can share `postgresql://USER:PASSWORD@HOST/DATABASE`, which
-    needs the extra `postgres`. With standbys, write `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the server that
-    accepts writes. `memory:` is for tests, and loses all state when the process ends."""
+    """The database or folder in which Antiphon stores its state. `sqlite:`, the default, keeps databases in the data
+    folder. `sqlite:/FOLDER` keeps databases in another folder. Any number of machines can share
+    `postgresql://USER:PASSWORD@HOST/DATABASE`, which needs the extra `postgres`. With standbys, write
+    `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the server that accepts writes. `memory:` is for tests, and
+    loses all state when the process ends."""
     direct_url: SecretUrl | None = None
     """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses this URL for commands that
     a pooler does not forward (`LISTEN`)."""
@@ -47,13 +48,13 @@ class StateSettings(Section):
     ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
 
     start_within: float = Field(default=90.0, ge=0)
-    """Seconds for which a start and `antiphon migrate` retry while PostgreSQL does not answer. Every five seconds, a
-    log line gives the reason. An error that a retry cannot fix (a wrong password, a missing privilege) ends the start
-    immediately."""
+    """Seconds for which a starting process and `antiphon migrate` retry while PostgreSQL does not answer. Every five
+    seconds, a log line gives the reason. An error that a retry cannot fix (a wrong password, a missing privilege) ends
+    the process immediately."""
 
     migrate: Literal["auto", "check"] = "auto"
-    """How a start handles missing migrations of the database's schema. `auto` applies them. `check` refuses the start
-    until `antiphon migrate up` has applied them."""
+    """How a starting process handles missing migrations of the database's schema. `auto` applies them. With `check` the
+    process does not start until `antiphon migrate up` has applied them."""
 
     @property
     def place(self) -> StateUrl:
@@ -89,8 +90,8 @@ class FileSettings(Section):
     """Maximum number of bytes of all files that one request sends to the model by `file_id`. A file that the request
     names twice counts twice."""
     sweep: float = Field(default=3_600.0, gt=0)
-    """Seconds between two runs of the task that deletes expired files and incomplete uploads. The first run is at the
-    start. If several processes share a database, one of them makes each run."""
+    """Seconds between two runs of the task that deletes expired files and incomplete uploads. The first run begins when
+    the process starts. If several processes share a database, one of them makes each run."""
     lease: float = Field(default=900.0, ge=1)
     """Seconds after which an upload counts as failed if its process does not renew the lease. An upload may take
     longer, because its process renews the lease three times in this interval."""

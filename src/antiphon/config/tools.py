@@ -28,8 +28,8 @@ class ToolSettings(Section):
     """Maximum number of concurrent tool calls per process. One owner may use three quarters of these slots, and one
     response one quarter. Further calls wait."""
     output_chars: int = Field(default=100_000, ge=100)
-    """Maximum number of characters of one call's output that the model gets. A longer output is cut, and ends with a
-    note about that."""
+    """Maximum number of characters of one call's output that the model gets. Antiphon cuts a longer output, and appends
+    a sentence that says so."""
     calls: int = Field(default=128, ge=1)
     """Maximum number of tool calls in one response. A request can lower this limit with `max_tool_calls`."""
     result_bytes: int = Field(default=32 * MIB, ge=1024)
@@ -80,7 +80,7 @@ class McpSettings(Section):
     """The tool `mcp`, which calls servers of the Model Context Protocol."""
 
     enabled: bool = True
-    """Let requests use MCP servers. If false, or without the extra `mcp`, such a request gets a 400."""
+    """Let requests use MCP servers. If false, or without the extra `mcp`, a request with an MCP server gets a 400."""
     allow: tuple[str, ...] = ()
     """Servers that requests may use, by host (`mcp.example.com`, `*.example.com`) or by the beginning of their URL.
     Unset: every public server with `owner.source: single`, else no server. A server with a private address must also be
@@ -125,13 +125,14 @@ class CodeInterpreterSettings(Section):
     picture_bytes: int = Field(default=4 * MIB, ge=1024)
     """Maximum number of bytes of all pictures from one run of code. Pictures beyond the limit are left out."""
     threads: int = Field(default=32, ge=1)
-    """Maximum number of threads in one container. The sandbox ends code that starts more."""
+    """Maximum number of threads in one container. The sandbox ends code that starts more threads."""
     show_pictures: bool = False
     """Send the pictures that code draws to the model too, and not only to the client. The model must accept images."""
     sockets: Path | None = None
-    """Folder for the sockets between the worker processes of this machine. Only this user may have access to it.
-    Through these sockets, a worker sends code to the worker that runs the container's interpreter. Unset: the run
-    folder of `antiphon up`, otherwise none."""
+    """Folder for the sockets between the worker processes of this machine. Only the user that runs Antiphon may have
+    access to this folder. Through these sockets, a worker sends code to the worker that runs the container's
+    interpreter. Unset: under `antiphon up` its run folder. Otherwise no folder, and each worker runs its code
+    itself."""
     machines: int = Field(default=8, ge=1)
     """Maximum number of live interpreters. If there are more containers, the least recently used ones lose their
     variables, but keep their files."""

@@ -155,7 +155,7 @@ class Message(_Tracked, kw_only=True):
     in_progress, then completed or incomplete.
 
     `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer.
-    Antiphon knows this value only at the end of the message. `phase` stays unset if the model's output was cut off, or
+    Antiphon knows the `phase` only at the end of the message. `phase` stays unset if the model's output was cut off, or
     if the model continues with reasoning after the message.
     """
 

@@ -64,7 +64,8 @@ MissReason = Literal[
 
 
 class CacheMiss(Struct, tag_field="type", tag="cache_miss"):
-    """The request's prompt differs from the beginning of the compared prompt. `reason` names the first difference.
+    """The request's prompt differs from the prompt of the response `comparison_response_id`, and neither prompt is the
+    beginning of the other. `reason` names the first difference.
 
     `cache_missed_tokens` is the number of input tokens after the difference. `comparison_reusable_tokens` is the number
     of input tokens before the difference.
@@ -76,15 +77,17 @@ class CacheMiss(Struct, tag_field="type", tag="cache_miss"):
 
 
 class CacheHit(Struct, tag_field="type", tag="cache_hit"):
-    """The request's prompt begins with the compared prompt, or is the beginning of the compared prompt."""
+    """The request's prompt begins with the whole prompt of the response `comparison_response_id`, or is the beginning
+    of that prompt."""
 
 
 class ComparisonNotFound(Struct, tag_field="type", tag="comparison_response_not_found"):
-    """The owner has no response with the id that the request names."""
+    """The owner has no response with the id in the request's `comparison_response_id`."""
 
 
 class ComparisonUnavailable(Struct, tag_field="type", tag="unavailable"):
-    """Antiphon cannot compare the prompts, for example because the compared prompt is not stored."""
+    """Antiphon cannot compare the request's prompt with the prompt of the response `comparison_response_id`, for
+    example because that prompt is not stored."""
 
 
 PromptCacheDiagnostics = CacheMiss | CacheHit | ComparisonNotFound | ComparisonUnavailable
@@ -92,9 +95,10 @@ PromptCacheDiagnostics = CacheMiss | CacheHit | ComparisonNotFound | ComparisonU
 
 
 class Response(Struct, kw_only=True):
-    """One response. Only the copy in the store omits `output` (`UNSET`). `conversation` and `prompt` are present
-    when the request has these fields. `prompt_cache_diagnostics` is present in the finished response when the request
-    has a `comparison_response_id`. Every other key is always present."""
+    """One response. Clients always get `output`. The store keeps the output items separately, so only the stored copy
+    has no `output`. `conversation` and `prompt` are present when the request has these fields.
+    `prompt_cache_diagnostics` is present in the finished response when the request has a `comparison_response_id`.
+    Every other key is always present."""
 
     id: str
     object: Literal["response"] = "response"
