@@ -478,14 +478,14 @@ configuration that Antiphon generates, or if you copy the section `connection_ma
 envoy-config --for snippet` into yours. Envoy's spans have these names:
 
 - `ingress` is the span of each request.
-- `async … egress` is the span of the request's call of the sidecar.
+- `async … egress` is the span of Envoy's call of the sidecar for a request.
 - `router … egress` is the span of each attempt to call an upstream.
 
 The sidecar's spans are children of Envoy's spans. The spans of a model call through the model door are children of the
 sidecar's `chat` span. In relay, where Envoy makes the model call, the `chat` span is not a parent of Envoy's span, and
 the upstream continues Envoy's span. Envoy's spans contain the client's address, the request's URL and `user-agent`, and
-the request's id as `guid:x-request-id`. Envoy sends its spans every five seconds, or when it has five. A stopping Envoy
-drops its remaining spans. Requests to `/health` and `/ready` begin no traces.
+the request's id as `guid:x-request-id`. Envoy sends its spans every five seconds, or as soon as five spans wait. A
+stopping Envoy drops its remaining spans. Requests to `/health` and `/ready` begin no traces.
 
 ```
 ingress                                      Envoy: the client's request
@@ -631,7 +631,7 @@ _INPUTS = {
     Input.END: "the end of the upstream's body, or the reason why the body broke off",
     Input.SAVED: "the runner has stored the response, or the write failed",
     Input.FOLLOWED: "the client has received the whole stream of a background response",
-    Input.LIMIT: "the current time, or the client's stream grew too large",
+    Input.LIMIT: "a time limit ran out, or the client's stream grew too large",
     Input.CANCEL: "the client or the upstream disconnected, or the process must end",
 }
 

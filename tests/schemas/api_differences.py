@@ -37,7 +37,8 @@ behaviour, and [compatibility](compatibility.md) lists the fields that each mode
 
 The first column of a table is a path into the JSON. "yes" means that the source has the path, and "?" that the source
 permits any content there. `.tools[]<function>.name` is the name of a tool whose `type` is `function`, and `=low` is an
-allowed value. A row covers everything below its path. The page does not compare the contents of a plain "object".
+allowed value. A row covers everything below its path. If a source describes a path only as
+"object", the page does not compare the members of this object.
 
 Antiphon ignores unknown parts of a request and lists them in `antiphon-ignored`. Antiphon rejects an unknown
 `tool_choice` and unknown parts of a hosted tool. Only Antiphon has the parameters of

@@ -117,13 +117,13 @@ class ReasoningTextDone(_Part, tag="response.reasoning_text.done"):
 
 
 class ReasoningDelta(_Part, tag="response.reasoning.delta"):
-    """The event that Open Responses sends in place of OpenAI's `response.reasoning_text.delta`."""
+    """The event that the Open Responses specification has in place of OpenAI's `response.reasoning_text.delta`."""
 
     delta: JsonText
 
 
 class ReasoningDone(_Part, tag="response.reasoning.done"):
-    """The event that Open Responses sends in place of OpenAI's `response.reasoning_text.done`."""
+    """The event that the Open Responses specification has in place of OpenAI's `response.reasoning_text.done`."""
 
     text: JsonText
 
