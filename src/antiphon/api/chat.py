@@ -5,7 +5,8 @@ also writes the journal's entry of a forwarded request. From a body, the module 
 upstream, the permission and the quotas. From a successful answer, the module reads only the token usage.
 
 Behind Envoy, these requests reach this module only if Envoy cannot route them itself. Envoy cannot route a request if
-the model's name decides the upstream or the permission. Envoy also cannot check clients' keys.
+the model's name decides the upstream or the permission. Envoy also cannot check clients' keys, so with client keys
+every such request comes here.
 
 Invariants:
 - Bodies pass byte for byte, except that a configured upstream name (`models[].model`) replaces the model's name.
@@ -68,11 +69,11 @@ _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-pro
 class PassedOn:
     """Serves `/v1/chat/completions`, `/v1/embeddings` and the operator's paths: forwards each request to an upstream.
 
-    `extra` has further paths of the default upstream, without `/v1`. The bodies of requests to these further paths need
-    not name a model. `embeddings` is the embedding model and the client for the embeddings server. An entry of the
-    setting `models` with exactly the name of this embedding model takes precedence. `reserve` returns an object that
-    reserves a request's tokens in the quotas. No error contains one of the `secrets`. With `several_owners`, answers
-    leave out headers about the upstream account that the owners share.
+    `extra` has further paths of the default upstream, without `/v1`. A request to one of the paths in `extra` need not
+    name a model in its body. `embeddings` is the embedding model and the client for the embeddings server. If the
+    setting `models` has an entry with exactly this model's name, that entry's upstream serves the embeddings. `reserve`
+    returns an object that reserves a request's tokens in the quotas. No error contains one of the `secrets`. With
+    `several_owners`, answers leave out headers about the upstream account that the owners share.
     """
 
     def __init__(
@@ -295,7 +296,7 @@ class _StreamUsage:
         self._unfinished[:] = part[end + 1 :]
 
     def end(self) -> PassedUsage | None:
-        """Return the last usage. The last line of the stream may have no line end."""
+        """Return the last usage, after reading the last line of the stream, which may lack its line end."""
         self._look(bytes(self._unfinished))
         return self._found
 
@@ -446,8 +447,8 @@ class PassedEntry:
             self._first = time.perf_counter() - self._started
 
     def refuse(self, error: ApiError) -> None:
-        """Note that the client got this error instead of an upstream's answer. A request that Antiphon refuses for lack
-        of capacity gets no entry, as in `Telemetry.refused`."""
+        """Record that the client got this error instead of an upstream's answer. A refusal for lack of capacity gets no
+        entry, because a flood of such refusals would displace all other entries."""
         failure = refusal(error)
         if not failure.counted:
             self._end(failure, error.message, error.status, None, 0)
@@ -455,7 +456,7 @@ class PassedEntry:
     def end(
         self, status: int, failure: Failure | None, usage: PassedUsage | None, size: int, *, stream: bool = False
     ) -> None:
-        """Note the end of an answer. `size` is the number of bytes of its body."""
+        """Record the end of an answer in the journal's entry. `size` is the number of bytes of its body."""
         self._end(failure, "", status, usage, size, stream=stream)
 
     def _end(

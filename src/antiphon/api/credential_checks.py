@@ -42,8 +42,8 @@ class FailedAttempts:
         self._failed: deque[float] = deque()
 
     def add(self, message: str) -> None:
-        """Count a failed attempt. After too many failed attempts, raises an `ApiError` (429, `too_many_attempts`)
-        instead.
+        """Count a failed attempt. If there were too many failed attempts before, raises an `ApiError` (429,
+        `too_many_attempts`) instead of counting.
 
         The error's message begins with `message`. Its header `retry-after` has the seconds until the next attempt.
         """
@@ -51,7 +51,7 @@ class FailedAttempts:
         self._failed.append(self._clock())
 
     def check(self, message: str) -> None:
-        """Raise the error of `add` if the next failed attempt is one too many."""
+        """Raise the error of `add` if `add` would refuse the next failed attempt."""
         now = self._clock()
         while self._failed and now >= self._failed[0] + self._seconds:
             self._failed.popleft()
@@ -91,7 +91,8 @@ class AttemptsByAddress:
         self._failed: OrderedDict[str, FailedAttempts] = OrderedDict()
 
     def check(self, address: str) -> None:
-        """Raise `ApiError` (429, `too_many_attempts`) if the address is blocked. A valid token does not help then."""
+        """Raise `ApiError` (429, `too_many_attempts`) if the address is blocked. A client at a blocked address gets
+        this error even with a valid token."""
         if (failed := self._failed.get(_network(address))) is not None:
             failed.check("Too many failed attempts to sign in from your address.")
 

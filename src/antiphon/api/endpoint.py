@@ -116,7 +116,7 @@ class Area:
 def rows_of(area: object) -> tuple[Endpoint, ...]:
     """Return the endpoints of an object's handlers, in the order in which its class defines the handlers.
 
-    The handlers of base classes do not count.
+    The result leaves out the handlers of base classes.
     """
     return rows(
         (route, getattr(area, name)) for name, one in vars(type(area)).items() for route in getattr(one, _ROUTES, ())

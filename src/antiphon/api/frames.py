@@ -145,8 +145,9 @@ def _not_injected(fields: dict[str, Raw]) -> bytes:
     """OpenAI's answer to a `response.inject` for a response that has ended. The client then sends the input in a
     request that continues that response.
 
-    A connection handles a frame only after the previous response, so the response has always ended. The answer must be
-    OpenAI's, because a client waits forever for an event that it knows."""
+    A connection handles the next frame only after the running response has ended, so a `response.inject` always comes
+    too late. The answer must be the event that OpenAI sends (`response.inject.failed`). With any other event, the
+    client would wait forever."""
     told: dict[str, object] = {name: fields[name] for name in ("response_id", "stream_id") if name in fields}
     error = {
         "code": "response_already_completed",

@@ -6,8 +6,8 @@ to this endpoint, and gives the model the answer. OpenAI does not document the p
 Lives here: the form of the request, the code that calls the tool `web_search` for each command, and the text of the
 answer. Not here: searching and reading pages (`tools/web_search.py`), and the limits of tools (the toolbox).
 
-The sidecar stores nothing between requests. Therefore the URL of a page serves as its id, and the sidecar finds a link
-by counting the links of the page again.
+The sidecar stores nothing between requests. Therefore the URL of a page serves as its id. To follow a link, the sidecar
+reads the page a second time and counts its links up to the requested number.
 
 Invariants: if a command fails, the text of the answer reports it, because an error would make the client abandon its
 current task. No command exceeds the limits in the request's `settings`.

@@ -10,9 +10,9 @@ Not here:
 - the declarations of the functions that the model calls (`chat/tools.py`)
 - the output indices and sequence numbers of events (`translation/events/builder.py`)
 
-The arguments of a call are JSON inside a JSON string. Each fragment of that outer string is complete, since each chunk
-is a complete JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer JSON string is
-decoded. The server may split the inner JSON anywhere.
+The arguments of a call are JSON inside a JSON string. No fragment of the outer string ends inside an escape sequence of
+that string, since each chunk of the stream is valid JSON. So a newline of the input is `\\n` in a fragment, and `\n`
+after the outer JSON string is decoded. The server may split the inner JSON anywhere.
 
 Antiphon emits a native call only when its arguments are complete, so each text has one delta. As in OpenAI's streams,
 the item in the event `response.output_item.added` is empty. The events of a shell call stream its commands one by one.
@@ -20,9 +20,9 @@ A patch streams its diff, unless it deletes a file. All other native calls strea
 
 Invariants: the returned fragments of a custom input, concatenated, are the whole input. `complete` is true only when
 the arguments are a JSON object with the key `input`, or text that does not begin with `{`. Some models write the bare
-input, without JSON around it. The reader returns the whole text of a bare input. Arguments that do not have the form of
-a native call become a function call instead of a native item. So a client never runs an incomplete command. The deltas
-of a native call, concatenated, are the content of its item.
+input, without JSON around it. For a bare input, `CustomInput` returns the whole text. Arguments that do not have the
+form of a native call become a function call instead of a native item. So a client never runs an incomplete command. The
+deltas of a native call, concatenated, are the content of its item.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _FRAGMENTS: Final = re.compile(
 
 
 def cut(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
-    """Return the texts of the equal chunks at the beginning of `data`, without empty texts, and the size of these
+    """Return the texts of the similar chunks at the beginning of `data`, without empty texts, and the size of these
     chunks in bytes. A chunk consists of `before`, a text and `behind`.
 
     `behind` begins with the quote that ends the text. `behind` ends with the end of the event, and contains no other

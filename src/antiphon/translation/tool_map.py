@@ -138,7 +138,8 @@ class ToolMap:
         self.declared: set[str] = set()
 
     def add(self, target: CallTarget, where: str) -> str:
-        """Add a tool. Returns its chat name. Raises `InvalidRequest` when another tool already has that name."""
+        """Add a tool. Returns its chat name. Raises `InvalidRequest` when another tool already has the same chat
+        name."""
         chat_name = flat_name(target.name, target.namespace)
         self.declared.add(chat_name)
         known = self._targets.setdefault(chat_name, target)

@@ -97,8 +97,8 @@ class ChatTools(Struct):
 class Turn(Struct):
     """The output of one assistant turn, until it becomes one assistant message and its tool messages.
 
-    `answer` is the number of the model's answer that the turn belongs to. The number of the answer increases when
-    output of the model follows input of the client. `round` is the round of the turn's hosted calls
+    `answer` is the number of the model's answer that the turn belongs to. A new answer begins, and the number
+    increases, when output of the model follows input of the client. `round` is the round of the turn's hosted calls
     (`ShownCall.round`).
     """
 

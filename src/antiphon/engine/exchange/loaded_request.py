@@ -327,8 +327,8 @@ class LoadedRequest:
         self.core.answer.ignored = (*self.ignored, *self.request.unknown.names, *chat.ignored)
 
     def prepare_stored(self) -> None:
-        """Create the stored form of the input before the model call. At the end of the response, the work for a large
-        input would delay other requests."""
+        """Create the stored form of the input before the model call. At that time, the runner handles a large request
+        in a thread. At the end of the response, the same work would block the event loop."""
         if self.request.store:
             self.stored_input()
 
@@ -368,7 +368,7 @@ class LoadedRequest:
 
 
 def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
-    """The conversation without `mcp_list_tools` items of MCP servers whose tools the model gets as declarations.
+    """The conversation without the `mcp_list_tools` items of MCP servers whose tools the chat request declares anyway.
 
     The translation would turn an `mcp_list_tools` item into a call without reasoning. Some upstreams reject such a call
     together with other calls of the same turn.

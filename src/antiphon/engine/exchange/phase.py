@@ -273,8 +273,8 @@ class ExchangeCore:
         self.machine.go(State.FOLLOWING)
 
     def answer_again(self, manner: Manner, stored: StoredResponse) -> None:
-        """Send the stored response of an earlier request with the same key. This request decides whether the answer is
-        a stream or one body. The exchange stores nothing."""
+        """Send the stored response of an earlier request with the same idempotency key. This request decides whether
+        the answer is a stream or one body. The exchange stores nothing."""
         body = whole_body(stored.body, stored.output_items)
         if not manner.stream:
             self.answer.whole(body, (REPLAYED,))
@@ -323,7 +323,7 @@ class ExchangeCore:
             self.actions.append(ReleaseConversation(self.head.owner, self.known.response_id, self.counts))
 
     def finish(self, outcome: str) -> None:
-        """Release the lock and the key, enter the state `DONE`, and append `Finish`."""
+        """Release the conversation's lock and the idempotency key, enter the state `DONE`, and append `Finish`."""
         self.release()
         self.machine.go(State.DONE)
         # When the driver cancels the exchange, the cause may become known only later. So the observer itself records

@@ -132,15 +132,15 @@ build stored may wait during a rollout.
 def job_needs(
     request: CreateResponse, route: ModelRoute, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS
 ) -> tuple[str, ...]:
-    """The names of the payload version, the upstream and the hosted tools that a worker must support to run this
-    request."""
+    """The features that a worker must support to run this request, by name: the version of the job's payload, the
+    upstream and the hosted tools."""
     tools = {f"tool:{tool.type}" for tool in hosted_tools(request, tool_types)}
     return (f"version:{payloads[-1]}", f"upstream:{route.upstream}", *sorted(tools))
 
 
 def able_to(routes: ModelRoutes, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS) -> frozenset[str]:
-    """The names of the payload versions, upstreams and hosted tools that a process with these routes and tools
-    supports."""
+    """The features that a process with these routes and tools supports, by name: the versions of a job's payload, the
+    upstreams and the hosted tools."""
     upstreams = {route.upstream for route in (routes.default, *(rule.route for rule in routes.rules))}
     return frozenset(
         (

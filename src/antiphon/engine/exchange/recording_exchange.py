@@ -12,7 +12,7 @@ another recorded part. The exchange removes secrets once, at the end of the requ
 Invariants: a recording exchange behaves as a plain exchange until an operator stops it. No recorded part contains a
 credential of the request or a secret of the settings. If the recording has no secrets and stays under its limit, the
 joined `data` parts are the bytes that the upstream sent. The joined `event` parts are then the bytes that the client
-got. The data of all parts takes at most the limit in bytes. A recording has at most `MOST` parts.
+got. The data of all parts has at most `limit` bytes. A recording has at most `MOST` parts.
 """
 
 from __future__ import annotations

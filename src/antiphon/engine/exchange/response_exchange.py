@@ -381,8 +381,8 @@ class ResponseExchange:
             self._core.phase.cancel(reason, ended.cause)
 
     def break_off(self) -> None:
-        """Stop without ending the response, because another process continues the response. Report the call's usage so
-        far."""
+        """Stop without ending the response, because another process continues the response. Report the usage so far of
+        the model call that runs."""
         if self.state is not State.DONE:
             self._core.phase.break_off()
 

@@ -108,7 +108,7 @@ class RunningTools(Phase):
             self._end_turn(turns)
 
     def _left_behind(self, turns: ToolTurns) -> ResponseRecord:
-        """The record to store if the process dies while these calls run."""
+        """The record of the response that the store saves if the process dies while the hosted calls in `turns` run."""
         record = self._response_end.record(Ending("failed", code="server_error", message=LEFT_BEHIND))
         return replace(record, output_items=(*record.output_items, *stored_output(turns.unanswered, {})))
 

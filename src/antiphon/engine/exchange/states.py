@@ -6,7 +6,8 @@ phases it names), the limits (`config/limits.py`), the timers of the runner and 
 shows the table as a diagram.
 
 This module reads no clock. The driver of an exchange passes in a monotonic time, and gets the next deadline back. The
-exchange looks for new output only at these times. So the limit `no_output` is exact to one eighth of its length.
+exchange looks for new output of the upstream only when the driver passes in a time, at least eight times within the
+limit `no_output`. So that limit may take effect up to one eighth of its length late.
 
 Invariants: an input that the table does not allow in a state raises an error, because this is a bug of the server. A
 transition that the table does not allow for the input raises an error too, because this is a bug of the exchange. Every

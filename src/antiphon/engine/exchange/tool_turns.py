@@ -160,7 +160,8 @@ class ToolTurns:
     def begin(
         self, calls: list[tuple[CallTarget, str, str]], approvals: Mapping[str, str] | None = None
     ) -> tuple[HostedCall, ...]:
-        """Begin the calls of a turn (tool, call id, arguments). Returns the calls to run, and opens the first item.
+        """Begin the calls of a turn, each given as (tool, call id, arguments). Returns the calls to run, and opens the
+        first item.
 
         `approvals` maps call ids to the ids of the approval requests that the client approved.
         """

@@ -113,13 +113,13 @@ class ComparedResponse:
 class Context:
     """The answer to `LoadContext`.
 
-    `chain` is None when this owner has no response with the requested `previous_response_id`. A client thus cannot
-    distinguish a missing response from another owner's response. `conversation` and `prompt` are None when this owner
-    has no such conversation or prompt. `items` maps the ids of the referenced items to the items that were found.
-    `files` maps each requested URL and file id to the file or to an error. The error for a file has no `param`, because
-    only the exchange knows which request parameter named the file. `keyless` is whether the upstream accepts calls
-    without an API key. `keyless` is None when the sidecar could not find out. `compared` is None when this owner has no
-    response with the id `LoadContext.compared`.
+    `chain` is None when this owner has no response with the requested `previous_response_id`. The loader does not tell
+    whether another owner has a response with that id, so no client can find out. `conversation` and `prompt` are None
+    when this owner has no such conversation or prompt. `items` maps the ids of the referenced items to the items that
+    were found. `files` maps each requested URL and file id to the file or to an error. The error for a file has no
+    `param`, because only the exchange knows which request parameter named the file. `keyless` is whether the upstream
+    accepts calls without an API key. `keyless` is None when the sidecar could not find out. `compared` is None when
+    this owner has no response with the id `LoadContext.compared`.
     """
 
     chain: Chain | None = None
@@ -268,8 +268,8 @@ class LoadContext:
     reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt may name further
     objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls without an API
     key. The exchange requests this check in a separate action, too. `approvals` are the ids of the approval requests
-    that the response `lock_for` answers. The runner marks these approval requests as used, because the client's answer
-    to each is valid for one response only.
+    that the response `lock_for` answers. The runner marks the approval requests in `approvals` as used, because the
+    client's answer to an approval request is valid for one response only.
     """
 
     owner: str
@@ -303,8 +303,8 @@ class PrepareTools:
 class RunTools:
     """Run these hosted tool calls in parallel. The driver passes each result to `receive_tool_result`.
 
-    `claim` is set when some calls may change external state. The store records the claim before any call is sent. If
-    the store fails, no call is sent, and the driver passes the error to `receive_unclaimed`.
+    `claim` is set when some calls may change external state. The store saves the record in `claim` before any call is
+    sent. If the store fails, no call is sent, and the driver passes the error to `receive_unclaimed`.
     """
 
     calls: tuple[HostedCall, ...]

@@ -10,9 +10,10 @@ the snapshot that has a copy of them.
 
 Invariants: A container belongs to one owner. A lookup returns None for a container that is missing, expired or another
 owner's. By the store's clock, a container has at most one holder at any time. A holder whose lease has expired can no
-longer change the container. Only the code that deletes containers sees expired containers. When a row begins to name a
-snapshot, the same transaction deletes the snapshot's pending row (`files.py`). When a row stops naming a snapshot, the
-same transaction adds a pending row.
+longer change the container. Only the code that deletes containers sees expired containers. A pending row (`files.py`)
+lets a sweep delete a snapshot that no container uses. When a container's row begins to name a snapshot, the same
+transaction deletes the snapshot's pending row. When a container's row stops naming a snapshot, the same transaction
+adds a pending row for the snapshot.
 """
 
 from __future__ import annotations
@@ -167,8 +168,8 @@ class ContainerRows(Leased, Protocol):
 
     @property
     def contents(self) -> ContainerContents | None:
-        """The storage of snapshots. The value is None when one machine stores all state, because it then stores the
-        container files next to the database."""
+        """The storage of snapshots. The value is None when one machine stores all state, because that machine then
+        stores the container files next to the database."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.
@@ -216,7 +217,7 @@ class ContainerRows(Leased, Protocol):
         change. Raises `ContainerLost`."""
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
-        """Delete the container. The sweep deletes the snapshots of the container later. Raises `ContainerLost`."""
+        """Delete the container. A later sweep deletes the snapshots of the container. Raises `ContainerLost`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ OpenAI nor Open Responses defines an event for a cancelled response, but every c
 
 Invariants: only the holder of a job's lease writes the job's events and result. A write by a worker that lost its lease
 changes nothing. A change of a stored body affects only the named fields, and the keys keep their order. A process that
-only polls, at the current `Pace`, misses no event, job or end of a response.
+gets no notifications still learns of every event, job and end of a response, because it polls at the intervals of
+`Pace`.
 """
 
 from __future__ import annotations

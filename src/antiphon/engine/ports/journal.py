@@ -200,7 +200,7 @@ class EntrySum(_Sums, frozen=True):
     """The sums of the entries of one model, upstream or owner (`name`).
 
     `seconds` (duration) and `first` (time to the first byte) are pairs of the median and the 95th percentile in
-    seconds, over the newest entries. A pair is None if no entry has such a value.
+    seconds, over the newest entries. `seconds` or `first` is None if no entry has the value.
     """
 
     name: str
@@ -219,10 +219,10 @@ class LiveRequest(Struct, frozen=True):
 
     `id` is the id that the journal's entry gets (`entry_…`). `age` is the time since the start in seconds. `tokens`
     counts the output tokens so far. `first` is the time to the first byte in seconds. `client` is `connected`, `slow`
-    or `gone`. A `slow` client does not read the sent bytes, which only the HTTP server knows. `client` is empty for the
-    attempt of a background response, which has no client.
-    `retries` counts the failed attempts to reach the upstream for the current model call, and `retry_cause` is the
-    cause of the last one. Only a background response retries its model calls.
+    or `gone`. `slow` means that the client does not read the bytes that the server sent. Only the HTTP server can
+    detect this. `client` is empty for the attempt of a background response, which has no client. `retries` counts the
+    failed attempts to reach the upstream for the current model call, and `retry_cause` is the cause of the last one.
+    Only a background response retries its model calls.
     """
 
     id: str

@@ -1,6 +1,7 @@
 """Defines the port through which an exchange reports its model calls.
 
-Lives here: the port. Not here: the metrics and spans that the reports become (`observability/observation.py`).
+Lives here: the port. Not here: the code that turns the reported model calls into metrics and spans
+(`observability/observation.py`).
 
 Invariant: an exchange reports once per call, never per chunk. The observer does not influence the exchange: it only
 returns headers with the trace context, which the exchange passes on as text.

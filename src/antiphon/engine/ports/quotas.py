@@ -168,7 +168,8 @@ class Grant(Struct, frozen=True):
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
     limit `parallel_requests` has no period, so `starts` and `ends` are 0. `used` is the settled amount, and `leased`
     the amount that all processes hold, this grant included. `warn` is true only for the grant with which the period's
-    amount reaches `Wanted.warn_at`. For this comparison, the grant counts with `Wanted.need`.
+    used and leased amount reaches `Wanted.warn_at`. The comparison with `Wanted.warn_at` counts only `Wanted.need` of
+    the grant.
     """
 
     amount: int
@@ -293,8 +294,8 @@ class Reservation(Protocol):
         """Lease the missing amounts from the shared counters, and reserve the amounts that `take_now` or `add_now`
         could not reserve.
 
-        Raises `QuotaExceeded` (429), and `Unavailable` (503) when the process cannot reach the counters. The request
-        then holds no reservation any more.
+        Raises `QuotaExceeded` (429), and `Unavailable` (503) when the process cannot reach the counters. After an
+        error, the request holds no reservation.
         """
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:

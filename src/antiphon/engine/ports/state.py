@@ -119,8 +119,8 @@ class History(Protocol):
     async def save(self, record: ResponseRecord) -> None:
         """Store a finished response with its items in one transaction. The call ends in bounded time.
 
-        After an error the response is not stored. If the write takes effect after the error, the store rolls the write
-        back.
+        After an error the response is not stored. If a write that seemed to fail takes effect after all, the store
+        deletes the response again.
 
         With a `previous_response_id`, the same transaction checks the chain's owner again. A chain that is deleted or
         belongs to another owner raises `PredecessorGone`, a `StoreError`.
@@ -291,8 +291,9 @@ class OwnerData(Protocol):
         """Return the reasons why `move` refuses to move the data of `old` to `new` now, one sentence each. If the list
         is empty, `move` can begin.
 
-        Ids that both owners have are an obstacle, because clients may choose ids. Work in progress is an obstacle,
-        because a running request stores its result for the owner that it began with.
+        If both owners have an object with the same id, this is an obstacle, because ids are unique within an owner.
+        (Clients may choose some ids.) Work in progress is an obstacle, because a running request stores its result for
+        the owner that it began with.
         """
 
     def move(self, old: str, new: str) -> AsyncGenerator[str]:

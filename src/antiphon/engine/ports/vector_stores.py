@@ -205,8 +205,8 @@ class DocumentChunk:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A file to ingest. The claim of the worker on this file has the unique name `claim`. `attempts` includes this
-    attempt."""
+    """A file to ingest. `claim` is the unique name of the claim by which one worker holds this file. `attempts`
+    includes this attempt."""
 
     number: int
     claim: str

@@ -151,8 +151,8 @@ class KeyManager:
         self._tell(noted)
 
     async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
-        """Return the valid keys of the owner with this name, or of all owners. `all_keys`: also the revoked and expired
-        keys. Raises `KeyRefused`."""
+        """Return the valid keys of the owner with the name `owner`, or of all owners if `owner` is empty. With
+        `all_keys`, the list also has the revoked and expired keys. Raises `KeyRefused`."""
         return await self._keys.list(_owner_id(owner), all_keys=all_keys)
 
     async def page(self, page: PageQuery, owner: str = "", *, all_keys: bool = False) -> Page[ClientKey]:

@@ -39,8 +39,8 @@ class Claim:
     """The stored record of the tool calls that a response is about to send. `record` is None for an unstored response.
     `once` is the response's idempotency key.
 
-    `queued` is true for a background response. A background response already has a row in the store, and ends together
-    with its job.
+    `queued` is true for a background response. `LeftCalls` does not save a background response, because that response
+    already has a row in the store, and ends together with its job.
     """
 
     record: ResponseRecord | None

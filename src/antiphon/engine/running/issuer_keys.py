@@ -58,8 +58,8 @@ class IssuerKeys(Generic[Keys]):
         return self._keys
 
     def read_soon(self) -> float:
-        """Request a download. Returns the seconds until newer keys may be available. If the current keys are at most
-        `pause` seconds old, request nothing and return 0."""
+        """Request a download, and return the seconds until newer keys may be available. If the current keys are at most
+        `pause` seconds old, the method requests no download and returns 0."""
         now = asyncio.get_running_loop().time()
         if now < self._read_at + self._pause:
             return 0.0

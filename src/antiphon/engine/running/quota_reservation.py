@@ -198,7 +198,8 @@ class QuotaReservation:
     def reserve(self) -> None:
         """Reserve the missing amount in each lease, or the lease's free amount if that is smaller.
 
-        A request that did not get its missing amount is served anyway, in shadow mode or while the database fails.
+        In shadow mode, or while the database fails, Antiphon serves even a request that gets less than its missing
+        amount.
         """
         amounts, parts = self.amounts, self._parts
         for old in [lease for lease in parts if lease not in self.leases] if parts else ():

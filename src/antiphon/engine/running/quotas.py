@@ -270,7 +270,7 @@ class Quotas:
         self, reservation: QuotaReservation, lacking: Sequence[Lease]
     ) -> list[tuple[Limit, Grant | None]]:
         """Lease more of these limits. Returns the limits that granted nothing. If the database fails, the method
-        returns an empty list, and later calls fail immediately."""
+        returns an empty list, and for a short time `fill` does not try the database again."""
         share = self._warn_share
         wanted = [_wanted(lease.limit, reservation.missing(lease) - lease.left, share) for lease in lacking]
         try:

@@ -50,8 +50,9 @@ class Unattended:
 
     async def end(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
         """Wait for the end of a request whose client disconnected, and return its `Finish`. Returns None if there is no
-        such request, or if the request failed or was broken off. A cancellation does not end this wait. If the process
-        is `stopping`, a cancellation breaks the request off."""
+        such request, or if the request failed or was broken off. A cancellation of the caller does not end this wait.
+        But if the process is `stopping`, the first cancellation cancels the request, and the wait ends with the
+        request."""
         task = self._tasks.get(exchange)
         if task is None:
             return None

@@ -228,7 +228,8 @@ class EventReader:
         return len(self.data) <= self._limit
 
     def _apart(self) -> tuple[bytes, bytes]:
-        """Split the unread bytes into those to parse next, and the rest."""
+        """Split the unread bytes into those to parse next, and the rest. The first `_ALONE` events of each read are
+        parsed one by one, so that the reader can learn a pattern from one of them."""
         data = self.data
         if self._alone and self._tries:
             self._alone -= 1

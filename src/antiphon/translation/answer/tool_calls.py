@@ -135,8 +135,8 @@ class ToolCalls:
         self._advance()
 
     def continues(self, delta: ToolCallDelta) -> bool:
-        """Whether this entry continues the open call, and all earlier arguments were emitted. The caller may use
-        `splice` only if this method returns True."""
+        """Whether this delta continues the open call, and all earlier arguments of that call were emitted. The caller
+        may use `splice` only if this method returns True."""
         call = self._open
         if call is None or call is not self._calls[-1] or call.done or call.suppressed or call.waiting:
             return False

@@ -201,8 +201,8 @@ class _Grouping:
             self._unknown(where, kind, item)
 
     def _note_speaker(self, kind: str | None, item: InputItem) -> None:
-        """Record whether the client or the model made the item. If the model goes on after the client, it has read all
-        earlier items. Waiting calls of `async` or undeclared tools get placeholder outputs."""
+        """Record whether the client or the model made the item. A model's item after a client's item shows that the
+        model has read all earlier items. Then calls of `async` or undeclared tools without output get placeholders."""
         if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
             return
         if kind == "message":
@@ -273,7 +273,7 @@ class _Grouping:
         self._thoughts.append(text)
 
     def _unsealed(self, where: str, text: str, name: str) -> SealedReasoning:
-        """Decrypt reasoning. The response lists content that another server encrypted as ignored."""
+        """Decrypt reasoning, or leave it out and list it as ignored if another server encrypted it."""
         try:
             opened = self._sources.unseal(text, f"{where}.encrypted_content")
         except ForeignContent as error:
@@ -345,7 +345,7 @@ class _Grouping:
             self._by_item[item.id] = call_id
 
     def _shown(self, where: str, call: ShownCall, item: InputItem, output: bytes) -> None:
-        """Add a hosted call as the model saw it, in one turn with the other calls of its round."""
+        """Add a hosted call as the model saw it, in one turn with the other calls of the same model output."""
         content, images = told(where, output, call.images, self._rules)
         if call.asked is not None and (asked := self._named_by(call.asked)) in self._answered:
             self._answer_more(asked, call.call_id, content, images, call.round)

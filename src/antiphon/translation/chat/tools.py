@@ -156,8 +156,8 @@ def make_chat_tools(
 
 
 def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str], profile: UpstreamProfile) -> None:
-    """Set the chat form of the choice. The model does not see tools that it must not call. `found`: names of tools that
-    a search returned."""
+    """Set the chat form of the tool choice. The model does not see tools that it must not call. `found`: names of tools
+    that a search returned."""
     made.map.required = choice.mode == "required"
     if choice.mode == "none":
         made.map.callable = frozenset()
@@ -280,7 +280,8 @@ class _Maker:
 
 
 def _with_skills(description: str, skills: list[str]) -> str:
-    """The description of a shell tool, with the skills on the client's machine."""
+    """The description of a shell tool, followed by a list of the skills that the request names for the client's
+    machine."""
     if not skills:
         return description
     listed = "\n".join(f"- {skill}" for skill in skills)

@@ -78,8 +78,8 @@ class ResponseBuilder:
 
     @property
     def seals(self) -> bool:
-        """Whether reasoning is sealed. With sealing, the client sends the upstream's details back inside the sealed
-        content."""
+        """Whether reasoning is sealed. Only sealed content carries the reasoning details that the upstream must get
+        again with the client's next request."""
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:

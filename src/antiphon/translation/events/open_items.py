@@ -12,8 +12,8 @@ Text comes as fragments (`types/json.py`), which are escaped JSON and are never 
 follow OpenAI's service (`types/events.py`).
 
 Invariants: constructing an object emits the event `response.output_item.added`. `close` emits
-`response.output_item.done`, and nothing follows. The deltas between these two events, concatenated, are the item's
-text.
+`response.output_item.done`, and nothing follows. The deltas between the events `response.output_item.added` and
+`response.output_item.done`, concatenated, are the item's text.
 """
 
 from __future__ import annotations

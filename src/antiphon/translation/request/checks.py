@@ -111,9 +111,9 @@ def has_half_characters(data: bytes) -> bool:
 
 
 def not_json(data: bytes, problem: str = "", what: str = "The request body") -> InvalidRequest:
-    """The error for bytes that are not JSON. `problem` is the parser's message. An unpaired surrogate gets a separate
-    message, since the parser reports truncated input. JavaScript clients write an unpaired surrogate when they cut a
-    text."""
+    """The error for bytes that are not JSON. `problem` is the parser's message. For an unpaired surrogate, the error
+    has a separate message, since the parser would wrongly report truncated input. JavaScript clients write an unpaired
+    surrogate when they cut a text."""
     if (found := _UNPAIRED.search(data)) is not None:
         problem = (
             f"an unpaired surrogate at byte {found.start(1)} ('{found[1].decode()}'), which is half a character. Send "

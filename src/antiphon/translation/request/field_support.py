@@ -1,6 +1,6 @@
 """Holds the table of request fields, tools and items: how Antiphon treats each of them for a profile.
 
-Two readers use the table: the docs page `docs/reference/compatibility.md`, and `GET /v1/antiphon/capabilities`.
+The docs page `docs/reference/compatibility.md` and the endpoint `GET /v1/antiphon/capabilities` show this table.
 
 Lives here: the treatment of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
 the fields (`fields.py`) and of items (`translation/item_kinds.py`), and the code that handles them (`body.py`,

@@ -280,7 +280,8 @@ def _unused(
     """The known members of a declaration that have no effect. The function records unknown members in `tolerance`.
 
     The list is empty for a tool of an extension package, since only that package knows the tool's members. The list is
-    also empty without a `tolerance`, because an earlier reading has already listed the members.
+    also empty without a `tolerance`, because then an earlier call of `read_tools` for the same tools has already listed
+    the members.
     """
     known = TOOL_MEMBERS.get(tool.type)
     if known is None or tolerance is None:
@@ -355,7 +356,8 @@ def _environment(value: Raw) -> str | None:
 
 
 def local_skills(where: str, environment: Raw) -> list[str]:
-    """The skills of a client's shell, one line for each. Raises `InvalidRequest`."""
+    """The skills that the request names for a client's shell, one line of text for each skill. Raises
+    `InvalidRequest`."""
     if not given(environment):
         return []
     skills = read_value(f"{where}.environment", _SKILLS, environment).skills or []
