@@ -198,7 +198,7 @@ class Administration(Area):
     names: FindNames | None = None
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """Return the endpoints of this area, each with the guard."""
+        """Return the endpoints of the admin API, each with the guard that checks the admin token."""
         return tuple(replace(one, guard=self.guard) for one in rows_of(self))
 
     @listing(_KEYS, "List client keys", ListOf[ClientKeyObject], _OWNER, _ALL)

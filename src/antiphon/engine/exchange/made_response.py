@@ -169,7 +169,8 @@ class ModelTurn(Phase, ABC):
         self._tell_usage()
 
     def _over(self, cut: Ending | None) -> None:
-        """End the model's output, and report the call's usage. `cut` is the reason if the output is incomplete."""
+        """End the model's output, and report the call's usage to the observer. `cut` is the reason if the output is
+        incomplete."""
         call = self.core.call
         ending = call.reader.end(cut)
         if self.core.cancelled and cut is not None:
@@ -179,7 +180,7 @@ class ModelTurn(Phase, ABC):
         self.ended(ending)
 
     def _tell_usage(self) -> None:
-        """Report the call's token usage, as the upstream counted it or as an estimate.
+        """Report the call's token usage to the observer, as the upstream counted it or as an estimate.
 
         An upstream returns token counts at the end of its answer, and some upstreams return no counts. If a call has no
         counts, the sidecar estimates the tokens from the size of the request and of the output.

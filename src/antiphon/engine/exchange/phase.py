@@ -399,7 +399,7 @@ class Phase:
         raise self._unexpected("the end of a response")
 
     def break_off(self) -> None:
-        """Stop reading the model call, and report only its token usage."""
+        """Stop reading the answer of the model call, and report only the call's token usage to the observer."""
 
     def unstored_record(self) -> ResponseRecord | None:
         """The record of a finished response that the sidecar will not store. The result is None if the response is not
@@ -413,8 +413,8 @@ class Phase:
 def refused_for(error: ApiError | RecursionError) -> ApiError:
     """The client's error for this exception.
 
-    The allowed nesting depth depends on the code that reads the request. A reader deeper in the call stack may raise
-    `RecursionError` for a request that an earlier reader could read.
+    The allowed nesting depth depends on the code that reads the request. Code that parses the request deeper in the
+    call stack may raise `RecursionError` for a request that earlier code could parse.
     """
     return (
         error

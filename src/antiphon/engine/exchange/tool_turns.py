@@ -6,7 +6,7 @@ the turns (`running_tools.py`), events (`translation/events/item_events.py`). Th
 
 Calls run in parallel, but the exchange emits their items one after the other, in the order of the calls. At most one
 item is open at a time: an item opens with its first event and closes with its last event. Calls of the client's
-functions and approval requests keep their position in that order.
+functions and approval requests keep their position in the order of the calls.
 
 Invariants: Each call of a turn has exactly one output for the model, even a call that did not run. The model's next
 turn gets the stored form of the items, so that later responses show the model the same text.

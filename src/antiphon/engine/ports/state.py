@@ -120,10 +120,10 @@ class History(Protocol):
         """Store a finished response with its items in one transaction. The call ends in bounded time.
 
         After an error the response is not stored. If a write that seemed to fail takes effect after all, the store
-        deletes the response again.
+        deletes that response.
 
-        With a `previous_response_id`, the same transaction checks the chain's owner again. A chain that is deleted or
-        belongs to another owner raises `PredecessorGone`, a `StoreError`.
+        With a `previous_response_id`, the same transaction checks that the chain still belongs to the owner. A chain
+        that is deleted or belongs to another owner raises `PredecessorGone`, a `StoreError`.
         """
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:

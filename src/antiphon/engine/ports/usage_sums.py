@@ -85,7 +85,8 @@ class UsageSum(Struct):
         self.reasoning_tokens += usage.reasoning_tokens
 
     def shown(self, by: Sequence[By], names: Mapping[str, OwnerName] = _NO_NAMES) -> dict[str, str | float]:
-        """Return the sum as operators see it: the key fields in `by`, and the numbers, with the cost in the currency.
+        """Return the sum as operators see it: the key fields in `by`, the counts of calls and tokens, and the cost in
+        the prices' currency.
 
         If sums are grouped by owner, `names` adds the owner's name and team as `owner_name` and `team`.
         """

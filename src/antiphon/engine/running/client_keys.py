@@ -7,9 +7,9 @@ settings (`app/keys.py`), the request headers that carry a key (`doors/owners.py
 
 Invariants: a new token is returned only once, to the caller that creates the key. The database stores only the token's
 SHA-256 and its first characters. One transaction stores both a change and its audit row. No error and no log line has a
-token. A process accepts a new key, and refuses a revoked or expired key, at most `POLL_SECONDS` plus two queries after
-the change. While the database is unreachable, the stored keys stay valid for at most `stale` seconds. The keys of the
-settings stay valid without the database.
+token. A process accepts a new key, and refuses a revoked or expired key, at most `POLL_SECONDS` plus the time of two
+queries after the change. While the database is unreachable, the stored keys stay valid for at most `stale` seconds. The
+keys of the settings stay valid without the database.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Lives here: the responses that later requests of a WebSocket may continue, as a 
 the decision to keep or forget a response (`doors/http/websocket.py`), and durable storage.
 
 A remembered response holds the items of this response's turn and of the unstored turns before this turn. Each request
-reads the stored turns from the store again, so that a deletion in the store takes effect.
+reads the stored turns from the store and not from memory, so that a deletion in the store takes effect.
 
 Invariants: Remembered responses are never written anywhere. Only the owner's connection reads remembered responses. A
 connection holds at most `max_bytes` of items, and drops its oldest responses first. All connections of a process share

@@ -8,7 +8,8 @@ answers a repeated request, and ends responses whose process died with claimed c
 
 Invariants: a response holds its key before the sidecar performs any action for the request, except to load its prompt.
 `Leases` renews a held key with the process's other leases. The process releases a key at most once. A response whose
-process died with claimed calls ends as failed, exactly once, with its calls. No process makes these calls again.
+process died with claimed calls ends as failed, exactly once, with its calls. No process makes these calls a second
+time.
 """
 
 from __future__ import annotations

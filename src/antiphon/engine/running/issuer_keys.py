@@ -1,4 +1,4 @@
-"""Caches the public keys of a token issuer in one process, and downloads them again regularly.
+"""Caches the public keys of a token issuer in one process, and repeats the download regularly.
 
 This module decides when to download the keys, and keeps the last keys while the issuer does not answer. Not here: the
 request to the issuer (`upstream/issuer.py`), the meaning of the keys and the check of a token

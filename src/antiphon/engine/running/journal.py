@@ -135,8 +135,8 @@ class JournalRecorder:
         self._noted.set()
 
     def held(self, request_id: str, owner: str = "") -> Recording | None:
-        """Return the contents of a request with `store: false` that this process served. `owner`: empty for any
-        owner. The contents of another owner count as missing."""
+        """Return the contents of a request with `store: false` that this process served. `owner`: empty for any owner.
+        Contents that belong to another owner count as missing."""
         self._forget_held()
         found = self._held.get(request_id)
         return found.recording if found is not None and owner in ("", found.entry.owner) else None
@@ -220,8 +220,8 @@ class JournalRecorder:
         return entry.stored or settings.record_unstored
 
     def _hold(self, noted: _Noted) -> bool:
-        """Hold the contents of an unstored request in memory, and drop the oldest beyond the maximum. Returns False if
-        these contents alone exceed the maximum."""
+        """Hold the contents of an unstored request in memory, and drop the oldest contents beyond the maximum. Returns
+        False if these contents alone exceed the maximum."""
         self._forget_held()
         self._drop(noted.entry.id)
         if noted.size > self._held_most:

@@ -53,7 +53,7 @@ class LiveReporter:
         self._outage = Outage(_log, "live_requests_not_reported", "live_requests_reported_again")
 
     def start(self) -> None:
-        """Start the task that reports."""
+        """Start the task that reports the requests in flight."""
         self._task = asyncio.get_running_loop().create_task(self._report_on())
 
     async def aclose(self) -> None:

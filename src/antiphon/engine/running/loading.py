@@ -13,9 +13,9 @@ Not here:
 
 Invariants: `Ports` is immutable. A runner with another history or upstream gets a copy of its `Ports`
 (`dataclasses.replace`). The loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired
-file and another owner's file give the same error. This process renews a lock until its response is saved or queued, or
-until the lock is released. After a response is queued, its job holds the lock. If the process dies or a release fails,
-the lock's lease expires.
+file and another owner's file give the same error. This process renews the lock of a conversation until the response
+that holds the lock is saved or queued, or until the lock is released. After a response is queued, its job holds the
+lock. If the process dies or a release fails, the lock's lease expires.
 """
 
 from __future__ import annotations

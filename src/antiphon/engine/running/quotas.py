@@ -10,7 +10,7 @@ reports settle the usage, and return leases that no request needs.
 
 Invariants: a request begins only if its estimate fits into all limits, except in shadow mode or while the database
 fails. `QuotaStore.sweep` settles the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for
-the database. After a failure of the database, a process tries the database again once a second.
+the database. After a failure of the database, a process retries the database at most once a second.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Quotas:
         """`cost` returns the cost of a model call in millionths, for a model and its numbers of input and output
         tokens. `expected_output`: the output tokens to reserve for a model from which this process has had no answer
         yet. `refuses`: whether requests get a 503 while the database fails. `refused` is called for each refusal, with
-        the kind of subject, the measure and the kind of refusal. `seconds`: the time between two reports.
-        `grant_seconds`: the time that a request waits for the database."""
+        the kind of subject, the measure and the kind of refusal. `seconds`: the time between two reports to the shared
+        counters. `grant_seconds`: the time that a request waits for the database."""
         self._rules = rules
         self._counters = counters
         self._new_id = new_id
@@ -197,8 +197,8 @@ class Quotas:
         self._averages[model] = output if before is None else before + (output - before) / 16
 
     def changed(self, *, soon: bool = False) -> None:
-        """Schedule a report within `seconds`. With `soon`, the report comes earlier, because another process may need
-        the freed slot of a parallel request."""
+        """Schedule a report to the shared counters within `seconds`. With `soon`, the process sends the report earlier,
+        because another process may need the freed slot of a parallel request."""
         self._dirty.set()
         if soon:
             self._soon.set()

@@ -143,7 +143,7 @@ class ClaimPace:
         self._not_before = 0.0
 
     def left(self, now: float) -> float:
-        """Return the seconds until the worker claims jobs again. Returns 0 when a claim is due."""
+        """Return the seconds until the worker next claims jobs. Returns 0 when a claim is due."""
         return max(0.0, self._at - now, self._not_before - now)
 
     def hold_off(self, until: float) -> None:
@@ -155,7 +155,8 @@ class ClaimPace:
         self._at = self._seconds = 0.0
 
     def heard(self, now: float) -> None:
-        """Schedule a claim after a short random delay, because another process reports jobs."""
+        """Schedule a claim after a short random delay, because another process has notified this process of queued
+        jobs."""
         self._at = min(self._at, max(self._last + _HEARD_APART, now + self._draw() * _HEARD_SPREAD))
 
     def asks(self, now: float) -> None:

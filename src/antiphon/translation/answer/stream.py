@@ -475,8 +475,8 @@ class ChatStream:
             self._builder.reasoning_details(kept)
 
     def _sign(self, call: ToolCallDelta) -> None:
-        """Put the signature of this call into the reasoning before the call, because the upstream must get the
-        signature again."""
+        """Put the signature of this call into the reasoning before the call, because later requests must return it to
+        the upstream."""
         if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
             # Servers that sign calls send whole calls, so the previous call is complete.
             if self._calls:

@@ -87,8 +87,8 @@ class ContentRules:
         self.tolerance = Tolerance() if tolerance is None else tolerance
 
     def known(self, where: str, content: Raw) -> list[tuple[str, InputPart]]:
-        """The parts of known types, each with its path for errors. In strict mode, raises `InvalidRequest` for unknown
-        parts and unknown members."""
+        """The parts of known types, each with its path in the request, for error messages. In strict mode, raises
+        `InvalidRequest` for unknown parts and unknown members."""
         parts: Sequence[InputPart]
         try:
             parts = _KNOWN_PARTS.decode(content)

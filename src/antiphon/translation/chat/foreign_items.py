@@ -1,8 +1,8 @@
 """Converts items that other agents and servers made into messages that any model can read.
 
-Lives here: messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`). A note
-replaces content that another server encrypted. Not here: the order of the messages (`messages.py`), items of hosted
-tools (`call_items.py`).
+Lives here: messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`). The
+module also puts a note for the model in the place of content that another server encrypted. Not here: the order of the
+messages (`messages.py`), items of hosted tools (`call_items.py`).
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's session files (rollouts) of July 2026 (`agent_reasoning`); Codex
 since 0.138. Since version 0.138, Codex puts a message between agents into an `encrypted_content` part, because OpenAI's

@@ -78,8 +78,8 @@ class ResponseBuilder:
 
     @property
     def seals(self) -> bool:
-        """Whether reasoning is sealed. Only sealed content carries the reasoning details that the upstream must get
-        again with the client's next request."""
+        """Whether reasoning is sealed. Only sealed content carries the reasoning details that later requests must
+        return to the upstream."""
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
@@ -182,14 +182,14 @@ class ResponseBuilder:
         self.draft.add(fragment)
 
     def reasoning_details(self, details: Sequence[Raw]) -> None:
-        """Add details that the upstream must get again with this reasoning. A client gets the details only inside
-        sealed content."""
+        """Add details that later requests must return to the upstream together with this reasoning. A client gets the
+        details only inside sealed content."""
         if self.seals:
             self._open_reasoning().add_details(details)
 
     def sign_next_call(self, signature: Raw) -> None:
-        """Add a signature that the upstream must get again with the next call. The client gets the signature only
-        inside sealed content."""
+        """Add the signature of the next tool call, which later requests must return to the upstream together with that
+        call. The client gets the signature only inside sealed content."""
         self._open_reasoning().sign(signature)
 
     def compaction(self, encrypted_content: str) -> None:

@@ -1,4 +1,5 @@
-"""Makes the events of whole items: of a hosted tool's call, and of a stored response that is sent again.
+"""Makes the events of whole items: the items of hosted tool calls, and the items of a stored response that answers a
+repeated request.
 
 Lives here: the events of hosted calls at their start and end, in the order observed from OpenAI's service. The module
 also makes the event stream of a finished response, for a request that repeats an earlier idempotency key. Not here: the
@@ -8,10 +9,11 @@ decision when a tool runs (`engine/exchange/tool_turns.py`), sequence numbers an
 The event `response.output_item.added` of a hosted call has an empty item. The item's content follows in the later
 events and in `response.output_item.done`.
 
-Invariants: the deltas of a hosted call together equal the finished item's text. In a stream that is sent again,
-sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that applies the
-events gets the stored object. The stored object does not hold the first stream's deltas, so each text is one delta. In
-a stream that is sent again, a hosted call has no events between its added and its done event.
+Invariants: the deltas of a hosted call together equal the finished item's text. In the stream that answers a repeated
+request, sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that
+applies the events gets the stored object. The stored object does not hold the first stream's deltas, so each text is
+one delta. In that stream, a hosted call has no events between `response.output_item.added` and
+`response.output_item.done`.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def _item(item: dict[str, object], index: int) -> Iterator[Made]:
 
 
 def _objects(value: dict[str, object], name: str) -> list[dict[str, object]]:
-    """The objects in this list of a stored response. Empty if there is no list."""
+    """The objects in the list `name` of `value`, which is a part of a stored response. Empty if there is no list."""
     found = value.get(name)
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 

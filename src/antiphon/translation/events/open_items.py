@@ -180,8 +180,8 @@ def _begin_message(draft: ResponseDraft, index: int, part: OutputText | Refusal)
 
 
 class OpenReasoning(OpenItem):
-    """A reasoning item with its text. A sealed item also carries data that the upstream must get again. The client
-    sends the item back with the next request."""
+    """A reasoning item with its text. A sealed item also carries data that later requests must return to the upstream.
+    The client sends the item back with the next request."""
 
     __slots__ = ("_details", "_item", "_seal", "_signature")
 
@@ -204,12 +204,14 @@ class OpenReasoning(OpenItem):
         self._begin()
 
     def add_details(self, details: Sequence[Raw]) -> None:
-        """Add details that the upstream must get again with this reasoning. Raises `OutputTooLarge`."""
+        """Add details that later requests must return to the upstream together with this reasoning. Raises
+        `OutputTooLarge`."""
         self._draft.count(sum(len(bytes(detail)) for detail in details))
         self._details.extend(details)
 
     def sign(self, signature: Raw) -> None:
-        """Add a signature that the upstream must get again with the next call. Raises `OutputTooLarge`."""
+        """Add the signature of the next tool call, which later requests must return to the upstream together with that
+        call. Raises `OutputTooLarge`."""
         self._draft.count(len(bytes(signature)))
         self._signature = signature
 

@@ -33,7 +33,7 @@ class ModelNote:
     changes: tuple[tuple[str, object], ...]
 
     def fits(self, model: str) -> bool:
-        """Whether the note applies to this model name in lower case."""
+        """Whether these changes apply to this model name (in lower case)."""
         return any(fnmatchcase(model, pattern) for pattern in self.patterns)
 
 

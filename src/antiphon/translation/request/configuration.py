@@ -51,8 +51,8 @@ class Configuration:
 
 
 def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:
-    """The settings that result from all `configuration_update` items. Each item comes with its path for errors. Raises
-    `InvalidRequest`."""
+    """The settings that result from all `configuration_update` items. Each item comes with its path in the request, for
+    error messages. Raises `InvalidRequest`."""
     found = Configuration()
     for where, item in items:
         if item.type == CONFIGURATION:

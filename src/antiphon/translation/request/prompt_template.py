@@ -80,8 +80,8 @@ def show_reference(reference: PromptReference, prompt: PromptTemplate) -> Raw:
 
 
 def pin_prompt(body: bytes, shown: Raw) -> bytes:
-    """The request body with a fixed version of its prompt, so that a later reading uses the same version. `shown` is
-    the response's form of the prompt."""
+    """The request body with a fixed version of its prompt, so that a process that parses this body later uses the same
+    version. `shown` is the response's form of the prompt."""
     return encode({**_FIELDS.decode(body), "prompt": shown})
 
 

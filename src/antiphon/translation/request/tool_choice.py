@@ -51,7 +51,7 @@ def read_tool_choice(
     - `tools` are the callable tools among the `declared` ones, and the tools that items of the input declare.
     - `limit` is the maximal number of tools that the choice may name.
     - `continued`: earlier requests may have declared tools, so the choice may name unknown tools.
-      `translation/chat/tools.py` checks unknown names again, with the history.
+      `translation/chat/tools.py` checks unknown names a second time, with the tools that the history declares.
     """
     if not given(value):
         return None
