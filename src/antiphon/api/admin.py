@@ -1,4 +1,4 @@
-"""The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit.
+"""The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit log.
 
 Lives here: the forms of the JSON objects, and the code that reads fields and query parameters. Not here: the checks of
 a change (`engine/running/client_keys.py`), the check of the admin token (`credential_checks.py`), and the command line

@@ -184,8 +184,8 @@ def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
 class EventFrames:
     """Converts the events that Antiphon itself generates into frames. The class always gets whole events.
 
-    `told` has headers of the answer. The first event carries these headers of the answer in a field `headers`, because
-    a WebSocket message has no HTTP headers.
+    `told` has headers of the answer. The first event carries the headers in `told` as a field `headers`, because a
+    WebSocket message has no HTTP headers.
     """
 
     def __init__(self, lane: bytes = b"", told: Headers = ()) -> None:
@@ -275,8 +275,8 @@ def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
     """Return the frame `{type: "error", status, error: {message, type, param, code}}` of the Open Responses
     specification, as JSON.
 
-    The frame and its `error` also have `headers` if the answer has headers about retries or limits. `tail` ends the
-    frame with its `stream_id`.
+    The frame and its `error` also have `headers` if the answer has headers about retries or rate limits. `tail` ends
+    the frame with its `stream_id`.
     """
     told = {name: value for name, value in error.headers if name in _TOLD or name.startswith(_TOLD_PREFIX)}
     fields = error.fields(request_id)

@@ -262,7 +262,7 @@ class Prompts(Area):
 
 
 def _read_fields(request: ApiRequest) -> dict[str, Raw]:
-    """Decode the body, and rename a field that has another name of `instructions`. Raises `InvalidRequest` for an
+    """Decode the body, and rename a field `prompt` or `template` to `instructions`. Raises `InvalidRequest` for an
     unknown field."""
     fields = read_body(request, dict[str, Raw])
     for other in _OTHER_NAMES:

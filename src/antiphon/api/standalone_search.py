@@ -345,6 +345,7 @@ def _within(domain: str, other: str) -> bool:
 
 
 def _renamed(error: ApiError) -> ApiError:
-    """Convert an error about a field of the declaration into an error about the corresponding field of `settings`."""
+    """Convert an error about a field of the tool's declaration into an error about the corresponding field of the
+    request's `settings`."""
     message, param = error.message.replace("tools[0]", "settings"), (error.param or "").replace("tools[0]", "settings")
     return ApiError(message, param=param or None, code=error.code, status=error.status, type=error.type)

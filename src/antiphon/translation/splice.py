@@ -9,8 +9,8 @@ Why C: the C version takes 0.80 times the Python version's CPU time for a chunk 
 saturation.
 
 Invariants: a text is the whole inside of a JSON string, so nothing in it can end the string or the event. The JSON
-decoder would read every cut chunk as the learned chunk with the cut text. Both versions return the same result for the
-same arguments.
+decoder would read every cut chunk as the run's first chunk, with the cut text in place of the first text. Both versions
+return the same result for the same arguments.
 """
 
 from __future__ import annotations

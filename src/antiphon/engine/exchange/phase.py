@@ -356,8 +356,8 @@ class Phase:
         raise self._unexpected("a tool's result")
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Handle the store's error if the store could not record that these tool calls are about to run (the claim).
-        The driver has sent none of these calls."""
+        """Handle the store's error if the store could not save the claim, a record of the tool calls that are about to
+        run. The driver has sent none of these calls."""
         raise self._unexpected("a claim")
 
     def receive_head(self, status: int, headers: Headers) -> None:

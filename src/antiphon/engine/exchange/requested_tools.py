@@ -8,7 +8,7 @@ Not here:
 - the calls of these tools, and the emission of approval requests (`tool_turns.py`)
 - parsing declarations (`translation/request/tools.py`)
 - the rules that decide which calls need approval (`tools/mcp_servers.py`)
-- the store's record of used answers (`engine/ports/idempotency.py`)
+- the store's record of the answers to approval requests that responses have used (`engine/ports/idempotency.py`)
 
 Invariant: Antiphon uses each approval only once, so that an approved call runs only once. This module refuses an
 approval if the conversation already contains the approval's first use. Only the store detects a second use in another

@@ -46,7 +46,7 @@ class ResponseEnd(Phase):
         self._unsaved: ApiError | None = None
 
     def compare(self, chat: ChatTranslation) -> None:
-        """Compare the prompt of the next model call with an earlier prompt, if the request asks for it."""
+        """Compare the prompt of the next model call with an earlier prompt, if the request asks for a comparison."""
         if self._comparison is not None:
             self._comparison.compare(chat)
 
@@ -135,7 +135,7 @@ class ResponseEnd(Phase):
         core.finish(ending.status)
 
     def _naming_calls(self, error: ApiError) -> ApiError:
-        """Add the id of the response that has the tool calls to the error's message."""
+        """Add to the error's message the id of the stored response that contains the tool calls, if calls were sent."""
         known = self.core.known
         if self.core.counts and known.stored:
             error.message = f"{error.message} The stored response '{known.response_id}' contains its tool calls."

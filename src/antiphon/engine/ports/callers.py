@@ -44,7 +44,8 @@ class Access(Struct, frozen=True):
         return _fits(model, self.models)
 
     def check_tool(self, kind: str, param: str | None = None) -> None:
-        """Raise `InvalidRequest` when the client key does not allow tools of the type `kind` (`web_search`, `mcp`).
+        """Raise `InvalidRequest` when the client key does not allow tools of the type `kind`, such as `web_search` or
+        `mcp`.
 
         The error has the code `tool_not_allowed`. The error names `param`, the field of the request that declares the
         tool.

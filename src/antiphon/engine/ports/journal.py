@@ -220,9 +220,9 @@ class LiveRequest(Struct, frozen=True):
     `id` is the id that the journal's entry gets (`entry_…`). `age` is the time since the start in seconds. `tokens`
     counts the output tokens so far. `first` is the time to the first byte in seconds. `client` is `connected`, `slow`
     or `gone`. `slow` means that the client does not read the bytes that the server sent. Only the HTTP server can
-    detect this. `client` is empty for the attempt of a background response, which has no client. `retries` counts the
-    failed attempts to reach the upstream for the current model call, and `retry_cause` is the cause of the last one.
-    Only a background response retries its model calls.
+    detect a slow client. `client` is empty for the attempt of a background response, which has no client. `retries`
+    counts the failed attempts to reach the upstream for the current model call, and `retry_cause` is the cause of the
+    last one. Only a background response retries its model calls.
     """
 
     id: str

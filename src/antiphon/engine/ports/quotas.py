@@ -330,7 +330,7 @@ class QuotaCounters(Protocol):
         """Lease amounts of these limits. Returns one grant for each element of `wanted`, in order.
 
         Returns None when the holder is no longer registered, because its heartbeat was too late. In that case, the
-        store has settled the holder's leases as used.
+        store has counted the holder's leases as used.
         """
 
     async def report(self, holder: str, reports: Sequence[Report]) -> bool:

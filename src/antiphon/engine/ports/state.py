@@ -210,7 +210,8 @@ class DoorWatch(Protocol):
     healthy."""
 
     async def gone(self, at: float) -> bool:
-        """Return whether the gateway was down at about `at` (event loop clock), stopped then, or hangs at present."""
+        """Return whether the gateway was down or stopped at about the time `at` (event loop clock), or hangs at
+        present."""
 
 
 class Upstream(Protocol):

@@ -188,7 +188,7 @@ class Embedder(Protocol):
         """The name of the embedding model. Vectors of different models are never compared."""
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
-        """Compute one vector per text, of length 1, as little-endian float16. Raises `EmbeddingFailed`."""
+        """Compute one vector per text, normalised to length 1, as little-endian float16. Raises `EmbeddingFailed`."""
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -297,8 +297,8 @@ class ChunkIndex(Protocol):
         """
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
-        """Return these chunks with text and file (`score` 0). The result omits deleted chunks and chunks of other
-        vector stores."""
+        """Return these chunks with their text and file, and with the `score` 0. The result omits deleted chunks and
+        chunks of other vector stores."""
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Set the last use of these vector stores to the current time, precise to a minute."""

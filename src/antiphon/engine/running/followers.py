@@ -40,8 +40,8 @@ class Followers:
     """All followers of background responses in one process.
 
     `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. `look` is the
-    number of seconds after which a follower reads the store even without a signal. A follower needs such a read only if
-    a signal was lost.
+    number of seconds after which a follower reads the store even without a signal. A follower needs a read without a
+    signal only if a signal was lost.
     """
 
     def __init__(

@@ -6,10 +6,10 @@ answers a repeated request, and ends responses whose process died with claimed c
 (`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of claims
 (`stores/`), the end of background responses (`workers.py`).
 
-Invariants: a response holds its key before the sidecar performs any action for the request, except to load its prompt.
-`Leases` renews a held key with the process's other leases. The process releases a key at most once. A response whose
-process died with claimed calls ends as failed, exactly once, with its calls. No process makes these calls a second
-time.
+Invariants: a response holds its idempotency key before the sidecar performs any action for the request, except to load
+its prompt. `Leases` renews a held key with the process's other leases. The process releases a key at most once. A
+response whose process died with claimed calls ends as failed, exactly once, with its calls. No process makes these
+calls a second time.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class HeldKeys:
         return await self._store.made(once)
 
     def of(self, response_id: str) -> OnceOnly | None:
-        """The key that this response holds."""
+        """The idempotency key that this response holds."""
         return self._held.get(response_id)
 
     async def use_approvals(self, owner: str, requests: tuple[str, ...], response_id: str) -> dict[str, str]:
@@ -314,7 +314,7 @@ def _not_kept() -> ApiError:
 
 @contextmanager
 def _told_of_the_key(exchange: ResponseExchange) -> Iterator[None]:
-    """Catch an error about the key in the `with` block, and answer the request with this error."""
+    """Catch an error about the idempotency key that the `with` block raises, and answer the request with this error."""
     try:
         yield
     except ApiError as error:

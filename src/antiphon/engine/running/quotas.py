@@ -9,8 +9,8 @@ A request that fits into the leases of its process needs no database query. Othe
 reports settle the usage, and return leases that no request needs.
 
 Invariants: a request begins only if its estimate fits into all limits, except in shadow mode or while the database
-fails. `QuotaStore.sweep` settles the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for
-the database. After a failure of the database, a process retries the database at most once a second.
+fails. `QuotaStore.sweep` counts the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for the
+database. After a failure of the database, a process retries the database at most once a second.
 """
 
 from __future__ import annotations
@@ -490,5 +490,5 @@ def _use(one: StoredCounter, limit: int | None) -> QuotaUse:
 
 
 def _amount(measure: str, amount: int) -> float:
-    """The amount in the unit of the settings."""
+    """The amount in the unit that the settings use: a cost in the currency, any other amount unchanged."""
     return amount / 1e6 if measure == _COST else amount

@@ -50,7 +50,7 @@ class SignalWatcher:
         self._outage = Outage(_log, "progress_not_read", "progress_read_again")
 
     def start(self) -> None:
-        """Subscribe to the store's notifications about other processes."""
+        """Subscribe to the notifications that other processes send through the store."""
         self.signals.listen(self.hear)
 
     @property

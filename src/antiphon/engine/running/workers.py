@@ -59,8 +59,8 @@ class Pauses:
     """Pauses of a worker, in seconds.
 
     `full`: the pause before the retry of a job that exceeded a capacity limit. `door`: the first pause before a retry
-    after Envoy was down. Each later pause is four times longer. `finish`: the pauses before the retries of the write
-    that ends a response. `stop`: the timeout for store calls of a stopping worker.
+    after Envoy was down. Each later pause is four times as long as the one before. `finish`: the pauses before the
+    retries of the write that ends a response. `stop`: the timeout for store calls of a stopping worker.
     """
 
     full: float = 1.0

@@ -98,8 +98,8 @@ class SseDecoder:
         return events
 
     def take_line(self) -> bytes | None:
-        """Take back the incomplete first line of an event. Returns None when the parser holds more than that line, or
-        when the stream has not begun."""
+        """Remove the incomplete first line of an event from the parser, and return this line. Returns None when the
+        parser holds more than that line, or when the stream has not begun."""
         if not self._started or self._data or self._type or self._after_cr:
             return None
         rest, self._rest = self._rest, b""

@@ -454,7 +454,7 @@ class _Grouping:
         return call_id and self._named_by(call_id)
 
     def _only_call(self, item: InputItem) -> str | None:
-        """The only open call of the tool that the output names, or of any tool. None if several fit."""
+        """The id of the only open call (of the output's tool, if it names one). None if several calls fit."""
         name = flat_name(item.name, item.namespace) if item.name else None
         fitting = [
             call_id

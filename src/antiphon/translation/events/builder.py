@@ -150,7 +150,8 @@ class ResponseBuilder:
             self.draft.add(fragment)
 
     def empty_message(self) -> None:
-        """Open a message without text, for a complete answer that is empty (observed: no deltas, text "")."""
+        """Open a message without text, for a complete answer that is empty. As in OpenAI's streams, such a message has
+        no deltas, and its text is empty."""
         self._open_text()
 
     def annotate(self, make: Callable[[str], Sequence[Raw]]) -> None:

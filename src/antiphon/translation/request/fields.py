@@ -440,7 +440,7 @@ _MOST_INCLUDES: Final = 32
 
 
 def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
-    """Record the values of `include` that OpenAI does not have as ignored. Raises `InvalidRequest` in strict mode, and
+    """Record as ignored the values of `include` that OpenAI does not have. Raises `InvalidRequest` in strict mode, and
     for too many values."""
     if len(values) > _MOST_INCLUDES:
         raise array_too_long("include", _MOST_INCLUDES, len(values))
