@@ -146,9 +146,9 @@ def add_request_body(schemas: Schemas) -> Schema:
         "CreateResponse",
         {
             "type": "object",
-            "description": "Antiphon ignores unknown fields and lists them in `antiphon-ignored`, unless the setting "
-            "`upstream.field_allow` names them. docs/reference/compatibility.md lists the treatment of each field for "
-            "each chat server.",
+            "description": "Antiphon ignores unknown fields and lists them in `antiphon-ignored`. The setting "
+            "`upstream.field_allow` lets named fields through. docs/reference/compatibility.md lists the treatment of "
+            "each field for each chat server.",
             "properties": {**read_apart, **fields, **parameters},
             "required": ["model"],
         },

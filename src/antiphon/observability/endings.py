@@ -1,21 +1,24 @@
-"""Writes the log lines and metrics of ended responses in batches, and waits for Envoy's report when a stream ends
-early.
+"""Writes the log lines and metrics of ended responses in batches, and waits for Envoy's log line about each stream that
+ends early.
 
-`Endings` queues the reports of ended responses. `EarlyEnds` holds requests that wait for Envoy's report, and reports
-that arrive before their request has ended. `observation.py` makes the log lines and metrics of a response.
-`envoy/failures.py` defines Envoy's log line, and `supervisor/worker_orders.py` sends that line to the worker.
+A report is the log line and the metrics of one ended response, and `Endings` queues the reports. Envoy's report is
+Envoy's log line about one stream that ended early. `EarlyEnds` holds the requests that wait for Envoy's report, and
+each of Envoy's reports that arrives before its request has ended. `observation.py` makes the log lines and metrics of a
+response. `envoy/failures.py` defines Envoy's log line, and `supervisor/worker_orders.py` sends that line to the worker
+process.
 
 Batches halve the time for each response's log line and metrics, because code and data are then in the CPU cache. In
-addition, one write of many lines wakes the reader of the log only once. So a serving process reports successful
-responses every `_SECONDS`. Before the first call of `by_time`, `Endings` reports each response immediately.
+addition, one write of many lines wakes the process that reads the log only once. So a serving process reports
+successful responses every `_SECONDS`. Before the first call of `by_time`, `Endings` reports each response immediately.
 
 A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause, and arrives a moment before
 or after the end of the stream.
 
-Invariants: `Endings` reports each ended response once, in order, at most `_SECONDS` late. The process reports all
-queued responses before a scrape and before it exits. At most `_MOST` reports wait. Each call of `ask` gets one answer,
-at the latest after `_REPORT_SECONDS` or at the process's end. The process stores at most `_MOST_REPORTS` reports that
-arrive before their request has ended. If Envoy sends this process no reports, no request waits for one.
+Invariants: `Endings` reports each ended response once, in order, at most `_SECONDS` late. The process writes the
+reports of all queued responses before a scrape and before it exits. At most `_MOST` reports wait. Each call of `ask`
+gets one answer, at the latest after `_REPORT_SECONDS` or at the process's end. The process stores at most
+`_MOST_REPORTS` of Envoy's reports that arrive before their request has ended. If Envoy sends this process no reports,
+no request waits for one.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ _MOST_REPORTS = 1000
 
 
 class EarlyEnd(NamedTuple):
-    """Envoy's report on the early end of one stream. `client_left` is False if the upstream broke off its answer.
-    `status` is the client's HTTP status, or 0 if the client got none."""
+    """Envoy's report (a log line) on the early end of one stream. `client_left` is False if the upstream broke off its
+    answer. `status` is the client's HTTP status, or 0 if the client got none."""
 
     client_left: bool
     details: str
@@ -105,8 +108,8 @@ class EarlyEnds:
 
 
 class Endings:
-    """Queues the reports of ended responses, at most `most` of them. A process has one such object, and only the event
-    loop's thread may use it."""
+    """Queues the reports (log line and metrics) of ended responses, at most `most` of them. A process has one such
+    object, and only the event loop's thread may use it."""
 
     def __init__(self, *, most: int = _MOST) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,10 +145,10 @@ class Endings:
                 self._timer = self._loop.call_soon(self.tell)
 
     def close(self) -> None:
-        """Write all reports, also those that wait for Envoy's report."""
+        """Write the log lines and metrics of all ended responses, also of those that still wait for Envoy's report."""
         self.early.close()
         self.tell()
 
     async def tell_before_scrape(self) -> None:
-        """Write all queued reports, so that a scrape includes them."""
+        """Write the log lines and metrics of all queued responses, so that a scrape includes the metrics."""
         self.tell()

@@ -2,7 +2,7 @@
 
 This module turns the steps of a request into spans, and fills the fields of the entry. The console lists requests from
 the journal. Not here: the begin and the end of a request (`observation.py`), storing entries
-(`engine/running/journal.py`), recorded contents (`engine/exchange/recording_exchange.py`).
+(`engine/running/journal.py`), the recorded contents of requests (`engine/exchange/recording_exchange.py`).
 
 Invariant: an entry contains no part of the request's input or the model's output, but has the same error messages as
 the log line. An `Observation` has a `Trail` only if the process has a journal.

@@ -11,8 +11,8 @@ full, the line waits in a queue for a thread. All lines to a file use the queue,
 Invariants: no line contains the value of a field with a name like `api_key`, or a text with the shape of a credential.
 Text from a client or an upstream reaches a terminal without control characters. No caller waits. The queue holds at
 most `max_bytes`. `LogOutput` drops and counts the lines that do not fit into the queue, and the lines that a full disk
-rejects. When there is room again, a separate line reports the number of dropped lines. Lines are complete and in order;
-only the last line before a full disk may be truncated.
+rejects. When the queue has room again, a separate line reports the number of dropped lines. Lines are complete and in
+order; only the last line before a full disk may be truncated.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def recent_warnings() -> list[Mapping[str, object]]:
 
 
 def stamp(event: MutableMapping[str, object]) -> None:
-    """Set the event's timestamp. An event about the past has its time as `timestamp`, in seconds since the epoch. The
-    default is the current time."""
+    """Set the event's timestamp. If the event happened earlier, its field `timestamp` has that time in seconds since
+    the epoch. Without this field, the current time becomes the timestamp."""
     at = event.pop("timestamp", None)
     micros = round((at if isinstance(at, (int, float)) else time.time()) * 1e6)
     event["timestamp"] = f"{_to_the_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
@@ -385,7 +385,7 @@ class LogOutput:
 
     def _write(self, data: bytes) -> int:
         """Write the data and return the number of written bytes. The number is smaller than the size of the data if the
-        disk is full or the reader has closed the pipe."""
+        disk is full, or if the pipe's other end is closed."""
         done = 0
         with contextlib.suppress(OSError), memoryview(data) as view:
             while done < len(view):
@@ -394,8 +394,8 @@ class LogOutput:
 
 
 def _open_without_waiting(descriptor: int) -> int | None:
-    """Open the same pipe or terminal again in non-blocking mode. Other descriptors of this pipe or terminal keep their
-    mode. Returns None for other kinds of files."""
+    """Open the same pipe or terminal a second time, in non-blocking mode. Other descriptors of this pipe or terminal
+    keep their mode. Returns None for other kinds of files."""
     try:
         kind = os.fstat(descriptor).st_mode
         if not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):

@@ -82,7 +82,8 @@ def _write(data: bytes, lines: int) -> None:
 
 
 def dropped_lines() -> int:
-    """Return the number of lines that were dropped because the reader was too slow or the disk was full."""
+    """Return the number of lines that were dropped because the process that reads the log was too slow or the disk was
+    full."""
     return _out.lost if _out is not None else 0
 
 

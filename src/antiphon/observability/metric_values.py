@@ -72,7 +72,8 @@ class LabelledCounter:
         values[labels] = values.get(labels, 0) + by
 
     def numbers(self) -> Mapping[Labels, float]:
-        """Return the current numbers by label values, with the numbers of the sources."""
+        """Return the current number for each set of label values, including the results of the functions in
+        `sources`."""
         values = dict(self._values)
         for source in self.sources:
             said = source()

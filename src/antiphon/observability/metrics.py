@@ -187,7 +187,7 @@ class Metrics:
         return frozenset(name for name, read in self._read.items() if not read.sources)
 
     def before_scrape(self, refresh: Callable[[], Awaitable[None]]) -> None:
-        """Register a coroutine function that a scrape awaits before it reads the gauges."""
+        """Register a coroutine function that each scrape awaits before it reads the gauges."""
         self._refreshers.append(refresh)
 
     async def scraped(self) -> bytes:

@@ -84,9 +84,9 @@ class Telemetry:
         return Observation(self, door, request_id, caller, headers)
 
     def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
-        """Record a refused request in the journal, if the request is for a response but has no exchange. The method
-        leaves out refusals for missing capacity or an invalid key, because a flood of such refusals would displace all
-        other entries."""
+        """Record a refused request in the journal, if the request asked for a response but was refused before Antiphon
+        created its `ResponseExchange`. The method leaves out refusals for missing capacity or an invalid key, because a
+        flood of such refusals would displace all other entries."""
         counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
         if self.journal is not None and counts:
             self.journal.note(plain_entry(door, request_id, caller, path, failure, message), None)
@@ -97,7 +97,7 @@ class Telemetry:
         return [live for one in observations if (live := one.live()) is not None]
 
     def recorded(self, entry_id: str, owner: str = "") -> Recording | None:
-        """The contents so far of the request in flight with this entry id. `owner`: as in `stop`."""
+        """The recorded contents so far of the request in flight with this entry id. `owner`: as in `stop`."""
         named = (one for one in self.in_flight if one.entry_id == entry_id and one.belongs_to(owner))
         return next((one.recorded() for one in named), None)
 
@@ -349,7 +349,7 @@ class Observation:
         return live_request(exchange, self._caller, trail, self.door, self._upstream, age, first, self._calls)
 
     def recorded(self) -> Recording | None:
-        """The contents of this request so far. None unless the settings record every such request."""
+        """The recorded contents of this request so far. None unless the settings record every such request."""
         exchange, console = self._exchange, self._telemetry.console
         if console.record != "all" or not isinstance(exchange, RecordingExchange) or exchange.parts is None:
             return None

@@ -2,8 +2,9 @@
 failure.
 
 This module chooses the level, the common fields, and one short piece of advice about a failure for the operator. The
-servers write the line at the end of a response. The module also has the hint that the console's page of a request and
-`antiphon show` print. Longer instructions for operators are in the documentation, not here.
+servers write the line at the end of a response. The module also has the hint about a failed request, which the
+console's page of the request and `antiphon show` print. Longer instructions for operators are in the documentation, not
+here.
 
 Invariant: a failed response writes one line at `warning` with a cause, unless the client caused the failure. All
 durations are in seconds. A failure gets at most one piece of advice. `advice_for` first checks for a missing listener
@@ -150,8 +151,9 @@ def advice_for(failure: Failure) -> str:
 
 
 def hint_for(entry: Entry) -> str:
-    """Return what a reader of a failed request should know or do, or an empty text. The hint is the advice for the
-    operator if there is one. Unlike `advice_for`, this function also explains failures that the client caused."""
+    """Return what a person who looks at this failed request should know or do, or an empty text. The hint is the advice
+    for the operator if there is one. Unlike `advice_for`, this function also explains failures that the client
+    caused."""
     fault, detail = entry.fault, entry.detail
     if not fault or fault == "none":
         return ""

@@ -6,12 +6,13 @@ operation.
 `Refusals` counts requests that are refused for lack of capacity. `engine/exchange/budget.py` refuses the requests, and
 `outcome.py` writes the log lines of single refused requests at level debug. Each limit is a setting. `Refusals` logs
 the first refusal by a setting immediately. At the end of each second, one more line has the number of refusals since
-the previous line. Each setting has separate lines, so the process's limit and the owners' limits do not share a line.
-The line of an owner limit names the owner with the most refusals, so that the operator sees which owner sends too many
-requests.
+the previous line. Each of these settings has separate lines, so the process's limit and the owners' limits do not share
+a line. The line of an owner limit names the owner with the most refusals, so that the operator sees which owner sends
+too many requests.
 
-Invariants: between its first and its last line, an outage writes only one line for each new kind of failure. The log
-has at most one line of refusals per setting and second. The numbers in all lines add up to the number of all refusals.
+Invariants: between its first and its last line, an outage writes only one line for each new kind of failure. Antiphon's
+log has at most one line of refusals per setting and second. The numbers in all lines add up to the number of all
+refusals.
 """
 
 from __future__ import annotations

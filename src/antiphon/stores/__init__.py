@@ -1,12 +1,12 @@
 """Stores Antiphon's durable state (responses, conversations, files, jobs, vector stores) in SQLite or PostgreSQL.
 
 Lives here: the function that opens the stores. The setting `state.url` selects the backend. This module also checks the
-database before a process starts, and yields the findings of `antiphon doctor` about the schema and the keys. Not here:
-the selection of a backend (`choice.py`), the interface of a backend (`backend.py`), the backends (`sqlite/`,
-`postgres/`). Not here: file contents (`blobs/`), and the rules for schemas and keys (`compatibility.py`).
+database before a process starts, and yields what `antiphon doctor` reports about the schema and the keys (its
+"findings"). Not here: the selection of a backend (`choice.py`), the interface of a backend (`backend.py`), the backends
+(`sqlite/`, `postgres/`). Not here: file contents (`blobs/`), and the rules for schemas and keys (`compatibility.py`).
 
 Invariants: a process imports the modules of a backend only when `state.url` selects that backend. The functions that
-yield findings only read the database. No finding contains a password.
+yield findings for `antiphon doctor` read the database and never write to it. No finding contains a password.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ row. Not here: the code that records the actions (`commands/admin/audit.py`, `ap
 `engine/running/client_keys.py`), the schedule of the sweep that deletes old rows (`app/build.py`).
 
 Invariants: no row contains a client's token or stored data. If the change is in the same database, one transaction
-writes the change and its audit row. All processes together store one row for repeated reads in the same period. The
-sweep keeps the newest `MOST_ROWS` changes and the newest `MOST_ROWS` reads, so reads never displace changes. The time
-of a row comes from the database's clock.
+writes the change and its audit row. If an operator repeats the same read within one period, all processes together
+store one row. The sweep keeps the newest `MOST_ROWS` changes and the newest `MOST_ROWS` reads, so reads never displace
+changes. The time of a row comes from the database's clock.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def log_audit_entry(noted: AuditEntry) -> None:
 
 
 async def note_operator_read(store: AuditStore, noted: AuditEntry, seconds: float = CONTENTS_SECONDS) -> None:
-    """Store the row of an operator's read, and log it if the row is new. The caller answers afterwards, so
-    Antiphon shows nothing whose read it cannot record. Raises `StoreError`."""
+    """Store the row of an operator's read, and log it if the row is new. The caller shows the data only after this
+    function has returned, so Antiphon shows no data whose read it cannot record. Raises `StoreError`."""
     if await store.note_read(noted, seconds):
         log_audit_entry(noted)
 
@@ -170,7 +170,8 @@ class AuditStore:
     ) -> list[AuditEntry]:
         """Return at most `limit` rows that are not older than `since` (seconds since the epoch), newest first.
 
-        `owner`: the id or the name of an owner; an empty string selects all rows. `changes`: only changes, no reads.
+        `owner`: the id or the name of an owner; an empty string selects all rows. `changes`: return only changes, and
+        no reads.
         """
         named = {"since": milliseconds(since), "owner": owner, "named": f"n:{owner}", "limit": limit}
         return [_noted(row) for row in await self._tables.fetch(LIST_CHANGES if changes else LIST, named)]

@@ -2,9 +2,9 @@
 
 Lives here: the encryption of bodies ("sealing"), the rotation of the sealing keys, and the choice of the fields that
 are encrypted. The setting `state.seal` turns the encryption on. This module also encodes and compresses the recorded
-contents of a request. Not here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data
-that clients hold (`antiphon/sealing.py`). The stores never seal ids, types, times, names and numbers, because the
-database searches and counts by them.
+contents (inputs and outputs) of a request. Not here: the stores that call this module, the source of the keys
+(`app/keys.py`), sealed data that clients hold (`antiphon/sealing.py`). The stores never seal ids, types, times, names
+and numbers, because the database searches and counts by them.
 
 Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
 event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. The store encrypts each body
@@ -77,7 +77,8 @@ class Bodies:
         return head + _cipher(key, head).encrypt(_NONCE, body, head)
 
     def open(self, stored: bytes) -> bytes:
-        """Return the original body of a stored value. Raises `StoreError` (reason `sealed`) if no key decrypts it."""
+        """Return the original body of a stored value. Raises `StoreError` (reason `sealed`) if no key decrypts the
+        value."""
         if not is_sealed(stored):
             return stored
         from cryptography.exceptions import InvalidTag
@@ -161,7 +162,7 @@ async def pack_recording(recording: Recording, bodies: Bodies) -> bytes:
 
 async def unpack_recording(packed: bytes, bodies: Bodies) -> Recording:
     """Return the recorded contents from their stored form. Raises `StoreError` when no key decrypts the stored form, or
-    when it is damaged."""
+    when the stored form is damaged."""
     return await _THREAD.run(_unpacked, packed, bodies)
 
 

@@ -64,7 +64,7 @@ _LIST: msgspec.json.Decoder[tuple[str, ...]] = msgspec.json.Decoder(tuple[str, .
 class ValidKeys(msgspec.Struct, frozen=True):
     """All keys that are valid at one moment. `callers` has the caller of each key, by the SHA-256 of the key's token.
 
-    `expires_at` is the earliest time at which one of these keys expires, or None if no key expires. The time is in
+    `expires_at` is the earliest time at which one of these keys expires, or None if no key expires. This time is in
     milliseconds since the epoch, by the database's clock.
     """
 

@@ -196,7 +196,7 @@ Recorded = Mapping[str, str]
 @dataclass(frozen=True, slots=True)
 class KeyFingerprints:
     """Fingerprints of a process's keys. `owner` is the fingerprint of the owner key, or None when no owner id is the
-    hash of a token. The process seals with the first key in `sealing`, and decrypts with all of them."""
+    hash of a token. The process seals with the first key in `sealing`, and decrypts with all keys in `sealing`."""
 
     owner: str | None
     sealing: tuple[str, ...]

@@ -361,8 +361,8 @@ class ConversationStore:
         return [Statement(MAKE_ROOM, named, rows=1), Statement(INSERT_ITEM, rows, many=True)]
 
     async def _missing(self, owner: str, conversation_id: str) -> bool:
-        """Find out why a change found no row. Returns False when the conversation does not exist. Raises
-        `ConversationLocked` when the conversation exists, because then a response has locked it."""
+        """Find out why a statement that changes the conversation found no row. Returns False when the conversation does
+        not exist. Raises `ConversationLocked` when the conversation exists, because then a response has locked it."""
         if await self.get(owner, conversation_id) is None:
             return False
         raise ConversationLocked()

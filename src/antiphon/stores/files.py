@@ -1,13 +1,13 @@
-"""Stores uploaded files: the metadata in SQLite or PostgreSQL, the contents in a `BlobStore`.
+"""Stores uploaded files: their metadata in SQLite or PostgreSQL, their contents in a `BlobStore`.
 
 Lives here: the SQL of files, the order of writing a file's row and its content, and the sweep that deletes expired
-files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents that belong to no
-file (`blobs/pending.py`), the storage for contents (`blobs/`).
+files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), uploaded contents that
+belong to no file (`blobs/pending.py`), the storage for file contents (`blobs/`).
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
 that inserts a file's row also deletes the content's row in the table `pending_blobs`. The transaction that deletes a
-file's row inserts a row into `pending_blobs`, so that a sweep then deletes the content. So after a crash, every row
-still has its content, and every content has a row.
+file's row inserts a row into `pending_blobs`, so that a sweep then deletes the content. So after a crash, every row of
+a file still has its content. Every stored content has a row in one of the two tables.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class FileStore:
     """Stores the files of all owners. Every method raises `StoreError` when the storage fails.
 
     A missing file, an expired file and another owner's file give the same result: None or False. The caller closes the
-    tables, and this store closes the storage for contents.
+    tables, and this store closes the storage for file contents.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class FileStore:
         """A callback that the sweep awaits with the owner and the file's id before it deletes an expired file."""
 
     async def aclose(self) -> None:
-        """Wait until running reads and writes of contents end, then close the storage for contents."""
+        """Wait until running reads and writes of file contents end, then close the storage for file contents."""
         await self._pending.aclose()
 
     @asynccontextmanager
@@ -203,8 +203,8 @@ class FileStore:
             raise ContentSwept from None
 
     async def check(self, room: Callable[[int], Awaitable[None]], size: int, once: OnceOnly | None) -> None:
-        """Call `room` with the size of a new file. Raises the `OwnerFull` of `room`, unless the key `once` is in use.
-        For a key in use, raises the errors of `IdempotencyStore.make`."""
+        """Call `room` with the size of a new file. Raises the `OwnerFull` that `room` raises, unless the idempotency
+        key `once` is in use. If the key is in use, raises the errors of `IdempotencyStore.make`."""
         try:
             await room(size)
         except OwnerFull:
@@ -216,7 +216,7 @@ class FileStore:
         """Delete the file. Returns False when the file does not exist.
 
         This method also deletes the content. If the storage fails, the next sweep deletes the content. The docstring of
-        `BlobReader` describes how the deletion affects open readers."""
+        `BlobReader` describes how the deletion affects a reader that has the file open."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return False
@@ -236,8 +236,9 @@ class FileStore:
         return int((await self._tables.fetch(KEPT, {}))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and contents that belong to no file (pending blobs with an expired lease). Returns the
-        number of deleted files and the number of deleted contents. Any process may run a sweep at any time."""
+        """Delete expired files, and uploaded contents that belong to no file (pending blobs with an expired lease).
+        Returns the number of deleted files and the number of deleted contents. Any process may run a sweep at any
+        time."""
         left = await self._pending.sweep()
         return await self._sweep_expired(), left
 

@@ -147,8 +147,8 @@ class IdempotencyStore:
 
     def bound(self, once: OnceOnly | None, object_id: str) -> tuple[list[Statement], list[Statement]]:
         """Return the statements that bind the key to the object whose request holds the key, and the statements that
-        undo this. The caller adds the statements to the transaction that stores the object. Both lists are empty if
-        `once` is None."""
+        undo the binding. The caller adds the statements to the transaction that stores the object. Both lists are empty
+        if `once` is None."""
         if once is None:
             return [], []
         named = self._named(once, object_id)
@@ -165,11 +165,11 @@ class IdempotencyStore:
         """Run the transaction `unit`, which creates an object, unless an earlier request with the same key created the
         object.
 
-        Raises `AlreadyMade` in that case. Raises an `ApiError` when the key is in use: a 422 for another request, a 409
-        while the same request runs. Raises `RowsMissing` when a statement of `unit` fails.
+        Raises `AlreadyMade` in that case. Raises `ApiError` when a different request used the key (422), or while the
+        same request still runs (409). Raises `RowsMissing` when a statement of `unit` fails.
 
-        `undo` deletes the object if the commit succeeds after the caller's timeout. Without `undo`, the object and its
-        key stay after such a late commit.
+        `undo` deletes the object if the commit succeeds after the caller's timeout. Without `undo`, a commit after the
+        timeout leaves the object and its key in the store.
         """
         if once is None:
             await self._tables.run(unit, undo=undo)

@@ -7,7 +7,7 @@ jobs, appending to streams and finishing responses (`sqlite/jobs.py`, `postgres/
 
 A transaction that appends to a response's stream or ends the response locks the job's row first.
 
-A process polls for changes with separate queries (`own=True`). These queries never wait behind reads for clients.
+A process polls for changes with queries that pass `own=True`. These queries never wait behind reads for clients.
 
 Invariants: exactly one transaction ends a job. The transaction deletes the job's row and writes the response's final
 state and last event. The deletion of a response also deletes the job's row. Every SQL statement that a worker runs on a
@@ -135,8 +135,8 @@ class QueuedJob(Struct, frozen=True):
     """One background response that has not ended, for the list of the queue in the console.
 
     `created_at` is in seconds since the epoch. `lease` is the time in seconds until the lease of `worker` expires. A
-    running worker renews its leases, so 0 means that no worker runs the job. If a job has more than one attempt, an
-    earlier worker died or stopped before it finished the job.
+    running worker renews its leases, so a `lease` of 0 means that no worker runs the job. If a job has more than one
+    attempt, an earlier worker died or stopped before it finished the job.
     """
 
     response_id: str
@@ -155,7 +155,8 @@ class QueuedJob(Struct, frozen=True):
 
 
 def _left(until: datetime | int | None, at: datetime | int) -> float:
-    """The seconds from `at` to `until`: moments of PostgreSQL, or milliseconds of SQLite. 0 without `until`."""
+    """Return the seconds from `at` to `until`, or 0 if `until` is None. PostgreSQL gives both as `datetime`, and SQLite
+    gives both in milliseconds."""
     if isinstance(until, datetime) and isinstance(at, datetime):
         return (until - at).total_seconds()
     return (until - at) / 1000 if isinstance(until, int) and isinstance(at, int) else 0.0
@@ -240,9 +241,9 @@ class JobStore:
         A worker claims only jobs whose `needs` are all in `able` (None: any job), or jobs older than `PATIENCE`
         seconds. If no worker has the capabilities for a job, the worker that claims the old job ends it with an error.
 
-        `besides` names the jobs that the worker still runs. The result never includes these jobs, so a worker does not
-        take over its own jobs. The result includes other jobs that the worker already holds, because the result of an
-        earlier claim may have been lost. The claim sets the status of the responses to `in_progress`.
+        `besides` names the jobs that the worker still runs. The result never includes a job in `besides`, so a worker
+        does not take over its own jobs. The result includes other jobs that the worker already holds, because the
+        result of an earlier claim may have been lost. The claim sets the status of the responses to `in_progress`.
         """
         fitting = None if able is None else sorted(able)
         with self._measured("claim"):

@@ -1,4 +1,5 @@
-"""Stores the journal in SQLite or PostgreSQL: one row for each finished request, and the recorded contents of requests.
+"""Stores the journal in SQLite or PostgreSQL: one row for each finished request, and the recorded contents (inputs and
+outputs) of requests.
 
 Lives here: the SQL that writes, filters, lists and sums the rows, and the size limits of recorded contents. Not here:
 the types of the values (`engine/ports/journal.py`), the encoding of recorded contents (`stores/bodies.py`), the
@@ -12,8 +13,8 @@ When Antiphon deletes a stored response, the database also deletes the recorded 
 response is already deleted, the store writes no recorded contents for its request.
 
 Invariants: the time of a row comes from the database's clock. If the id of an entry is already stored, a second write
-of the entry changes nothing. The transaction that stores recorded contents also deletes the oldest contents until the
-total size is within the limit. A query with an owner never returns a row of another owner.
+of the entry changes nothing. The transaction that stores recorded contents also deletes the oldest recorded contents
+until their total size is at most `most_bytes`. A query with an owner never returns a row of another owner.
 """
 
 from __future__ import annotations
@@ -336,8 +337,8 @@ class JournalStore:
 
     async def sweep(self, keep: float, most: int, record_keep: float, record_bytes: int) -> tuple[int, int]:
         """Delete entries older than `keep` seconds, and all entries except the newest `most`. Delete recorded contents
-        older than `record_keep` seconds, and the oldest recorded contents beyond `record_bytes`. Returns the numbers of
-        deleted entries and contents."""
+        older than `record_keep` seconds, and the oldest recorded contents beyond `record_bytes`. Returns how many
+        entries and how many recorded contents were deleted."""
         gone = await self._repeat(FORGET_OLD, {"age": milliseconds(keep), **self._now})
         for row in await self._tables.fetch(OLD_PLACE, {"most": most}):
             gone += await self._repeat(FORGET_MORE, {"at": row["ended_at"], "id": row["id"]})

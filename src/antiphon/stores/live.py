@@ -130,7 +130,7 @@ class LiveStore:
 
     async def ask_cancel(self, entry_id: str, owner: str = "") -> bool:
         """Store a cancellation for the process that runs this request. If `owner` is not empty, the process cancels the
-        request only if it belongs to this owner. Returns False when the database already contains too many
+        request only if the request belongs to this owner. Returns False when the database already contains too many
         cancellations."""
         named = {"entry_id": entry_id, "owner": owner, **self._now}
         old = Statement(FORGET_CANCELS, {"age": milliseconds(CANCEL_SECONDS), **self._now})

@@ -1,16 +1,16 @@
 """Moves all state from a data folder (SQLite) into a shared PostgreSQL database, for `antiphon admin move`.
 
-Lives here: the order of the steps of a move, the copy of file contents into a bucket, and the final comparison. Not
-here: the form of rows (`move_format.py`), reading and writing rows (`sqlite/exporting.py`, `postgres/importing.py`),
-storages for contents (`blobs/`), the command line.
+Lives here: the order of the steps of a move, the copy of file contents into a bucket, and the comparison of target and
+source. Not here: the form of rows (`move_format.py`), reading and writing rows (`sqlite/exporting.py`,
+`postgres/importing.py`), storages for contents (`blobs/`), the command line.
 
 An operator can kill a move at any moment and start it again. The move continues after the last batch that the target
 stored. The process holds only one batch of rows, or one part of one file's content, in memory.
 
 Invariants: the move only reads the source, after it has upgraded the source to this build's schema. Before the move
 copies the first row, it checks the target and the bucket, and marks the folder (`move_format.py`). So no process starts
-on the marked folder. No process starts on the target database before the move has compared every row and every content.
-The move reads each content back from the bucket and compares its hash with the file's row.
+on the marked folder. No process starts on the target database before the move has compared every row and every file
+content. The move reads each file's content back from the bucket and compares its hash with the file's row.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ async def move(
 
 
 async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> MoveMark:
-    """Mark the folder, and prepare the target database for a new or a continued move. Returns the folder's mark."""
+    """Write the mark file into the source folder, and prepare the target database for a new or a continued move.
+    Returns the folder's mark."""
     before = read_mark(folder)
     name = before.name if before is not None and before.target == target.name else secrets.token_hex(4)
     mark = MoveMark(name, target.name, whole=False)

@@ -14,10 +14,10 @@ While `OwnerMoves` moves files and vector stores, no process may begin to index 
 could read the old owner before the move, and then fail to find the file after the move.
 
 Invariants: `owned_rows` covers every table with an owner column, except tables that hold only parts or counts of
-covered tables. Tests compare `owned_rows` with the schemas. A move has several transactions. Each transaction leaves
-the byte counts of both owners correct. Each transaction moves only rows that still belong to the old owner, so a
-repeated move moves the rest. No transaction moves a chain with an unfinished background response, or a conversation
-that a response has locked.
+covered tables. Tests compare `owned_rows` with the schemas. A move to another owner consists of several transactions.
+Each transaction leaves the byte counts of both owners correct. Each transaction moves only rows that still belong to
+the old owner, so a repeated move moves the rest. No transaction moves a chain with an unfinished background response,
+or a conversation that a response has locked.
 """
 
 from __future__ import annotations

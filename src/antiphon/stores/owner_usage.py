@@ -9,10 +9,11 @@ An owner id may come from a key's name, a request header or a token's claim. The
 the owner's name. If the console is enabled, the journal row of an owner's last request has the name and the team from
 the token's claims. An owner whose id is a hash has no name.
 
-Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. Otherwise one
-upstream that reports absurd token counts would block the sums of all other upstreams. Statements update rows in the
-order of the rows' keys (day, owner, model, upstream). So processes that add to the same days wait for each other but
-never deadlock. One query for names reads at most `_OWNERS` owners, and at most one key and one request of each.
+Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. Otherwise
+absurd token counts of one upstream would make the transaction fail that also adds the sums of all other upstreams.
+Statements update rows in the order of the rows' keys (day, owner, model, upstream). So processes that add to the same
+days wait for each other but never deadlock. One query for names reads at most `_OWNERS` owners, and at most one key and
+one request of each.
 """
 
 from __future__ import annotations

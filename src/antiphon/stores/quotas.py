@@ -168,7 +168,7 @@ class QuotaStore:
 
     async def sweep(self, dead_after: float) -> tuple[int, ...]:
         """End the leases of processes without a heartbeat for `dead_after` seconds, and delete counters of old periods.
-        Returns the number of such processes, in a tuple."""
+        Returns a tuple with one element, the number of these processes."""
         named = {"age": milliseconds(dead_after), **self._now}
         dead = await self._tables.fetch(DEAD, named)
         for (holder,) in dead:

@@ -12,8 +12,8 @@ owner of the last response. Each response stores only its own items, so no item 
 A deletion of a response locks its chain. A concurrent response that continues the chain either commits before the
 deletion checks the chain, or fails because its predecessor is deleted.
 
-Invariant: a query checks the size of a history before it reads the items. The query reads no item of a history over the
-limit.
+Invariant: a query checks the size of a history before it reads the items. The query reads no item of a history that
+exceeds a size limit.
 """
 
 from __future__ import annotations
@@ -284,9 +284,9 @@ class ResponseStore:
         return ComparedResponse(found.body, chain.items[:end], chain.items[end:])
 
     async def ping(self) -> None:
-        """Raise `StoreError` when this process should get no requests, for `/ready`. A local database counts as failed
-        when one write or read fails. A shared database counts as failed only after its writes have failed for a longer
-        time."""
+        """For the endpoint `/ready`: raise `StoreError` when this process should get no requests. A local database
+        counts as failed when one write or read fails. A shared database counts as failed only after its writes have
+        failed for a longer time."""
         await self._writer.ping()
 
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:

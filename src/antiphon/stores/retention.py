@@ -38,8 +38,8 @@ Piece = tuple[int, int]
 
 
 class Pieces(Protocol):
-    """Deletes one batch of the data that is older than `age` milliseconds. Returns zeros when no data is old enough, or
-    other transactions have locked all old data. Every method raises `StoreError`."""
+    """Deletes one batch of the data that is older than `age` milliseconds. A method returns `(0, 0)` when no data is
+    old enough, or when other transactions have locked all old data. Every method raises `StoreError`."""
 
     async def chains(self, age: int) -> Piece:
         """Delete old chains of responses, or delete the first responses of one large chain."""
@@ -69,8 +69,8 @@ class Retention:
         return await run_required(self._tables, Statement(TAKE_TURN, named, rows=1))
 
     async def sweep(self) -> tuple[int, int, int]:
-        """Delete all expired data, and old rows of the audit log, in small transactions. Returns the numbers of deleted
-        chains, conversations and event streams."""
+        """Delete all expired data, and old rows of the audit log, in small transactions. Returns how many chains,
+        conversations and event streams were deleted."""
         pieces, kept = self._pieces, self._kept
         await self._audit.sweep(kept.audit)
         return (

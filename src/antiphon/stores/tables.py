@@ -230,7 +230,7 @@ def history_item(row: Row) -> StoredItem:
 
 def named_items(item_ids: Sequence[str], rows: Sequence[Row], limit: int) -> dict[str, StoredItem]:
     """Return the items of these rows by id. Raises `HistoryTooLarge` when the items exceed `limit` bytes. An item that
-    `item_ids` names several times counts several times. Rows beyond the limit may have no bodies."""
+    `item_ids` names several times counts several times. Rows beyond these `limit` bytes may have no bodies."""
     if rows and rows[0]["body"] is None:
         raise HistoryTooLarge(limit, "input")
     found = {row["item_id"]: history_item(row) for row in rows}

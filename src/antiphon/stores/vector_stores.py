@@ -5,10 +5,10 @@ that a worker has claimed. `SqlChunkIndex` reads the vector stores of an owner a
 SQL (`vector_sql.py`), the workers and the ranking (`search/`). Each backend claims files, writes and deletes chunks,
 and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
-Invariants: every transaction for a client checks the owner, in each statement or in an earlier statement that must find
-a row. Only the database's lease clock decides whether a lease is expired. A search finds a file only after a worker has
-completed the file. A search identifies a vector store by its number, which `known` returns only for the vector store's
-owner.
+Invariants: every transaction for a client checks the owner. Either each statement checks the owner, or an earlier
+statement does and must find a row. Only the database's lease clock decides whether a lease is expired. A search finds a
+file only after a worker has completed the file. A search identifies a vector store by its number, which `known` returns
+only for the vector store's owner.
 """
 
 from __future__ import annotations

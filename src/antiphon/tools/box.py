@@ -62,7 +62,7 @@ class ServerTool(Protocol):
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Run a call of the model. Raises `ToolFailed` on a failure. If the call's output item has fields that describe
-        a failure, the method returns a failed result instead."""
+        a failure, the method returns a failed result instead of raising `ToolFailed`."""
 
     async def aclose(self) -> None:
         """Release the tool's connections and processes."""

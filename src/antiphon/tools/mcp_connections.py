@@ -1,7 +1,7 @@
-"""Manages sessions with MCP servers. Each response has one session per server, which closes after an idle time.
+"""Manages sessions with MCP servers. Each response has one session per MCP server, which closes after an idle time.
 
-This module has an HTTP client that connects only to checked addresses. It opens and closes sessions with the transports
-of the MCP SDK. `mcp_servers.py` checks the declared server, and `mcp_tool.py` converts results.
+This module has an HTTP client that connects only to checked addresses. With the transports of the MCP SDK, this module
+opens and closes sessions. `mcp_servers.py` checks the declared server, and `mcp_tool.py` converts results.
 
 The SDK requires that the same task enters and leaves the SDK's context managers. So each session has a separate task
 for this purpose, and other tasks only call the session.
@@ -275,10 +275,10 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A response body that raises `httpx2.ReadError` when it exceeds the limit.
+    """A response body that raises `httpx2.ReadError` when the body exceeds its size limit.
 
-    An event stream (`endless`) stays open for the whole session, so its limit is 16 times as high. The SDK limits the
-    size of each event."""
+    A body that is an event stream (`endless` is True) stays open for the whole session, so its limit is 16 times as
+    high. The SDK limits the size of each event."""
 
     def __init__(self, inner: httpx2.AsyncByteStream, limit: int, *, endless: bool) -> None:
         self._inner = inner

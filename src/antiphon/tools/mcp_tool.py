@@ -218,8 +218,8 @@ def _result(call: HostedCall, result: CallToolResult, server: McpServer) -> Tool
 
 
 def _cut(text: str) -> str:
-    """Limit the output in the response's item, which clients receive and the store saves. `Toolbox` limits the output
-    that the model reads."""
+    """Limit the length of the output in the response's item, which clients receive and the store saves. `Toolbox`
+    limits the output that the model reads."""
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "\n[The rest was cut off: it is too long.]"
 
 

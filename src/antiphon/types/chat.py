@@ -41,8 +41,8 @@ class ChatMessage(Struct, omit_defaults=True, gc=False):
 
 
 class ChatRequest(Struct, omit_defaults=True):
-    """A Chat Completions request. The JSON has the fields in this order. `translation/chat/body.py` appends the fields
-    that Antiphon passes to the server unchanged."""
+    """A Chat Completions request. The JSON has the fields in the order in which this class lists them.
+    `translation/chat/body.py` appends the fields that Antiphon passes to the server unchanged."""
 
     model: str
     messages: list[ChatMessage]
@@ -74,8 +74,8 @@ class ToolCallDelta(Struct, gc=False):
     """One entry of `tool_calls`. A call of a custom tool that the server itself declares has `custom` instead of
     `function`.
 
-    `extra_content` carries Google's thought signature. Google's server requires this signature again when a later
-    request contains the same call.
+    `extra_content` carries Google's thought signature. Google's server requires the same thought signature again when a
+    later request contains the same call.
     """
 
     index: int | None = None
@@ -135,7 +135,7 @@ class UsageDetails(Struct, gc=False):
 
 
 class ChatUsage(Struct, gc=False):
-    """A usage object. Its fields are all keys under which model servers report a token count."""
+    """A usage object. The fields of this class are all keys under which model servers report a token count."""
 
     prompt_tokens: TokenCount | None = None
     input_tokens: TokenCount | None = None

@@ -36,7 +36,7 @@ class InputItem(Struct, gc=False):
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a call of a custom
     tool. `action`, `operation` and `environment` are fields of shell calls and patch calls. `tools` is a field of items
     that declare tools. `source` is the whole unchanged item, for items that Antiphon returns or stores exactly as the
-    client sent them. For example, an item of a hosted tool from an earlier response has a `source`.
+    client sent them. For example, `source` is set for an item of a hosted tool from an earlier response.
     """
 
     type: str | None = None
@@ -155,8 +155,8 @@ class Message(_Tracked, kw_only=True):
     in_progress, then completed or incomplete.
 
     `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer.
-    Antiphon knows the `phase` only at the end of the message. `phase` stays unset if the model's output was cut off, or
-    if the model continues with reasoning after the message.
+    Antiphon knows the value of `phase` only at the end of the message. `phase` stays unset if the model's output was
+    cut off, or if the model continues with reasoning after the message.
     """
 
     type: Literal["message"] = "message"

@@ -45,12 +45,13 @@ def raw(value: object) -> msgspec.Raw:
 
 
 def quoted(fragment: bytes) -> msgspec.Raw:
-    """Return the JSON string with this fragment."""
+    """Return the JSON string with this fragment between quotes."""
     return msgspec.Raw(b'"%b"' % fragment)
 
 
 def fragment_of(text: str) -> bytes:
-    """Return the fragment for a text. A lone surrogate becomes U+FFFD, because UTF-8 cannot encode a lone surrogate."""
+    """Return the text as a fragment (escaped JSON text without quotes). A lone surrogate becomes U+FFFD, because UTF-8
+    cannot encode a lone surrogate."""
     try:
         return encode(text)[1:-1]
     except UnicodeEncodeError:

@@ -121,7 +121,7 @@ class CreateResponse(Struct):
       set.
     - `compact`: the response is a compaction of the conversation instead of an answer.
     - `compact_threshold`: if the conversation has at least this many tokens, Antiphon compacts the conversation before
-      the model answers. The value 0 means that Antiphon compacts when the model's context is nearly full.
+      the model answers. A threshold of 0 means that Antiphon compacts when the model's context is nearly full.
     - `prewarm`: Antiphon prepares the response but makes no model call.
     - `comparison_response_id` names the response whose prompt Antiphon compares with the prompt of this request.
     - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).

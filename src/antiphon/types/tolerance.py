@@ -13,8 +13,8 @@ may be wrong. The model may lack an unknown tool, or a known tool that the opera
 
 Invariants: `names` lists every ignored field or value, and `tools` lists every ignored tool. In each list, the 65th
 name is `...`, which stands for all further names. In strict mode Antiphon ignores no unknown field or value. In both
-modes Antiphon refuses a request whose call has an output of unknown type, and an unknown restriction of a response or a
-search. The callers never pass these two cases to this module.
+modes Antiphon refuses a request whose tool call has an output of unknown type. In both modes Antiphon also refuses a
+request that restricts a response or a search in an unknown way. The callers never pass these two cases to this module.
 """
 
 from __future__ import annotations

@@ -197,11 +197,12 @@ class _UpstreamAnswer:
         self._break_off()
 
     def _break_off(self) -> None:
-        """Fail the reading of the body, unless the body is complete, because the connection is lost."""
+        """Because the connection is lost, raise an error in the code that reads the body, unless the body is
+        complete."""
         self._end(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _end(self, error: aiohttp.ClientError) -> None:
-        """Raise `error` in the reader of the body, unless the body is complete."""
+        """Raise `error` in the code that reads the body, unless the body is complete."""
         content = self._response.content
         if not content.is_eof() and content.exception() is None:
             content.set_exception(error)

@@ -93,7 +93,7 @@ class AddressRule:
     """The addresses to which Antiphon may connect: public addresses, and the exceptions that the operator configures.
 
     `exceptions` are host names, addresses and networks in CIDR form. A host whose name is an exception may have any
-    address. Raises `ValueError` for an exception that has none of these three forms.
+    address. Raises `ValueError` for an exception that is no host name, no address and no network in CIDR form.
 
         rule = AddressRule(["files.internal", "10.1.0.0/16"])
         rule.allows("files.internal", "192.168.0.4") and rule.allows("example.com", "10.1.2.3")

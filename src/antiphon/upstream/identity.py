@@ -5,9 +5,9 @@ kind of server. `engine/exchange/model_routes.py` applies the profile.
 
 Invariant: no client request waits for the identification. The process repeats its request to an upstream, with growing
 pauses, until the upstream has answered once. The requests for model lists carry the gateway's own credentials or no
-credentials. Each attempt has a timeout, and no attempt begins after `aclose`. The log has one warning for an upstream
-that stays unknown. The process writes the warning when the answer does not identify the upstream, or after half a
-minute without an answer.
+credentials. Each attempt has a timeout, and no attempt begins after `aclose`. Antiphon's log has one warning for an
+upstream whose kind of server stays unknown. The process writes the warning when the answer does not identify the
+upstream, or after half a minute without an answer.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _MAX_BYTES = 4 << 20
 class ServerIdentities:
     """Requests the model lists of the upstreams in `names`, to find out which kind of server each one is.
 
-    For each identified upstream, the object calls `found` with the upstream's name and the profile's name. The log has
-    a warning for an upstream that gave no answer for `warn_seconds`.
+    For each identified upstream, the object calls `found` with the upstream's name and the profile's name. Antiphon's
+    log has a warning for an upstream that gave no answer for `warn_seconds`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ServerIdentities:
         self._tasks = [asyncio.create_task(self._ask_until_answered(name)) for name in self._names]
 
     async def answered(self) -> None:
-        """Wait until every upstream has answered once. This may take forever, so the caller sets a timeout."""
+        """Wait until every upstream has answered once. An upstream may never answer, so the caller sets a timeout."""
         await asyncio.gather(*self._tasks)
 
     async def aclose(self) -> None:

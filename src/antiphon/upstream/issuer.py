@@ -27,7 +27,7 @@ _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 class IssuerUnread(Exception):
-    """The keys could not be read. The message is the cause, for the log."""
+    """The keys could not be read. The message of this exception is the cause, for the log."""
 
 
 async def read_file(path: Path) -> bytes:

@@ -9,14 +9,14 @@ While a background response runs, the process holds one idle connection to the m
 decides what the end of the idle connection means. `engine/running/workers.py` decides what happens to the response. On
 the call's own connection, a model server that breaks off its response looks like an Envoy that dies. The idle
 connection shows the difference. A model server ends only the call, but a dead Envoy (or a closed listener) ends all
-connections. Envoy also closes an idle connection when it is too old. After such an end this module connects again, and
-a moment later no longer counts that end as Envoy's death. An Envoy that hangs ends no connection and answers no
-request. So this module also sends Envoy a request and waits for an answer.
+connections. Envoy also closes an idle connection when it is too old. Then this module connects again. If a model call
+fails more than a moment later, this module no longer takes the old idle connection's end for Envoy's death. An Envoy
+that hangs ends no connection and answers no request. So this module also sends Envoy a request and waits for an answer.
 
 Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
 upstream after it has yielded a response. The caller gets the last upstream's response or failure unchanged. Only an
 upstream with `auth: passthrough` gets the client's credential. Each `EnvoyDoorWatch` holds at most one idle connection,
-and closes it when the background response ends. The request to Envoy has a timeout.
+and closes it when the background response ends. The request that detects a hanging Envoy has a timeout.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 This module uses one timer for all the times that the client waits for bytes of one response body. `client.py` decides
 what happens after too much silence.
 
-aiohttp creates and cancels its own read timer for every read of every stream. This timer checks the length of the
-current wait when it fires, and then runs again for the remaining time.
+aiohttp creates and cancels its own read timer for every read of every stream. The timer of this module, when it fires,
+checks the length of the current wait, and then runs again for the remaining time.
 
 Invariant: the timer measures only the time during which the client waits for bytes. A consumer that reads the body
 slowly never triggers the timer.

@@ -6,8 +6,8 @@ A writer writes a blob to `new/<key>`, flushes the file to disk, and renames it 
 and `cd` are the first four digits of the key.
 
 Invariants: a file at `ab/cd/<key>` is complete. One lock guards the use and the closing of a file descriptor. So the
-last write of a cancelled caller never goes to another file. All disk operations, including closing, run in this
-module's thread pool, so a slow disk never blocks the event loop.
+last write of a cancelled caller never goes to another file that got the number of a closed descriptor. All disk
+operations, including closing, run in this module's thread pool, so a slow disk never blocks the event loop.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ FORGET = "DELETE FROM pending_blobs WHERE key = :key"
 
 class PendingRows:
     """The rows of the table `pending_blobs`. Each row has a lease, or is *taken*. A sweep has reserved a taken row for
-    deletion, and no process can undo this. The lease clock decides when a lease expires. Every method raises
+    deletion, and no process can undo the reservation. The lease clock decides when a lease expires. Every method raises
     `StoreError`."""
 
     taking: tuple[Statement, ...] = (Statement(TAKE_OVERDUE, {}),)
@@ -75,12 +75,12 @@ class PendingRows:
         await self.tables.run([Statement(BEGIN, {"key": key, "lease": milliseconds(seconds)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Renew the leases of these keys for `seconds`. An expired lease is renewed too, unless a sweep has taken its
-        row. Returns the renewed keys."""
+        """Renew the leases of the blobs with these keys for `seconds`. An expired lease is renewed too, unless a sweep
+        has taken its row. Returns the renewed keys."""
         return await renew_leases(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:
-        """Return whether the key's row exists and no sweep has reserved it for deletion."""
+        """Return whether the row of the blob with this key exists and no sweep has reserved it for deletion."""
         return bool(await self.tables.fetch(IS_HELD, {"key": key}))
 
     async def take_overdue(self) -> None:
@@ -93,7 +93,7 @@ class PendingRows:
         return [row[0] for row in await self.tables.fetch(TAKEN, {"after": after, "limit": limit})]
 
     async def forget(self, key: str) -> None:
-        """Delete the key's row, whether or not a sweep has reserved the row."""
+        """Delete the row of the blob with this key, whether or not a sweep has reserved the row."""
         await self.tables.run([Statement(FORGET, {"key": key})], again=True)
 
 
@@ -127,7 +127,7 @@ class PendingBlobs:
                 await to_the_end(self.forget(key))
 
     def is_renewed(self, key: str) -> bool:
-        """Return whether this process still renews the key's lease."""
+        """Return whether this process still renews the lease of the blob with this key."""
         return self._leases.holds(self.rows, key)
 
     async def open(self, key: str) -> BlobReader:

@@ -14,11 +14,11 @@ objects, so S3 lists them under the blob's key even if their writer crashed. So 
 Invariants: a blob without a last piece is never read. An upload buffers one piece and has at most `_SENDING` requests
 in progress. All uploads together have at most `_SENDING_ALL` requests in progress. A sequential download buffers one
 stretch (a byte range) and fetches the next in advance. While many blobs are open, each upload sends smaller pieces and
-each download fetches smaller stretches. So the sum of all buffers stays bounded (`_share`). Every request has a
-timeout. A closed writer sends no piece. After a failed PUT, S3 may still store the piece later. So the first deletion
-of a blob with a failed PUT reports a failure, and a sweep deletes the blob again. An error message contains only the S3
-error code, the HTTP status or advice for the operator. So no access key, signature or address of another server reaches
-a log or a response.
+each download fetches smaller stretches. So the sum of all buffers stays bounded. The function `_share` computes these
+sizes. Every request has a timeout. A closed writer sends no piece. After a failed PUT, S3 may still store the piece
+later. So the first deletion of a blob with a failed PUT reports a failure, and a sweep later deletes the blob a second
+time. An error message contains only the S3 error code, the HTTP status or advice for the operator. So no access key,
+signature or address of another server reaches a log or a response.
 """
 
 from __future__ import annotations

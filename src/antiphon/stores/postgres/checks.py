@@ -1,8 +1,8 @@
 """Diagnoses a PostgreSQL server for `antiphon doctor`, with more checks than a start requires.
 
-Lives here: the queries, the findings, and the list of indexes that a schema's steps create, parsed from their SQL.
-Without one of these indexes, results are correct, but many queries are slow. Not here: the checks at a start
-(`migrate.py`), the schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
+Lives here: the queries, the reported results ("findings"), and the list of indexes that a schema's steps create, parsed
+from their SQL. Without one of these indexes, results are correct, but many queries are slow. Not here: the checks at a
+start (`migrate.py`), the schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
 recreates itself (`vectors/table.py`).
 
 Process ids reveal a connection pooler (pgbouncer). At login, a server sends the id of its backend process, but a pooler
@@ -80,8 +80,8 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 
 
 async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
-    """Yield all findings about the server at `state.url`. After a finding with the verdict `problem`, the caller stops.
-    Raises `StoreError`."""
+    """Yield all findings of `antiphon doctor` about the server at `state.url`. After a finding with the verdict
+    `problem`, the caller stops. Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
     try:
@@ -213,7 +213,7 @@ async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Sta
 
 
 async def _direct(database: Database, state: StateSettings) -> AsyncIterator[StateFinding]:
-    """Yield findings about `state.direct_url`, if that setting is set. Raises `StoreError`."""
+    """Yield the findings of `antiphon doctor` about `state.direct_url`, if that setting is set. Raises `StoreError`."""
     if state.direct_url is None:
         return
     limits = DatabaseLimits(size=1, deadline=state.deadline)
@@ -298,8 +298,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
 
 
 async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
-    """Yield findings about the indexes that the applied schema steps create. Yields no finding if a newer build has
-    applied steps, because those steps may have dropped indexes."""
+    """Yield the findings of `antiphon doctor` about the indexes that the applied schema steps create. Yields no finding
+    if a newer build has applied steps, because those steps may have dropped indexes."""
     steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
     for table, known in steps.items():

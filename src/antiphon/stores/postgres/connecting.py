@@ -9,11 +9,11 @@ so that a dead machine does not use up the time for the other servers. If the UR
 accept writes too, even behind a DNS name or a pooler. The module refuses a replica, and an old primary that is
 read-only after a failover, because their data may be outdated.
 
-A process that abandons a statement closes its connection. The server does not notice the closed connection while the
-statement waits for a lock. The process opens another connection. After several such statements the server has no
-connection left. So this module configures the session so that the server checks whether the client is alive
-(`client_connection_check_interval`). Behind a pooler a session has no settings, so the operator must set the parameter
-for the role. `checks.py` reports when the parameter is not set.
+A process that abandons a statement closes the statement's connection. The server does not notice the closed connection
+while the statement waits for a lock. The process opens another connection. After several abandoned statements the
+server has no connection left. So this module configures the session so that the server checks whether the client is
+alive (`client_connection_check_interval`). Behind a pooler a session has no settings, so the operator must set the
+parameter for the role. `checks.py` reports when the parameter is not set.
 
 Ids and names from clients are texts with any characters. UTF-8 cannot encode surrogates, and PostgreSQL cannot store
 U+0000. So this module writes each of these characters, and the escape character itself, as U+001A with four hexadecimal

@@ -127,8 +127,8 @@ class Database:
         return await self._work("Reading", lambda connection: connection.fetch(sql, *args), again=True)
 
     async def write(self, sql: str, *args: object, again: bool = False) -> list[Record]:
-        """Run one statement that writes, and return its rows. Raises `StoreError`. The reason `unknown` means that the
-        statement may have taken effect.
+        """Run one statement that writes, and return its rows. Raises `StoreError`. A `StoreError` with the reason
+        `unknown` means that the statement may have taken effect.
 
         `again`: the statement is idempotent, so this method retries it when a connection is lost.
         """

@@ -69,12 +69,12 @@ class Units(Protocol[U_contra]):
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """The limits of a write queue. `waiting`, `waiting_bytes`: the limits of the queue, which refuses further units
-    immediately. `group`, `group_bytes`: the limits of one group. `writers`: the number of groups that are written
+    """The limits of a write queue. `waiting`, `waiting_bytes`: the limits of the queue. A full queue refuses further
+    units immediately. `group`, `group_bytes`: the limits of one group. `writers`: the number of groups that are written
     concurrently.
 
-    A unit fails when its write has not begun, or has not succeeded, after `seconds`. The writer asks for the outcome of
-    a unit with an unknown outcome until `settle_seconds` have passed.
+    A unit fails when its write has not begun, or has not succeeded, after `seconds`. If the outcome of a unit is
+    unknown, the writer asks the database for the outcome until `settle_seconds` have passed.
     """
 
     waiting: int = 4096
@@ -87,8 +87,8 @@ class GroupLimits:
 
 
 def group_limits(timeouts: TimeoutSettings, *, connections: int, group: int = 64) -> GroupLimits:
-    """Return the limits for a pool of `connections`. The writers use all connections except one, which other statements
-    need."""
+    """Return the limits of a write queue that uses a pool of `connections` connections. The writers use all connections
+    except one, which other statements need."""
     settle = max(timeouts.save, timeouts.settle)
     return GroupLimits(writers=max(1, connections - 1), group=group, seconds=timeouts.save, settle_seconds=settle)
 

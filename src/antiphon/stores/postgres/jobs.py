@@ -14,8 +14,9 @@ or deletes the response locks the job's row first. The statement then locks the 
 response. The column `last_seq` of a job is the sequence number of the last stored event.
 
 A PostgreSQL statement reads the snapshot that it took when it started. If the statement waits for a row lock, the
-snapshot may be older than the locked row. So some statements compare the locked row with the row in the snapshot
-(`fresh`). If the two rows differ, the statement writes nothing, and the caller runs the statement again.
+snapshot may be older than the locked row. So some statements compare the locked row with the row in the snapshot. The
+part `fresh` of the SQL selects the rows that are equal. If the two rows differ, the statement writes nothing, and the
+caller runs the statement again.
 
 Invariants: the statement that deletes a job's row also writes the response's final state and its last event. Every SQL
 statement that a worker runs on a job requires that this worker holds the job.
@@ -346,8 +347,8 @@ class AddedEvents:
         self._changed = changed
 
     async def write(self, group: Sequence[Addition]) -> Collection[str]:
-        """Append the events of each addition whose worker holds the job. Returns the ids of the responses that got new
-        events."""
+        """Append the events of each `Addition` whose worker holds the job. Returns the ids of the responses that got
+        new events."""
         written: list[str] = []
         left = group
         for _ in range(_TRIES):

@@ -9,8 +9,8 @@ number of rows.
 
 The foreign key from a response to its chain includes the owner. The foreign key from an item to its conversation
 includes the owner too. PostgreSQL checks foreign keys at the end of a statement, so one statement of a move updates
-both tables. Each transaction of a move first locks the rows in a separate statement. The next statement then sees
-everything that other transactions committed before the lock.
+both tables of a foreign key. Each transaction of a move first locks the rows in a separate statement. The next
+statement then sees everything that other transactions committed before the lock.
 
 Invariant: every table with an owner column is in `OWNED` or in `ELSEWHERE`. A test compares `OWNED` and `ELSEWHERE`
 with the schema.

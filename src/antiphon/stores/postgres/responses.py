@@ -17,9 +17,10 @@ id, and skips an existing id. So after a withdrawal no late statement can store 
 deletes the placeholder later.
 
 Invariants: the statement stores either a whole response or no part of a response. A whole response includes its items,
-the items that join its conversation, the release of the conversation's lock, and the binding of its key. All responses
-of a chain have the same owner. At most `most` withdrawals wait concurrently. The process logs each withdrawal that it
-gives up. If withdrawals have to wait for the database, the process logs the beginning and the end of the wait.
+the items that join its conversation, the release of the conversation's lock, and the binding of its idempotency key.
+All responses of a chain have the same owner. At most `most` withdrawals wait concurrently. The process logs each
+withdrawal that it gives up. If withdrawals have to wait for the database, the process logs the beginning and the end of
+the wait.
 """
 
 from __future__ import annotations
@@ -198,8 +199,8 @@ def age(record: ResponseRecord, at: float) -> int:
 
 
 def response_columns(records: Sequence[ResponseRecord], keep: timedelta, at: float) -> list[object]:
-    """Return the parameters $1 to $27 for these records. `keep`: the lifetime of an idempotency key. `at`: the current
-    time in seconds since the epoch."""
+    """Return the parameters $1 to $27 of a statement that stores these records. `keep`: the lifetime of an idempotency
+    key. `at`: the current time in seconds since the epoch."""
     rows: list[tuple[object, ...]] = []
     items: list[tuple[object, ...]] = []
     for place, record in enumerate(records):

@@ -147,7 +147,7 @@ class PostgresPieces:
         return await self._delete(self._delete_events, age)
 
     async def _delete(self, work: _Work, age: int) -> Piece:
-        """Run `work`, which deletes one piece, in a transaction. Returns zeros if another process is deleting a
+        """Run `work`, which deletes one piece, in a transaction. Returns `(0, 0)` if another process is deleting a
         piece."""
         took = 0.0
 

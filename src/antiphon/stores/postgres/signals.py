@@ -2,7 +2,7 @@
 queued jobs.
 
 Lives here: the polling query, its interval, and the marks of watched streams. This module also sends notifications to
-other processes ("notes", with `NOTIFY`), limits their rate, and receives the notes of other processes. For the receipt
+other processes ("notes", with `NOTIFY`), limits their rate, and receives the notes of other processes. To receive notes
 (`LISTEN`), a process connects directly to the server. Not here: the choice of changes that need a note (`jobs.py`,
 `engine/running/workers.py`), the waiting callers (`engine/running/signal_watcher.py`).
 
@@ -13,8 +13,8 @@ about a stream only while another process watches the stream. A watcher marks th
 
 PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
 serialize the writes of all processes. Instead, a separate statement sends one note after several writes. The note
-covers all changes since the previous note. Two such statements are at least `_APART` seconds apart, and further apart
-on a slow server. If a note is lost, other processes notice the changes later, by their polls.
+covers all changes since the previous note. Two of these notifying statements are at least `_APART` seconds apart, and
+further apart on a slow server. If a note is lost, other processes notice the changes later, by their polls.
 
 Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
 arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in front of
@@ -23,7 +23,7 @@ connection.
 
 Invariants: a poll takes one round trip, plus one more round trip when the process must mark a stream as watched. No
 caller waits until a note is sent. The changes that wait for the next note always fit into one note. Every wait in this
-module has a timeout. The log has one line when listening begins, one line when listening ends, and one line when
+module has a timeout. Antiphon's log has one line when listening begins, one line when listening ends, and one line when
 listening cannot begin.
 """
 
@@ -70,8 +70,8 @@ class Note:
     echo: bool = False
 
     def encode(self) -> str:
-        """Encode the note as a payload of words. If the changes do not fit into one payload, the note only reports that
-        anything may have changed."""
+        """Encode the note as the payload of a PostgreSQL `NOTIFY`: words, separated by spaces. If the changes do not
+        fit into one payload, the note only reports that anything may have changed."""
         words = [self.sender]
         if self.echo:
             words.append(_ECHO)
@@ -86,8 +86,8 @@ class Note:
 
 
 def read_note(payload: str) -> Note:
-    """Decode the payload of a note. For an invalid payload, return a note that reports that anything may have
-    changed."""
+    """Decode the payload of a notification between processes. For an invalid payload, return a note that reports that
+    anything may have changed."""
     sender, *words = payload.split() or [""]
     marks = {_QUEUED, _ANYTHING, _ECHO} & set(words)
     news = News(
@@ -97,7 +97,8 @@ def read_note(payload: str) -> Note:
 
 
 class Notifier:
-    """Sends the notes of one process. `name` identifies the process in its notes."""
+    """Sends the notifications ("notes") of one process to the other processes. `name` identifies the process in its
+    notes."""
 
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
@@ -110,16 +111,16 @@ class Notifier:
         self._outage = Outage(_log, "others_not_told", "others_told_again")
         self._closed = False
         self.sent = 0
-        """The number of notes sent so far."""
+        """The number of notifications sent so far."""
 
     @property
     def sending(self) -> bool:
-        """Whether the background task is sending a note or has a waiting note."""
+        """Whether the background task is sending a notification or has a notification to send."""
         return self._task is not None and not self._task.done()
 
     def changed(self, response_ids: Collection[str]) -> None:
-        """Schedule a note which reports that the streams of these responses have new events, or that the responses have
-        ended."""
+        """Schedule a notification which reports that the streams of these responses have new events, or that the
+        responses have ended."""
         for response_id in response_ids:
             if response_id not in self._responses and not self._anything:
                 self._responses.add(response_id)
@@ -131,16 +132,16 @@ class Notifier:
             self._wake()
 
     def queued(self) -> None:
-        """Schedule a note which reports that the queue has jobs for other processes."""
+        """Schedule a notification which reports that the queue has jobs for other processes."""
         self._queued = True
         self._wake()
 
     async def ask_for_echo(self) -> None:
-        """Send a note to this process itself, to check that notes arrive. Raises `StoreError`."""
+        """Send a notification to this process itself, to check that notifications arrive. Raises `StoreError`."""
         await self._database.write(_NOTIFY, CHANNEL, Note(self.name, News(), echo=True).encode(), again=True)
 
     async def aclose(self) -> None:
-        """Send the waiting note, then stop."""
+        """Send the waiting notification, then stop."""
         self._closed = True
         if self._task is not None:
             await asyncio.wait({self._task})
@@ -174,8 +175,8 @@ class Notifier:
 @dataclass(frozen=True, slots=True)
 class ListenTimes:
     """Timeouts and intervals of the listener in seconds. `connect`: the timeout for opening the connection. `answer`:
-    the timeout for an answer or an echo. `ping`: the interval of pings. The pause between attempts grows from
-    `first_pause` to `longest_pause`."""
+    the timeout for an answer of the server, and for the arrival of an echo. `ping`: the interval of the queries that
+    detect a dead connection. The pause between attempts to listen grows from `first_pause` to `longest_pause`."""
 
     connect: float = 3.0
     answer: float = 4.0
@@ -185,9 +186,9 @@ class ListenTimes:
 
 
 class NotificationListener:
-    """Receives notes from `start` to `aclose`. The listener calls `hear` with the changes that other processes report.
-    The listener also calls `hear` with `anything` when listening begins or ends. `ask_for_echo` sends a note to this
-    process itself."""
+    """Receives notifications from `start` to `aclose`. The listener calls `hear` with the changes that other processes
+    report. When listening begins or ends, the listener also calls `hear` with the news that anything may have changed.
+    `ask_for_echo` sends a notification to this process itself."""
 
     def __init__(
         self,
@@ -197,7 +198,8 @@ class NotificationListener:
         ask_for_echo: Callable[[], Awaitable[None]],
         times: ListenTimes | None = None,
     ) -> None:
-        """`url`: the direct URL of the server, which no message shows. `name`: the name of this process in notes."""
+        """`url`: the direct URL of the server, which no message shows. `name`: the name of this process in
+        notifications."""
         self._url = url
         self._name = name
         self._hear = hear
@@ -206,7 +208,7 @@ class NotificationListener:
         self._echo = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.hears = False
-        """Whether the listening connection works, so that all notes of other processes arrive."""
+        """Whether the listening connection works, so that all notifications of other processes arrive."""
 
     def start(self) -> None:
         """Start the task that listens until `aclose`, and reconnects after failures."""
@@ -336,7 +338,7 @@ class PostgresSignals:
         *,
         hearing: Pace = HEARING,
     ) -> None:
-        """`hearing`: the intervals of polls while this process receives notes."""
+        """`hearing`: the intervals of polls while this process receives notifications."""
         self._hearing = hearing
         self._database = database
         self._tables = PostgresTables(database)
@@ -349,12 +351,12 @@ class PostgresSignals:
 
     @property
     def hears(self) -> bool:
-        """Whether this process receives the notes of all other processes."""
+        """Whether this process receives the notifications of all other processes."""
         return self._listener is not None and self._listener.hears
 
     @property
     def pace(self) -> Pace:
-        """The intervals of polls: longer while this process receives notes."""
+        """The intervals of polls, which are longer while this process receives notifications."""
         return self._hearing if self.hears else ASKING
 
     def changed(self, response_ids: Collection[str]) -> None:
@@ -368,22 +370,22 @@ class PostgresSignals:
             self.notifier.queued()
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Start to receive notes, if the direct URL is set. The listener calls `hear` with the news in notes of other
-        processes."""
+        """Start to receive notifications, if the direct URL is set. The listener calls `hear` with the news in the
+        notifications of other processes."""
         if self._direct_url is not None and self._listener is None:
             name, echo = self.notifier.name, self.notifier.ask_for_echo
             self._listener = NotificationListener(self._direct_url, name, hear, echo, self._times)
             self._listener.start()
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
-        """Read the progress of these streams, and the jobs that this worker holds. Marks the streams as watched while
-        this process receives notes."""
+        """Read the progress of these streams, and the jobs that this worker holds. While this process receives
+        notifications, this method also marks the streams as watched."""
         if self.hears:
             await self._watch(followed)
         return await read_progress(self._tables, followed, worker)
 
     async def aclose(self) -> None:
-        """Close the listening connection, send the waiting note, and stop the sender."""
+        """Close the listening connection, send the waiting notification, and stop the sender."""
         if self._listener is not None:
             await self._listener.aclose()
         await self.notifier.aclose()

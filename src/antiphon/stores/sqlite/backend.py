@@ -282,7 +282,7 @@ class SqliteVectorDatabase(VectorDatabase):
 
 
 class SqliteStores(Stores):
-    """All stores of `sessions.db`. The stores share one writer and one pool of readers."""
+    """All stores of `sessions.db`. The stores share one writer and one pool of connections for reads."""
 
     def __init__(self, folder: Path | None, tables: SqliteTables, blobs: BlobStore, options: StoreOptions) -> None:
         """`folder`: the folder of the database file, or None for a database in memory."""

@@ -121,7 +121,7 @@ WHERE response_id = :id AND worker = :worker
 
 
 class SqliteJobWriter:
-    """Implements `JobWriter` with a SQLite writer and readers, which the caller closes."""
+    """Implements `JobWriter` with a `SqliteWriter` and `SqliteReaders`, which the caller closes."""
 
     def __init__(
         self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore, leases: LeaseClock = lease_now

@@ -1,4 +1,5 @@
-"""Builds the statements that store a response on SQLite, and the statements that delete it again.
+"""Builds the statements that store a response on SQLite, and the statements that delete this response if its client got
+an error.
 
 Lives here: the INSERT and UPDATE statements of a stored response, and their values. Not here: the handling of a failed
 write (`responses.py`), reading and deleting responses (`../responses.py`), running the statements (`units.py`).

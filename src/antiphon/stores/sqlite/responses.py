@@ -1,8 +1,8 @@
 """Stores responses on SQLite, converts failed writes into API errors, and finds items by id.
 
-Lives here: the write of a response, the query for items, and the health check of the database. Not here: the operations
-that all backends share (`../responses.py`), the SQL of a stored response (`response_rows.py`), threads, connections and
-transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
+Lives here: the write of a response, the query that finds items by id, and the health check of the database. Not here:
+the operations that all backends share (`../responses.py`), the SQL of a stored response (`response_rows.py`), threads,
+connections and transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PROBE_WRITE = "PRAGMA user_version = 1"
 
 
 class SqliteResponseWriter:
-    """Implements `ResponseWriter` with a SQLite writer and readers, which the caller closes."""
+    """Implements `ResponseWriter` with a `SqliteWriter` and `SqliteReaders`, which the caller closes."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore) -> None:
         self._writer = writer

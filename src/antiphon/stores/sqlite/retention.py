@@ -149,8 +149,8 @@ class SqlitePieces:
         return await self._delete(Statement(DELETE_EVENTS, ids), Statement(CLOSE_STREAMS, ids))
 
     async def _look(self, sql: str, age: int) -> tuple[Sequence[Row], dict[str, int]]:
-        """Query candidates older than `age` milliseconds. Returns the rows that fit into one batch, and the SQL
-        parameters for checking the age again."""
+        """Find rows that may be deleted, because they are older than `age` milliseconds. Returns the rows that fit into
+        one batch, and the SQL parameters for checking the age again."""
         at = milliseconds(self._clock())
         named = {"before": at - age, "now": at, "rows": self._most}
         rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": self._lease_now()})

@@ -1,10 +1,10 @@
-"""Implements `Tables`, the database interface of the stores, with a SQLite writer and readers.
+"""Implements `Tables`, the database interface of the stores, with a `SqliteWriter` and `SqliteReaders`.
 
-Lives here: translating the shared SQL dialect into SQLite's, opening and closing writer and readers, and their metrics.
-This module also has the clock that decides when a lease on this machine expires, and ends all leases after a reboot.
-Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`, `readers.py`), the
-purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come from the wall clock
-and never affect a lease.
+Lives here: translating the shared SQL dialect into SQLite's, opening and closing both of these objects, and their
+metrics. This module also has the clock that decides when a lease on this machine expires, and ends all leases after a
+reboot. Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`, `readers.py`),
+the purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come from the wall
+clock and never affect a lease.
 
 All processes that share a database file run on one machine, so they share its monotonic clock. An operator can set the
 wall clock, but not the monotonic clock. While the machine sleeps, the monotonic clock stops, and so do the processes
@@ -102,8 +102,8 @@ def prepare_lease_clock(
 
 
 class SqliteTables:
-    """Implements `Tables` with one writer and a pool of readers. Also implements `StoreStatistics`, the metrics of the
-    database."""
+    """Implements `Tables` with one `SqliteWriter` and one pool of connections for reads (`SqliteReaders`). Also
+    implements `StoreStatistics`, the metrics of the database."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, leases: LeaseClock = lease_now) -> None:
         self.writer = writer
@@ -120,7 +120,8 @@ class SqliteTables:
         leases: LeaseClock = lease_now,
     ) -> SqliteTables:
         """Open the database, and create it if it is missing. `prepare` receives the writer's connection before the
-        first write. `connections`: the number of readers. `leases`: the lease clock. Raises `StoreError`."""
+        first write. `connections`: the number of connections for reads. `leases`: the lease clock. Raises
+        `StoreError`."""
         writer = SqliteWriter(place, prepare, writer_limits(timeouts))
         await writer.start()
         readers = SqliteReaders(place, connections, seconds=timeouts.read)
@@ -149,7 +150,7 @@ class SqliteTables:
 
     @property
     def busy(self) -> int:
-        """The number of readers that run a query."""
+        """The number of connections for reads that run a query."""
         return self.readers.busy
 
     @property

@@ -76,9 +76,9 @@ _MANY: Final = (32, 16)
 class Unit:
     """A list of steps that take effect together or not at all, and the future of the caller that waits for them.
 
-    The writer's lock guards the flags. `withdrawn`: the unit must not be committed. `committing`: the commit has begun,
-    so the unit can no longer be withdrawn. `committed`: the commit succeeded. `over`: the transaction has ended, so the
-    outcome is known. `forsaken`: the caller got an error with an unknown outcome.
+    The writer's lock guards the following flags. `withdrawn`: the unit must not be committed. `committing`: the commit
+    has begun, so the unit can no longer be withdrawn. `committed`: the commit succeeded. `over`: the transaction has
+    ended, so the outcome is known. `forsaken`: the caller got an error with an unknown outcome.
     """
 
     def __init__(

@@ -179,7 +179,8 @@ class SqliteWriter:
 
         If the call raises `StoreError`, the steps had no effect, unless the reason is `unknown`. After an `unknown`
         error, the thread runs the steps `undo` if the commit succeeds later. If `undo` is a function, the thread calls
-        the function only for such a late commit. Cancelling the caller withdraws the unit if its commit has not begun.
+        the function only if the commit succeeds after the `unknown` error. Cancelling the caller withdraws the unit if
+        its commit has not begun.
         """
         loop = asyncio.get_running_loop()
         deadlines = self._deadlines.get(loop)
@@ -231,7 +232,7 @@ class SqliteWriter:
             self._deadlines[unit.loop].wait(unit, max(0.0, limits.settle_seconds - limits.seconds))
 
     def _withdraw(self, unit: Unit) -> bool:
-        """Withdraw the unit. Returns False when its commit has already begun."""
+        """Withdraw the unit. Returns False when the commit of the unit has already begun."""
         with self._lock:
             unit.withdrawn = not unit.committing
             return unit.withdrawn
@@ -319,8 +320,8 @@ class SqliteWriter:
         return connection
 
     def _take(self) -> list[Unit]:
-        """Wait for released units, and take at most `group` of them from the queue. Returns an empty list when the
-        writer closes and the queue is empty."""
+        """Wait for units that `_release` has announced, and take at most `group` of them from the queue. Returns an
+        empty list when the writer closes and the queue is empty."""
         while True:
             with self._lock:
                 if self._closing or (self._released and self._waiting):

@@ -455,8 +455,8 @@ def install(steps: list[Step], column: int, flags: int, kernel: Kernel) -> int:
 
 
 def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = True) -> list[Step]:
-    """Allow a call if each of these arguments has one of the listed values. If an argument has another value, the call
-    fails with EPERM.
+    """Allow a system call if each of these arguments has one of the listed values. If an argument has another value,
+    the system call fails with EPERM.
 
     With `whole`, the filter compares all 64 bits of an argument. Without `whole`, the filter compares only the lower
     half, because the kernel reads the argument as an `int` and ignores the upper half.

@@ -367,8 +367,8 @@ async def open_rooms(
     chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
     """Open the containers in `folder`. Returns None if the settings disable the sandbox, or if this machine cannot
-    confine code (which the log reports). `shared`: the storage for container rows that several machines share. Without
-    `shared`, the rows are in `folder`.
+    confine code. Antiphon's log reports the second case. `shared`: the storage for container rows that several machines
+    share. Without `shared`, the rows are in `folder`.
 
     Raises `ConfigError`.
     """

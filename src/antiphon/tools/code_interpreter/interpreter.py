@@ -196,8 +196,9 @@ def main() -> None:
 
 
 def _room(given: dict[str, Any], space: Any) -> Any:
-    """Prepare the space for files. In mode `counted`, return a function that starts the counter. In mode `memory`,
-    mount a file system, send its descriptor to the parent, and wait until the parent has copied the files in."""
+    """Prepare the limited disk space for the files of the code. In mode `counted`, return a function that starts the
+    counter. In mode `memory`, mount a file system, send its descriptor to the parent, and wait until the parent has
+    copied the files in."""
     control = given["control"]
     if given["space"] == "counted":
         return lambda: space.counter(control)

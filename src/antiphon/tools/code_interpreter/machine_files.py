@@ -5,8 +5,8 @@ This module copies files between the container's folder and the process's file s
 computes how many files code may create, and reads pictures. `machine.py` decides when to copy and when to run code.
 `disk.py` has operations on one folder, and `space.py` mounts the file system.
 
-Invariant: a descriptor that an operation in a thread uses stays open until the operation ends. This also holds if the
-task that waits for the thread is cancelled.
+Invariant: a descriptor that an operation in a thread uses stays open until the operation ends. The descriptor stays
+open even if the task that waits for the thread is cancelled.
 """
 
 from __future__ import annotations

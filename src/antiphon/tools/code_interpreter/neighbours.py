@@ -1,13 +1,13 @@
 """Sends code to the worker process on the same machine that runs the container's interpreter.
 
-This module has the client and the server of this protocol between worker processes. `containers.py` checks owners, and
-gives one request exclusive use of a container. The protocol transfers no files, because all worker processes share the
-folder of the containers.
+This module has the client and the server of the protocol by which a worker process sends code to another worker
+process. `containers.py` checks owners, and gives one request exclusive use of a container. The protocol transfers no
+files, because all worker processes share the folder of the containers.
 
 Each worker process listens on a Unix socket in a shared folder. A container's row names the process that ran its code
-last. If the named process has ended or sends no hello byte, the variables are lost, and this process runs the code in a
-new interpreter. After a process has received code, no other process runs the same code again, even after an error. A
-second run could repeat changes to files.
+last. The first byte of each connection is the named process's hello byte. If the named process has ended or sends no
+hello byte, the variables are lost, and this process runs the code in a new interpreter. After a process has received
+code, no other process runs the same code again, even after an error. A second run could repeat changes to files.
 
 A message is its length as four big-endian bytes, followed by MessagePack. Sender and receiver have the same version of
 Antiphon, because they are worker processes of one sidecar.
@@ -142,9 +142,9 @@ class Neighbours:
             ) from None
 
     async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[CodeRun, str]:
-        """Run code in the process `holder`, which ran the container's code last, if it still exists. If `holder` has
-        ended, run the code in this process. `holder` is empty for a new container. Returns the result, and the name of
-        the process that ran the code. Raises `SandboxFailed`."""
+        """Run code in the process `holder`, which ran the container's code last, if `holder` still runs. If `holder`
+        has ended, run the code in this process. `holder` is empty for a new container. Returns the result, and the name
+        of the process that ran the code. Raises `SandboxFailed`."""
         if holder != self.process:
             handed = await self._hand(holder, Ask("run", key, code, memory))
             if handed is not None:

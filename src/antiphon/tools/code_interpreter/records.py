@@ -45,7 +45,7 @@ class Records:
         self._folder = folder
 
     def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
-        """Return the record of a container, or None if it does not exist. With `owner`, also return None if the
+        """Return the record of a container, or None if the record does not exist. With `owner`, also return None if the
         container belongs to another owner. Raises `StoreError`."""
         found = self._open(container_id, owner)
         if found is None:
@@ -59,7 +59,8 @@ class Records:
         return record
 
     def head(self, container_id: str) -> ContainerHead | None:
-        """Return the first line of the record (owner and times), or None if it does not exist. Raises `StoreError`."""
+        """Return the first line of the record (owner and times), or None if the record does not exist. Raises
+        `StoreError`."""
         found = self._open(container_id, None, rest=False)
         return found[0] if found is not None else None
 

@@ -149,11 +149,11 @@ class ContainerUse:
         return row
 
     async def put_back(self, row: ContainerRow, came: Sequence[str] = (), went: Sequence[str] = ()) -> None:
-        """See `ContainerRows.put_back`. Raises `ContainerFailed` when the container was lost."""
+        """See `ContainerRows.put_back`. Raises `ContainerFailed` when this use has lost its lease on the container."""
         await self._ended(self._rows.put_back(row, self._holder, came=came, went=went))
 
     async def delete(self, row: ContainerRow) -> None:
-        """See `ContainerRows.delete`. Raises `ContainerFailed` when the container was lost."""
+        """See `ContainerRows.delete`. Raises `ContainerFailed` when this use has lost its lease on the container."""
         await self._ended(self._rows.delete(row, self._holder))
 
     async def let_go(self) -> None:

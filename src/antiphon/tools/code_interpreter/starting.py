@@ -84,7 +84,7 @@ def environment(home: Path) -> dict[str, str]:
 
 def user_of(key: str, root: bool | None = None) -> int:
     """Return a separate user id for each container if this process is root, else 0: the sandboxed process keeps the
-    current user. `root`: overrides the check for root."""
+    current user. `root`: whether this process is root; None: ask the operating system."""
     if not (os.geteuid() == 0 if root is None else root):
         return 0
     return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")

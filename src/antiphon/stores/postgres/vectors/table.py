@@ -7,9 +7,9 @@ Not here: searches that use the table and the indexes (`chunk_index.py`).
 Word search needs no extension. So a database without pgvector supports vector stores, as long as the operator
 configures no embeddings server.
 
-In one index for all vector stores, a search would mostly find vectors of other vector stores, and miss those of a small
-one. So each vector store with too many vectors for an exact comparison has a separate index (HNSW, pgvector). A small
-vector store needs no index.
+In one index for all vector stores, a search would mostly find vectors of other vector stores. The search would miss the
+vectors of a small vector store. So each vector store with too many vectors for an exact comparison has a separate index
+(HNSW, pgvector). A small vector store needs no index.
 
 The creation of an index takes minutes. A background task creates indexes one after the other on a separate connection.
 `CREATE INDEX CONCURRENTLY` does not block writes. Until the index of a vector store exists, searches compare all

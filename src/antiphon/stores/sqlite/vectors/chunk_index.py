@@ -102,7 +102,7 @@ class SqliteChunkIndex(SqlChunkIndex):
             self._matrices.forget(store_id)
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """Return the numbers of the vector store's completed files that have vectors of this model and match the
+        """Return the file numbers of the vector store's completed files that have vectors of this model and match the
         filter."""
         condition, named = ATTRIBUTES.condition(filters)
         named |= {"store": store.number, "model": model}

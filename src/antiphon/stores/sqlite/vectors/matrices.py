@@ -42,7 +42,7 @@ _Key = tuple[str, str]
 @dataclass(eq=False)
 class _Matrix:
     """The vectors of one vector store and model. Row `i` of `vectors` is the vector of chunk number `chunks[i]`.
-    `files`: the numbers of all files in the matrix."""
+    `files`: the file numbers of all files whose vectors are in the matrix."""
 
     version: int = -1
     files: frozenset[int] = frozenset()
@@ -58,7 +58,7 @@ class _Matrix:
 
 class Matrices:
     """Searches by cosine similarity in cached matrices. `max_bytes`: the memory limit of all matrices together. The
-    matrix of the current search stays in memory even if it exceeds the limit."""
+    matrix of the current search stays in memory even if it exceeds `max_bytes`."""
 
     def __init__(self, source: SqliteChunkIndex, max_bytes: int) -> None:
         self._source = source
@@ -134,8 +134,8 @@ class Matrices:
         matrix.files, matrix.chunks, matrix.vectors = wanted, chunks, vectors
 
     def _count(self, used: _Key, matrix: _Matrix) -> None:
-        """Update the total memory after a search used `matrix`, and drop the least recently used matrices above the
-        limit."""
+        """Update the total memory after a search used `matrix`, and drop the least recently used matrices while the
+        total exceeds the memory limit."""
         if self._matrices.get(used) is not matrix:
             return  # dropped meanwhile
         if not len(matrix.chunks):
