@@ -66,7 +66,7 @@ def import_command(name: str) -> Callable[[Namespace], int]:
 
 
 def run_command(words: Sequence[str]) -> int:
-    """Parse the words of a command line and run the command. Returns the exit status."""
+    """Parse the arguments of a command line and run the command. Returns the exit status."""
     from antiphon.commands.command_line import make_parser
     from antiphon.config.problems import without_keys
     from antiphon.errors import AntiphonError, ConfigError, unusable_path

@@ -1,8 +1,8 @@
 """Defines all exceptions that can reach a client, and builds OpenAI's error object. No other module builds this object.
 
 This module defines the HTTP status, `type`, `code` and `param` of each exception, and the messages for wrong
-parameters. A package itself defines the exceptions that it raises and catches. `translation/answer/upstream_errors.py`
-maps an upstream's error, and the package `doors` writes an error to a socket.
+parameters. An exception that a package both raises and catches is defined in that package.
+`translation/answer/upstream_errors.py` maps an upstream's error, and the package `doors` writes an error to a socket.
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and `request_id` if
 the request has an id. No message ever holds a secret or an upstream credential.
@@ -102,8 +102,8 @@ class ApiError(AntiphonError):
             self.type = type
 
     def fields(self, request_id: str = "") -> dict[str, str | None]:
-        """The four keys of OpenAI's error object, and `request_id`, the id that the log has for this request. The
-        method leaves out an id that is too long or not ASCII."""
+        """The four keys of OpenAI's error object, and `request_id`, the id that Antiphon's log lines have for this
+        request. The method leaves out an id that is too long or not ASCII."""
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii():
             fields["request_id"] = request_id

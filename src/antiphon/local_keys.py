@@ -76,8 +76,8 @@ def exposed(folder: Path, found: os.stat_result, user: int) -> tuple[Literal["pr
     """Check whether other users of this machine can replace the keys and databases in the data folder.
 
     Returns the severity, a description and advice, or None if no other user can replace files. `found` is the result of
-    `stat` for the folder, and `user` is the uid of this process. A folder that root owns is never a `problem`, because
-    a volume of a container usually belongs to root.
+    `stat` for the folder, and `user` is the uid of this process. For a folder that root owns, the severity is never
+    `problem`, because a volume of a container usually belongs to root.
     """
     whose = "" if found.st_uid in (user, 0) else f"belongs to another user (uid {found.st_uid})"
     open_to = "lets every user of this machine write" if found.st_mode & stat.S_IWOTH else ""

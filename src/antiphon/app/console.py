@@ -218,8 +218,8 @@ class JournalParts:
         return Sweeper("journal", self.sweep, _SWEEP_SECONDS, self._stores.retention.take_turn)
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete old journal entries, recorded contents, and snapshots of requests in flight. Returns the numbers of
-        deleted objects."""
+        """Delete old journal entries, recorded contents, and snapshots of requests in flight. Returns how many objects
+        of each kind were deleted."""
         console = self._console
         gone = await self._stores.journal.sweep(console.keep, console.most, console.record_keep, console.record_bytes)
         return *gone, *await self._stores.live.sweep()

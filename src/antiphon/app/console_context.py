@@ -83,6 +83,6 @@ def _summary(sealed: str, unseal: Unseal) -> str | None:
 
 
 def _text(data: bytes) -> str | None:
-    """The text in a JSON string. None if there is no string."""
+    """The text in a JSON string. None if `data` is not a JSON string."""
     found = decode_any(data) if data else None
     return found if isinstance(found, str) else None

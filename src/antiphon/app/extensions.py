@@ -4,9 +4,10 @@ This module finds, loads and checks the entry points, each once per process. `to
 tool, and `translation/profiles/` defines the interface of a profile.
 
 The name of an entry point in the group `antiphon.tools` is the tool's type in requests. The entry point names a class
-or function that returns a `ServerTool`. If it has an attribute `settings_model` with a pydantic model, Antiphon passes
-an instance of that model. Without `settings_model`, Antiphon passes no argument. An entry point in the group
-`antiphon.profiles` has the profile's name, and refers to an `UpstreamProfile` object.
+or function that returns a `ServerTool`. If this class or function has an attribute `settings_model` with a pydantic
+model, Antiphon calls it with an instance of that model. Without `settings_model`, Antiphon calls it without an
+argument. An entry point in the group `antiphon.profiles` has the profile's name, and refers to an `UpstreamProfile`
+object.
 
 Invariants: if an installed package cannot be used, the start fails with an error that names the package. No package
 replaces a tool or profile of Antiphon, and no two packages use the same name. Each setting under `extensions` belongs

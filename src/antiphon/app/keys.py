@@ -5,7 +5,8 @@ key files. `doors/owners.py` and `sealing.py` use the keys.
 
 If a key file is missing but the database has rows, the start fails instead of creating another key. With a different
 `owner.key`, no client would find its data. With a different `sealing.key`, Antiphon could not decrypt sealed data.
-`antiphon admin new-keys` explains the loss and creates new keys.
+`antiphon admin new-keys` names each lost key and the stored data that becomes unusable without it. With `--yes` the
+command creates new keys.
 """
 
 from __future__ import annotations

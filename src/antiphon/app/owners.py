@@ -9,8 +9,8 @@ rows in the database.
 
 Only this module imports the extra `jwt`, so a gateway that does not use `owner.source: jwt` needs no such package.
 
-Invariant: the old owner counts as having data until all of its data has moved. So if the process is killed, or a
-container is in use, a later adoption moves the rest.
+Invariant: until all data has moved, the old owner (a token's hash) counts as an owner with data. So if the process is
+killed, or a container is in use, a later adoption moves the rest.
 """
 
 from __future__ import annotations

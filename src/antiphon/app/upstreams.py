@@ -2,8 +2,9 @@
 fetcher.
 
 This module builds the table of models and upstreams, the targets of calls, and the URL fetcher that checks addresses.
-This module also builds the check of a tool's connections. `engine/exchange/model_routes.py` chooses the route of a
-request, and the package `upstream` calls and fetches. `build.py` builds the other components.
+This module also builds the function that decides whether a tool may connect to a host.
+`engine/exchange/model_routes.py` chooses the route of a request, and the package `upstream` calls and fetches.
+`build.py` builds the other components.
 
 Invariants: upstreams that share a model have the same profile, because the sidecar encodes a request before the
 upstream is chosen. Only the guarded fetcher requests URLs from clients.
@@ -58,8 +59,8 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
 def make_permit(
     settings: Settings, registered: Iterable[str], *, resolver: Callable[[], Resolve] = HostResolver
 ) -> Callable[[str, int, bool, bool], Awaitable[str]]:
-    """Return a function that checks a connection of a tool: `host, port, secure, is_registered -> address`. The
-    function raises OSError if the tool may not connect.
+    """Return a function that decides whether a tool may connect to a host: `host, port, secure, is_registered ->
+    address`. The function raises OSError if the tool may not connect.
 
     `registered` are the hosts that the operator configured for this tool. `resolver` creates a resolver of host names.
     Raises `ConfigError`.

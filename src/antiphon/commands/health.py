@@ -112,8 +112,8 @@ def _of_file(file: str | None) -> dict[str, object]:
 
 
 def _shown(place: str) -> str:
-    """The address without credentials. The import that finds credentials is slow, so it runs only for an address with
-    `@` or `?`."""
+    """The address without credentials. Only an address with `@` or `?` can contain credentials. For any other address,
+    the function skips the slow import of the module that masks them."""
     if "@" not in place and "?" not in place:
         return place
     from antiphon.config.urls import shown_text

@@ -185,7 +185,7 @@ def row(entry: Entry, *, colors: bool) -> str:
 
 
 def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
-    """Everything that the journal knows about the request without its contents."""
+    """Everything that the journal knows about the request, except the request's contents."""
     yield row(entry, colors=colors)
     named = {
         "request id": entry.request_id or entry.id,

@@ -216,7 +216,7 @@ def _private(log: Path) -> BinaryIO:
 
 
 async def _ready(process: asyncio.subprocess.Process, log: Path) -> str:
-    """The base URL in the ready line. Raises `AntiphonError`."""
+    """Wait until the started gateway prints `ready: URL`, and return this base URL. Raises `AntiphonError`."""
     assert process.stdout is not None
     line = b""
     with suppress(TimeoutError):

@@ -6,8 +6,8 @@ machines cannot read. The module also finds limits without effect, and upstreams
 upstreams answer, and `commands/doctor/command.py` checks their features. The package `config` validates the settings.
 `antiphon envoy-config` checks no files, because its output may be for another machine.
 
-Invariants: with either `door`, an unusable file raises `ConfigError` with the setting and the file. Each warning is one
-line with advice. No line contains a secret.
+Invariants: with `door: envoy` and with `door: http`, an unusable file raises `ConfigError` with the setting and the
+file. Each warning is one line with advice. No line contains a secret.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class Summary:
         """Seconds from the request to the first delta."""
 
     def receive(self, event: Event, seconds: float) -> None:
-        """Note the facts of an event, for the footer and the exit status."""
+        """Record the facts of an event, for the footer and the exit status."""
         kind = _kind(event)
         if self.first is None and kind.endswith(".delta"):
             self.first = seconds

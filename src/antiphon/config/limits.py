@@ -2,8 +2,9 @@
 
 A quota limits the requests, tokens and cost of an owner, client key, team or model.
 
-This module defines these sections as pydantic models, and `settings.py` merges the sources of their values.
-`app/owners.py` converts quotas into rules, and `engine/ports/quotas.py` knows which rules apply to a request.
+This module defines the sections `limits`, `timeouts`, `fetch`, `cors`, `websocket` and `quotas` as pydantic models.
+`settings.py` merges their values from the settings file, environment variables and flags. `app/owners.py` converts
+quotas into rules, and `engine/ports/quotas.py` knows which rules apply to a request.
 """
 
 from __future__ import annotations
@@ -212,8 +213,8 @@ class FetchSettings(Section):
 
 
 class CorsSettings(Section):
-    """Web pages that call the API from browsers over HTTP, with either `door`. The setting `websocket.origins` is for
-    WebSockets."""
+    """Web pages that call the API from browsers over HTTP, with `door: envoy` or `door: http`. The setting
+    `websocket.origins` is for WebSockets."""
 
     origins: tuple[str, ...] = ()
     """Origins of web pages that may send requests and read the answers (`https://app.example`; `*`: all). Such pages

@@ -1,8 +1,9 @@
 """Settings for operators: the console, and the admin API with which operators manage client keys.
 
-This module defines these sections as pydantic models, and checks the form of the admin token. `app/keys.py` reads the
-token file in the data folder, and `api/credential_checks.py` checks a request's token. `api/admin.py` has the routes,
-the package `console` has the pages, and `engine/running/journal.py` writes finished requests to the journal.
+This module defines the sections `console` and `admin` as pydantic models, and checks the form of the admin token.
+`app/keys.py` reads the token file in the data folder, and `api/credential_checks.py` checks a request's token.
+`api/admin.py` has the routes, the package `console` has the pages, and `engine/running/journal.py` writes finished
+requests to the journal.
 """
 
 from __future__ import annotations

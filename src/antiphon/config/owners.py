@@ -1,6 +1,7 @@
 """Settings for owners: how Antiphon identifies them, the keys of clients, and the keys that encrypt data.
 
-This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
+This module defines the sections `owner` and `sealing` as pydantic models. `settings.py` merges their values from the
+settings file, environment variables and flags.
 """
 
 from __future__ import annotations

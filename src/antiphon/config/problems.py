@@ -89,8 +89,8 @@ def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lam
 
 
 def without_keys(words: str) -> str:
-    """The message with `…` in place of texts that look like keys, and without credentials in URLs. A rule may repeat a
-    name, which may be a misplaced key."""
+    """The message with `…` in place of texts that look like keys, and without credentials in URLs. The message of a
+    rule between settings may repeat a name from the settings, and this name may be a misplaced key."""
     return KEYS.sub("…", shown_text(words))
 
 

@@ -1,6 +1,7 @@
 """Settings of a gateway's processes: logs, metrics, traces, ports and Envoy.
 
-This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
+This module defines the sections `log`, `reload`, `metrics`, `tracing`, `sidecar` and `envoy` as pydantic models.
+`settings.py` merges their values from the settings file, environment variables and flags.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ class SidecarSettings(Section):
 
 
 class EndpointPickerSettings(Section):
-    """An endpoint picker (Gateway API Inference Extension) that chooses the server of each call of `upstream`."""
+    """An endpoint picker (Gateway API Inference Extension) that chooses the server for each call to the upstream of the
+    section `upstream`."""
 
     address: str | None = None
     """`HOST:PORT` of the endpoint picker. Unset: no picker."""

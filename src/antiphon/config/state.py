@@ -1,6 +1,8 @@
 """Settings for stored state: its location, its retention, and the background work that uses it.
 
-This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
+This module defines the sections `state`, `files`, `blobs`, `vector_stores`, `embeddings`, `conversations`,
+`background`, `idempotency` and `retention` as pydantic models. `settings.py` merges their values from the settings
+file, environment variables and flags.
 """
 
 from __future__ import annotations

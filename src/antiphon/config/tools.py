@@ -1,6 +1,7 @@
 """Settings of hosted tools.
 
-This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
+This module defines the sections `tools`, `web_search`, `mcp` and `code_interpreter` as pydantic models. `settings.py`
+merges their values from the settings file, environment variables and flags.
 """
 
 from __future__ import annotations

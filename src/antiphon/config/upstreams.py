@@ -1,7 +1,8 @@
 """Settings of upstreams and models: addresses, credentials and prices.
 
-This module defines these sections as pydantic models, and calculates the cost of a call. `settings.py` merges the
-sources of the values.
+This module defines the sections `upstream`, `upstreams`, `models` and `prices` as pydantic models, and calculates the
+cost of a call. `settings.py` merges the values of these sections from the settings file, environment variables and
+flags.
 """
 
 from __future__ import annotations

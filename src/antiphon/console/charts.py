@@ -1,7 +1,7 @@
 """Computes the geometry of the console's SVG drawings: waterfalls, stacked bars and small line charts.
 
-Lives here: the code that computes numbers, and nothing else. Not here: SVG elements, which templates write with
-presentation attributes, because the pages forbid inline styles.
+Lives here: the code that computes positions and sizes. Not here: SVG elements, which templates write with presentation
+attributes, because the pages forbid inline styles.
 """
 
 from __future__ import annotations

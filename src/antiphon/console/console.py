@@ -175,8 +175,8 @@ class Console:
         raise unknown_url(request.method, request.path)
 
     def _check_change(self, request: ApiRequest, session: Session, token: str, *, acts: bool = False) -> None:
-        """Raise `ApiError` unless the request comes from a page of this session, whose user may change data. `acts`:
-        the request changes no owner's data, so every user may send it."""
+        """Raise `ApiError` unless the request comes from a page of this session, whose user may change data. If `acts`
+        is True, the request changes no owner's data, so every user may send it."""
         if not _same_origin(request):
             raise ApiError(
                 "The request comes from another site.", status=403, type="invalid_request_error", code="wrong_origin"
@@ -248,8 +248,8 @@ def _failed(response: ApiResponse, error: ApiError) -> ApiResponse:
 
 
 def _same_origin(request: ApiRequest) -> bool:
-    """Whether a page of the console sent this form. A browser names the origin in one of these headers. Other programs
-    send neither header, and the console accepts their forms."""
+    """Whether a page of the console sent this form. A browser names the form's site in the header `sec-fetch-site` or
+    `origin`. Other programs send neither header, and the console accepts their forms."""
     site = request.header("sec-fetch-site")
     if site is not None and site != "same-origin":
         return False

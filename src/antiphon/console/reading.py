@@ -4,7 +4,8 @@ Lives here: the code that calls the API's own handlers, and the code that collec
 search. Not here: SQL, HTML.
 
 Invariants: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
-for an object of another owner. Before a page shows an operator the contents of an owner, the audit has a row.
+for an object of another owner. Before a page shows an operator the contents of an owner, this module writes a row to
+the audit.
 """
 
 from __future__ import annotations
@@ -177,8 +178,8 @@ class Reading:
         return tuple(sorted(found, key=lambda one: one.process))
 
     async def running(self, name: str, owner: str) -> LiveRequest | None:
-        """The request in flight with this entry id or response id. For a background response, this request is the
-        worker's attempt."""
+        """The request in flight with this entry id or response id. For a background response, the result is the request
+        in the process that runs the response."""
         every = [one for each in await self.in_flight(owner) for one in each.requests]
         named = [one for one in every if name in (one.id, one.response_id)]
         return min(named, key=lambda one: (one.id != name, one.door != "background"), default=None)
@@ -188,16 +189,18 @@ class Reading:
         return await self.quotas(f"owner:{owner}") if self.quotas is not None and owner else ()
 
     async def note(self, session: Session, action: ChangeAction, object: str, owner: str) -> None:
-        """Note a change that an operator makes in the audit. The audit does not have the changes that owners make to
-        their own data. Raises `StoreError`, and the caller then changes nothing."""
+        """Write a row to the audit before an operator makes a change. The audit has no rows for the changes that owners
+        make to their own data. Raises `StoreError` if the row cannot be stored. In that case the caller changes
+        nothing."""
         if session.is_operator and self.audit is not None:
             noted = AuditEntry(ACTOR, action, _storable(object), _storable(owner))
             await self.audit.note(noted)
             log_audit_entry(noted)
 
     async def note_read(self, session: Session, action: ReadAction, object: str, owner: str) -> None:
-        """Note in the audit that an operator reads contents of an owner. The audit does not have the reads of owners.
-        Raises `StoreError`, and the caller then shows nothing."""
+        """Write a row to the audit before an operator reads contents of an owner. The audit has no rows for owners who
+        read their own contents. Raises `StoreError` if the row cannot be stored. In that case the caller shows
+        nothing."""
         if session.is_operator and self.audit is not None:
             noted = AuditEntry(ACTOR, action, _storable(object), _storable(owner))
             await note_operator_read(self.audit, noted)
@@ -290,7 +293,7 @@ class Reading:
 
 
 async def no_sums() -> tuple[EntrySum, ...]:
-    """No sums, for a user who may not see them."""
+    """An empty result in place of the journal's sums, for a user who may not see these sums."""
     return ()
 
 

@@ -288,7 +288,8 @@ def _is_done(chunks: list[tuple[float, bytes]]) -> bool:
 
 
 def _read(parts: list[Part]) -> tuple[list[RecordedEvent], int, bytes]:
-    """The events of a stream and the number of further events, or else the whole body."""
+    """The first `_MOST_EVENTS` events of a stream, and how many events follow them. For a body that is no stream, the
+    whole body."""
     body = b"".join(part.data for part in parts)
     start = body.lstrip()[:6]
     if not start.startswith((b"data:", b"event:", b":", b"id:")):
@@ -299,7 +300,7 @@ def _read(parts: list[Part]) -> tuple[list[RecordedEvent], int, bytes]:
 
 def _events(parts: Iterable[Part]) -> Iterable[RecordedEvent]:
     """Split server-sent events. An event has the time of the part that ends it. The decoder of the exchange would drop
-    comments and invalid data, which a reader of a recording must see."""
+    comments and invalid data, which a person who reads a recording must see."""
     left = b""
     at = 0.0
     for part in parts:

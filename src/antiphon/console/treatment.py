@@ -3,8 +3,8 @@
 Lives here: the join of a request's parts with the table of `GET /v1/antiphon/capabilities`. Not here: the table itself
 (`translation/request/field_support.py`), and the translation.
 
-Invariant: the explanations use the table of the current settings. A part that the table no longer lists as ignored is
-marked as such.
+Invariant: the explanations use the table of the current settings. If Antiphon ignored a part and this table no longer
+lists the part as ignored, the explanation says so.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def _names(asked: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(capabilities: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """All groups of the capabilities as one table. No two groups share a name, except for fields."""
+    """All groups of the capabilities as one table. If the group `fields` and another group have the same name, the row
+    of `fields` wins. No other two groups share a name."""
     groups: Iterable[Mapping[str, Any]] = (capabilities.get(group) or {} for group in reversed(_GROUPS))
     return {name: row for rows in groups for name, row in rows.items()}
 

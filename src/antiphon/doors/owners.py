@@ -75,8 +75,8 @@ class Adopts(Protocol):
     seen: set[str]
 
     def presented(self, caller: Caller, old: str) -> None:
-        """Queue a move of the data, at the first request with the token of a key whose id is not in `seen`. `old` is
-        the owner id that contains the token's hash."""
+        """Queue a move of data to this caller's owner. The resolver calls this method if the id of the caller's key is
+        not in `seen`. `old` is the owner id that contains the token's hash."""
 
 
 @dataclass(frozen=True, slots=True)

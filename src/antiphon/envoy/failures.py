@@ -69,9 +69,9 @@ _SECONDS = "double(request.duration.getSeconds()) + double(request.duration.getM
 def local_replies(*, to_sidecar: bool = False) -> Config:
     """Build the local reply configuration, which rewrites Envoy's own responses as OpenAI error objects.
 
-    Each mapper selects responses by their response code details. A format without a filter would also rewrite the
-    sidecar's immediate responses. If `to_sidecar` is True, the sidecar reads the reply. In that case a header tells the
-    sidecar that no upstream answered.
+    Each mapper selects responses by their response code details. Without such a selection, a format would also rewrite
+    the sidecar's immediate responses. If `to_sidecar` is True, the sidecar reads the reply. In that case a header tells
+    the sidecar that no upstream answered.
     """
     unavailable = {"header": {"key": "retry-after", "value": "1"}}
     no_answer = "response.code_details.startsWith('upstream_reset_before_response_started')"
@@ -232,8 +232,8 @@ def early_ends() -> Config:
 
 def failed_tries(upstream: str, head_seconds: float) -> Config:
     """Build the access log of one upstream in a list. The log has the failures that make Envoy try the next upstream.
-    On this listener a timeout looks like a client that disconnects after `head_seconds`. An earlier disconnect comes
-    from the real client and is not logged."""
+    On the internal listener of this upstream, a timeout looks like a client that disconnects after `head_seconds`. An
+    earlier disconnect comes from the real client, and Envoy does not log it."""
     silent = f"(response.code_details.startsWith('downstream') && {_SECONDS} >= {head_seconds * _NEARLY:.3f})"
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",

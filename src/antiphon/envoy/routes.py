@@ -285,8 +285,8 @@ def _model_paths(settings: Settings) -> tuple[str, ...]:
 
 
 def _counting(settings: Settings, upstream: str, headers: list[Config], counter: TokenCounter) -> Config:
-    """Build the route to the endpoint of a server that counts tokens. The path of this endpoint is below the upstream's
-    base URL or next to its `/v1`."""
+    """Build the route to a model server's endpoint for counting tokens. The path of this endpoint is below the
+    upstream's base URL or next to its `/v1`."""
     route = _to_model(settings, f"{upstream}{counter.path}", counter.path, headers=headers, upstream=upstream)
     if counter.above:
         base = settings.every_upstream[upstream].base_path.removesuffix("/v1")

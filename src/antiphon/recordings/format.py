@@ -231,7 +231,7 @@ def decoded(data: bytes | str) -> object:
 
 
 def is_json(value: object) -> bool:
-    """Whether `decoded` returned the value of a JSON text."""
+    """Whether this result of `decoded` is the value of a JSON text, and not the mark for a text that is not JSON."""
     return value is not _NOTHING
 
 

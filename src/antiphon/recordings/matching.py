@@ -142,8 +142,8 @@ def _value(request: bytes) -> object:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two values are equal. The caller itself compares the elements of two objects or two lists. `true` and 1
-    differ."""
+    """Whether two values are equal. The caller never passes two objects or two lists, because it compares their
+    elements instead. `true` and 1 differ."""
     if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
         return one is other
     return bool(one == other)

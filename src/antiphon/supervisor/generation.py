@@ -378,8 +378,8 @@ class Generation:
         return self._output.cut
 
     async def drain(self, began: float) -> bool:
-        """After the notice, refuse new requests and let those in flight finish. Returns False when the drain takes
-        longer than its timeout, counted from `began`."""
+        """After the notice period (`timeouts.notice`), refuse new requests and let those in flight finish. Returns
+        False when the drain takes longer than its timeout, counted from `began`."""
         await self._keep_no_more()
         times = self.given.timeouts
         last = began + times.drain

@@ -132,7 +132,7 @@ SocketFlags = Mapping[str, list[socket.socket]]
 
 
 def inherited(sockets: SocketFlags) -> list[str]:
-    """Return the words of the command line that pass these sockets to a worker."""
+    """Return the command-line arguments that pass these sockets to a worker."""
     return [word for flag, some in sockets.items() for word in (flag, ",".join(str(one.fileno()) for one in some))]
 
 

@@ -1,6 +1,6 @@
 """Merges the metrics of several processes into one exposition.
 
-This module adds the numbers of all processes, stores the counts of ended workers, and renders the parent's `/metrics`
+This module adds up the values of all processes, stores the counts of ended workers, and renders the parent's `/metrics`
 text. The parent imports this module only if it serves metrics. `generation.py` queries the workers,
 `observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` answers the scrapes.
 
@@ -52,8 +52,8 @@ class MergedMetrics:
         self._began = [one for one in ProcessCollector(registry=None).collect() if one.name == _START]
 
     def take(self, name: str, life: int, text: str) -> None:
-        """Store the metrics text of the process with this name and number. Queries overlap, so the text may be older
-        than the stored text or come from a process that has ended."""
+        """Store the metrics text of one process. `life` is the process's number among the processes that had this name.
+        Queries overlap, so the text may be older than the stored text or come from a process that has ended."""
         self.forget(name, life)
         if life < self._lives[name]:
             return

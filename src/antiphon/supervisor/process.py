@@ -16,8 +16,8 @@ about 40 ms). The first SIGTERM or SIGINT starts a drain, and a second signal st
 parent's end a process drains only briefly, because another process may need its port. The process always ends. If the
 process still runs `CLOSING_SECONDS` after the drain's deadline, a thread that does not depend on the event loop ends
 it. That thread logs where the process hung. Without `NOTIFY_SOCKET` in the environment, the module sends nothing to a
-service manager. Sending never waits and never raises. If the service manager is unreachable, the log has one line, and
-the manager applies its own timeout.
+service manager. Sending never waits and never raises. If the service manager is unreachable, this process writes one
+log line, and the manager applies its own timeout.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ class StopSignals:
         return drained
 
     def closing(self) -> None:
-        """Note that the servers are closed. The process must then end within the time to cut plus `CLOSING_SECONDS`, or
-        within `_EASY_CLOSING_SECONDS` if that is longer."""
+        """Record that the servers are closed. The process must then end within the time to cut plus `CLOSING_SECONDS`,
+        or within `_EASY_CLOSING_SECONDS` if that is longer."""
         self._end_within(max(time_to_cut(self._drain) + CLOSING_SECONDS, _EASY_CLOSING_SECONDS))
         os.write(self._writing, b"\0")
 

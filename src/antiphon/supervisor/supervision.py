@@ -96,8 +96,8 @@ class Supervised:
         self._clock = asyncio.get_running_loop().time
 
     def everything_is_ready(self) -> None:
-        """Note that all processes, also this child, are ready for the first time. The child's readiness is not checked
-        again, because a child that hangs from this moment on would never pass the check."""
+        """Record that all processes, also this child, are ready for the first time. This method does not check the
+        child's readiness again: a child that hangs from this moment on would never pass such a check."""
         self.lasting = self._ready = True
 
     async def keep(self) -> NoReturn:

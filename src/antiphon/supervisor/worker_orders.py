@@ -104,7 +104,7 @@ _MARK = f'"{ENDED_EARLY}"'
 
 def pass_on_early_end(line: str, sidecars: Iterable[Orders]) -> bool:
     """Send the line to the sidecars if it is Envoy's line about the end of a stream. If Envoy does not know which side
-    ended the stream, the line stays in the log and is not sent. Returns whether the line was sent."""
+    ended the stream, the function sends nothing, and the caller logs the line. Returns whether the line was sent."""
     if _MARK not in line:
         return False
     try:

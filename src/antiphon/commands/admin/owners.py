@@ -30,8 +30,8 @@ _LONGEST = 300
 
 
 def selected_owner(arguments: argparse.Namespace, settings: Settings) -> str:
-    """The selected owner. A token comes from an environment variable, because every user of the machine can see
-    arguments. Raises `ConfigError`."""
+    """The selected owner. The command reads a token from an environment variable, because every user of the machine can
+    see command-line arguments. Raises `ConfigError`."""
     if arguments.owner is not None:
         return str(arguments.owner)
     headers, resolver = _presented(read_token(arguments.token_env), settings)
@@ -78,7 +78,7 @@ def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, 
 
 @dataclass(frozen=True)
 class MovedCounts:
-    """The numbers of an owner's objects: as a text, and by the kind of the objects."""
+    """How many objects an owner has: as a text for people, and as a number for each kind of object."""
 
     words: str
     by_kind: Mapping[str, int]
@@ -94,8 +94,8 @@ async def move_owner(
     sure: bool,
     as_json: bool = False,
 ) -> int:
-    """Print the numbers of objects that would move, or move the objects if `sure` is True. Returns the exit status.
-    Raises `StoreError`."""
+    """Print how many objects would move, or move the objects if `sure` is True. Returns the exit status. Raises
+    `StoreError`."""
 
     def told(moved: bool, problems: Sequence[str] = ()) -> str:
         return json.dumps({"from": old, "to": new, "moved": moved, **counted.by_kind, "obstacles": problems})

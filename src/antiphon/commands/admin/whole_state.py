@@ -91,8 +91,8 @@ def _made(path: Path) -> tuple[bytes, ...]:
 
 
 async def move_state(settings: Settings, source: str | None, target: str | None, *, as_json: bool = False) -> int:
-    """Move the stored state from SQLite to PostgreSQL, and print the numbers of moved objects. Returns the exit status.
-    Raises `ConfigError` and `StoreError`."""
+    """Move the stored state from SQLite to PostgreSQL, and print how many objects of each kind moved. Returns the exit
+    status. Raises `ConfigError` and `StoreError`."""
     url = target or (settings.state.url.get_secret_value() if settings.state.url is not None else "")
     try:
         place, goal = read_state_url(source or "sqlite:"), read_state_url(url)

@@ -105,7 +105,7 @@ def _show(finding: Finding, where: str) -> None:
 
 
 def _summary(findings: list[Finding]) -> str:
-    """The counts of findings, or "all good" if every check passed and the server lacks no feature."""
+    """The counts of findings, or "all good" if every check passed and no probed server lacks a feature."""
     problems = sum(finding.verdict == "problem" for finding in findings)
     notes = sum(finding.verdict == "note" for finding in findings)
     known = sum(finding.lacking and finding.verdict == "ok" for finding in findings)

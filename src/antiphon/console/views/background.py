@@ -1,7 +1,7 @@
 """Shows and cancels background responses, and returns the request with which a failed one runs again.
 
-Lives here: the queue, with the background responses that ended last. Not here: how processes publish the attempts of
-model calls (`engine/running/live.py`), running background responses (`engine/running/workers.py`), requests in flight
+Lives here: the queue, with the background responses that ended last. Not here: how processes publish their requests in
+flight (`engine/running/live.py`), running background responses (`engine/running/workers.py`), requests in flight
 (`unfinished.py`).
 
 The browser sends the request of a failed response to the playground's path, so the server checks it like every other
@@ -34,8 +34,8 @@ class BackgroundView:
 
     @PageRoute("GET", "/background")
     async def show(self, call: PageCall) -> ApiResponse:
-        """The queue, oldest first, and the background responses that ended last. The processes that run the responses
-        report the attempts of the model calls."""
+        """The queue, oldest first, and the background responses that ended last. For a response that runs, its process
+        reports the current model call and failed attempts."""
         running = {
             one.response_id: one
             for each in await self._reading.in_flight(call.owner)
@@ -78,5 +78,5 @@ class BackgroundView:
 
 
 def _repeatable(body: Mapping[str, object]) -> bool:
-    """Whether the body is more than the name of a model."""
+    """Whether the body has an input for the model, so that the request can run again."""
     return any(name in body for name in ("input", "prompt", "conversation", "previous_response_id"))

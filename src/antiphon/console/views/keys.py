@@ -77,7 +77,7 @@ class KeysView:
 
     @PageRoute("POST", "/keys/{}/revoke", changes=True, operators=True)
     async def revoke(self, call: PageCall, key_id: str) -> ApiResponse:
-        """Revoke a key. Every process refuses it within a second."""
+        """Revoke a key. Every process refuses the revoked key within a second."""
         await self._sources.manager.revoke(key_id)
         return redirect(call.link("/keys"))
 

@@ -137,7 +137,7 @@ async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object],
 
 
 def _as_text(body: dict[str, object]) -> str:
-    """The body as JSON for editing. Indentation would multiply the size of a large body."""
+    """The body as JSON for editing. A large body is not indented, because indentation would multiply its size."""
     try:
         text = json.dumps(body, ensure_ascii=False)
     except RecursionError:

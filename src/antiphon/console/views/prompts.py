@@ -41,7 +41,8 @@ _LONGEST: Final = 300
 
 
 class DiffRow(NamedTuple):
-    """One row of a comparison. If a side has no line, its number is 0 and its text is empty."""
+    """One row of a comparison. If one version has no line in this row, the line number of its side is 0 and the text of
+    its side is empty."""
 
     kind: Literal["same", "changed", "removed", "added"]
     left: int
@@ -163,8 +164,9 @@ def compare(old: Sequence[str], new: Sequence[str]) -> list[DiffRow]:
 
 
 def _pairs(old: Sequence[str], new: Sequence[str], *, alike: bool) -> Iterator[tuple[int | None, int | None]]:
-    """Pair similar lines of two blocks, in their order, so that the sum of the similarities is as large as possible.
-    Without `alike`, the function pairs no lines, because pairing them would take too long."""
+    """Pair similar lines of two blocks, in their order, so that the sum of the similarities is as large as possible. If
+    `alike` is False, the blocks are so large that comparing their lines would take too long, and the function pairs no
+    lines."""
     if not alike:
         yield from ((each, None) for each in range(len(old)))
         yield from ((None, each) for each in range(len(new)))

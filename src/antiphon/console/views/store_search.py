@@ -4,11 +4,11 @@ Lives here: the search tester, and the code that finds the first condition of a 
 Not here: the search (`search/searcher.py`), the filter of real searches (`stores/vector_sql.py`), the pages of stores
 (`vector_stores.py`).
 
-The tester runs the API's own search three times, each time with other weights. With a filter, a fourth search without
-the filter finds the files that the filter leaves out.
+The tester runs the API's own search three times, each time with other weights for words and meaning. With a filter, a
+fourth search without the filter finds the files that the filter leaves out.
 
-Invariant: `why_left_out` agrees with the databases. A comparison matches only values of the same type. A file that
-lacks the attribute matches only `ne` and `nin`.
+Invariant: `why_left_out` agrees with the databases. A comparison in a filter matches only values of the same type. A
+file that lacks the compared attribute matches only the operators `ne` and `nin`.
 """
 
 from __future__ import annotations

@@ -202,7 +202,8 @@ def _path(known: dict[str, ChainedResponse], last: str) -> list[ChainedResponse]
 
 
 def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
-    """The responses of the chain, each branch after its beginning. Responses whose predecessor is missing are roots."""
+    """The responses of the chain, each branch after the response at which it begins. Responses whose predecessor is
+    missing are roots."""
     known = {one.id for one in chain}
     below: dict[str, list[ChainedResponse]] = {}
     for one in chain:
@@ -224,7 +225,8 @@ def read_items(items: Iterable[Mapping[str, object]]) -> list[ReadableMessage]:
 
 
 def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
-    """The messages. Pages render at most 60,000 of their characters as Markdown, and show long JSON unchanged."""
+    """The messages for a page. The page renders at most 60,000 characters of these messages as Markdown. Further
+    Markdown and long JSON become plain text."""
     left = _MARKDOWN
     kept = []
     for message in messages:

@@ -55,7 +55,8 @@ def with_request_id(headers: Headers, request_id: str) -> Headers:
 
 def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview, bool]]:
     """Split a body into chunks of at most `part` bytes. If there are several chunks, they are views of the body, not
-    copies. The flag of each chunk is True for the last chunk. An empty body gives one empty chunk."""
+    copies. The result has a flag for each chunk, which is True only for the last chunk. An empty body gives one empty
+    chunk."""
     last = max(0, len(body) - 1) // part
     if not last:
         yield body, True

@@ -458,7 +458,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The maximum silence of the upstream in seconds. Each try before the response head extends this limit."""
+        """The maximum silence of the upstream in seconds. Before the response head, each upstream tried adds to it."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:
