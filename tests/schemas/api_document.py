@@ -275,7 +275,8 @@ def _add_events(schemas: Schemas) -> None:
         if "response" in members:
             members["headers"] = {
                 "type": "object",
-                "description": "On a WebSocket, the header `antiphon-ignored`. Only the first event has it.",
+                "description": "Only in the first event of a response on a WebSocket: the headers that an HTTP answer "
+                "to the request would have.",
             }
         members["stream_id"] = {"type": "string", "description": "The request's `stream_id`, on a WebSocket."}
 

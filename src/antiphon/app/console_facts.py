@@ -1,7 +1,7 @@
 """Collects what the console shows about upstreams: the settings of each, and the profile that Antiphon uses.
 
-Not here: calls to an upstream (`commands/doctor/`), the health of an upstream (`console/views/models.py` reads the
-journal).
+Not here: calls to an upstream (`commands/doctor/`), the health of an upstream, which `console/views/models.py` finds in
+the journal.
 """
 
 from __future__ import annotations

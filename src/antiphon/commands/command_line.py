@@ -342,7 +342,7 @@ def _with_type(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class FlagsOf:
-    """A group of flags of a parser. The group records its flags, for the check of misspelt flags."""
+    """A group of flags of a parser. The group records its flags, so that the parser can detect misspelt flags."""
 
     def __init__(self, group: TakesArguments, flags: dict[str, bool]) -> None:
         self._group = group

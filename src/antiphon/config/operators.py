@@ -19,8 +19,8 @@ _TOKEN = re.compile(r"[!-+\--~]{32,512}")
 
 
 class ConsoleSettings(Section):
-    """The console, a website for operators and owners at `/console`. It shows requests, both sides of their
-    translation, and stored data."""
+    """The console, a website for operators and owners at `/console`. The console shows requests and stored data. For a
+    request with recorded contents, it also shows what the client sent and what the model server got."""
 
     enabled: bool = False
     """Serve the console, and record a row for each request, which the console lists. Needs the extra `console`."""

@@ -88,8 +88,8 @@ async def _ended(reading: Reading, call: PageCall, entry: Entry) -> ApiResponse:
 
 
 def _found(call: PageCall, *, known: bool) -> ApiResponse:
-    """Answer a browser that shows the page of an unknown request and asks once more whether the request is known. If it
-    is known now, the browser loads the page again. Otherwise the browser changes nothing."""
+    """Answer a browser that shows the page of an unknown request and asks once more whether the request is known. If
+    the request is known now, the browser loads its page. Otherwise the browser changes nothing."""
     return _go_to(call.same(look="")) if known else ApiResponse(204, SECURITY, b"")
 
 

@@ -90,8 +90,8 @@ class CallOwner(Protocol):
 
 
 class Call:
-    """One gRPC call. The processor calls the first group of methods, and none of them waits. The connection calls the
-    second group."""
+    """One gRPC call. The processor calls the methods from `receive_now` to `let_end`, and none of them waits. The
+    connection calls the other methods."""
 
     __slots__ = (
         "_connection",
