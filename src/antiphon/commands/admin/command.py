@@ -331,7 +331,7 @@ def read_by(text: str) -> tuple[By, ...]:
 
 
 def read_day(flag: str, text: str) -> str:
-    """Check the day in a flag (`YYYY-MM-DD`), which may be empty. Raises `ConfigError`."""
+    """Check the value of a flag: a day (`YYYY-MM-DD`), or an empty text. Raises `ConfigError`."""
     if text and not _DAY.fullmatch(text):
         raise ConfigError(f"{flag} {text}: write the day as YYYY-MM-DD")
     return text

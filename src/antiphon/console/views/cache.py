@@ -1,7 +1,7 @@
 """Shows which share of the input tokens came from the upstreams' prompt caches, by model and by owner.
 
-Lives here: the code that compares a request with the earlier request that it continues, and finds the likely reason of
-a cache miss: different prompts, different upstreams, or a long pause. Not here: the comparison of prompts
+Lives here: the code that finds the likely reason of a cache miss. It compares a request with the earlier request that
+it continues: their prompts, their upstreams, and the pause between them. Not here: the comparison of prompts
 (`engine/exchange/prompt_comparison.py`), the sums (`stores/journal.py`).
 """
 

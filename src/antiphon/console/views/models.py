@@ -210,8 +210,8 @@ def alike(described: Iterable[tuple[str, Capabilities]]) -> list[Column]:
 
 
 def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[SupportJson | None]]]:
-    """One row for each part of a request in this group: the name of the part, and how the models of each column treat
-    the part. None for a column without this name."""
+    """One row for each name in this group: the name, and the name's support in each column. The support is None for a
+    column without the name."""
     names = dict.fromkeys(name for column in columns for name in column.shown[group])
     return [(name, [column.shown[group].get(name) for column in columns]) for name in names]
 
