@@ -145,7 +145,8 @@ class HeldKeySet(Protocol):
 
     def read_soon(self) -> float:
         """Request another download of the keys, because a token names an unknown key. Returns the seconds until newer
-        keys may be available. Returns 0 if the current keys are so new that the unknown key cannot exist."""
+        keys may be available. If the current keys are so new that another download would not help, the method requests
+        none and returns 0."""
 
 
 class Identities:

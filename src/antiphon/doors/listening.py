@@ -1,10 +1,10 @@
 """Prepares the listeners of both servers: socket files, TLS contexts, errors for unusable addresses, connection limits.
 
 This module has the checks and limits that apply before a server listens, and the TLS contexts of the sidecar's own TCP
-ports. This module does not open listeners (`http/listener.py`, `extproc/server.py`, `supervisor/listen_address.py`) and
-does not raise the limit of open files (`supervisor/process.py`). `http/listener.py` refuses connections, and
-`doors/context.py` refuses requests. `envoy/clusters.py` configures TLS for Envoy, the client of the sidecar's ports.
-This module imports only the standard library, so the parent process can load it cheaply.
+ports. `http/listener.py`, `extproc/server.py` and `supervisor/listen_address.py` open the listeners, and
+`supervisor/process.py` raises the limit of open files. `http/listener.py` refuses connections, and `doors/context.py`
+refuses requests. `envoy/clusters.py` configures TLS for Envoy, the client of the sidecar's ports. This module imports
+only the standard library, so the parent process can load it cheaply.
 
 Invariants: no process takes over a socket file that another process listens on. Client connections never use the last
 file descriptors, which databases, files and the health port need. A process without a free descriptor cannot answer a
