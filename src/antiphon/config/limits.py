@@ -143,10 +143,10 @@ class TimeoutSettings(Section):
     """Seconds in which a child process of `antiphon up` (a worker or Envoy) must answer the parent process. The parent
     process kills and replaces a child process that does not answer. 0: no check."""
     drain: float = Field(default=30.0, ge=0)
-    """Seconds that requests in flight get after SIGTERM, `notice` included. The process then cuts the remaining
-    requests and stores their responses as failed, and the exit status is 1. The process ends two seconds later in any
-    case. One second before the end of the drain, the process hands background responses over to other processes (see
-    `background.on_restart`). Such responses do not count as cut."""
+    """Seconds after SIGTERM in which requests in flight may finish. The seconds of `timeouts.notice` are part of this
+    time. The process then cuts the remaining requests and stores their responses as failed, and the exit status is 1.
+    The process ends two seconds later in any case. One second before the end of the drain, the process hands background
+    responses over to other processes (see `background.on_restart`). Such responses do not count as cut."""
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
     report that the process is not ready. In this time the load balancer notices the stop. Set the interval of the load

@@ -190,7 +190,8 @@ class IdempotencyStore:
         object that an earlier request with this key created.
 
         Raises `ApiError` when the key belongs to a different request (422), or the same request still runs (409).
-        Raises `LeftBehind` when the process of the earlier request died after it claimed tool calls.
+        Raises `LeftBehind` when the process of the earlier request died after it had claimed tool calls, so
+        the tools may have run.
         """
         named = self._named(once, object_id) | {"lease": milliseconds(seconds)}
         for _ in range(_TRIES):

@@ -211,9 +211,9 @@ GROUP BY b.id, s.id
 
     @abstractmethod
     def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
-        """Return the statements that add files to a vector store, and to the batch `batch_id` if it is set. An earlier
-        statement of the same transaction locks the vector store. A file that is already in the vector store is ingested
-        again, and stays in its batches."""
+        """Return the statements that add `files` to a vector store. If `named` has a `batch_id`, the statements also
+        add the files to this batch. An earlier statement of the same transaction locks the vector store. A file that is
+        already in the vector store is ingested again, and stays in its batches."""
 
     def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
         """Return the statements that replace a file's attributes."""

@@ -57,8 +57,8 @@ class SqlitePendingRows(PendingRows):
     taking = (*PendingRows.taking, Statement(SPARE_FILES, {}))
 
     def __init__(self, tables: Tables, lease: float, list_before: ListBlobs | None = None) -> None:
-        """`list_before`: yields the keys of all blobs in the folder, including blobs from versions of Antiphon that
-        stored no pending rows. Each blob without a row gets a pending row with a lease. The lease lasts `lease`
+        """`list_before`: yields the keys of all blobs in the folder, including blobs from versions of Antiphon that had
+        no table `pending_blobs`. Each blob that no row mentions gets a row there with a lease. The lease lasts `lease`
         seconds, because a process of an older version may still be uploading the blob."""
         super().__init__(tables)
         self._lease = milliseconds(lease)
@@ -71,7 +71,7 @@ class SqlitePendingRows(PendingRows):
         await super().take_overdue()
 
     async def _note(self, listed: ListBlobs) -> None:
-        """Insert a pending row for every blob without a row, once per database."""
+        """Insert a row into `pending_blobs` for every blob that no row mentions. This happens once per database."""
         if not await self.tables.fetch(IS_UNLISTED, {}):
             return
         async for keys in listed():
