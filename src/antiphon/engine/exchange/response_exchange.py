@@ -353,8 +353,8 @@ class ResponseExchange:
     def receive_too_much(self, error: ApiError) -> None:
         """Fail the response, because the client's stream is too large for its transport.
 
-        This input is allowed in every state. Like a time limit, this input has an effect only while the exchange waits
-        for another party.
+        The driver may call this method in every state. Like a time limit, the call has an effect only while the
+        exchange waits for another party.
         """
         self._machine.receive(Input.LIMIT)
         if self.state in TIMED:
