@@ -295,8 +295,8 @@ class ObjectKind:
         return existing(await ask() if self.fits(object_id) else None, self.missing(object_id))
 
     async def delete(self, object_id: str, ask: Callable[[], Awaitable[bool]]) -> ApiResponse:
-        """Call `ask` to delete the object, and return the answer `{"id": …, "object": …, "deleted": true}`. The value of
-        `object` is `self.gone`, for example `file.deleted`.
+        """Call `ask` to delete the object, and return the answer `{"id": …, "object": …, "deleted": true}`. `object` is
+        `self.gone`, for example `file.deleted`.
 
         Raises `NotFound` if `ask` returns False, or if the text cannot be an id of this kind.
         """
