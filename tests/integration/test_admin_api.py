@@ -124,16 +124,15 @@ async def test_the_audit_names_the_api_and_no_token(tmp_path: Path) -> None:
 
 async def test_each_read_leaves_a_row_with_whose_data_it_was(tmp_path: Path) -> None:
     async with gateway(tmp_path) as (_, app):
-        with capture_logs() as lines:
-            for path in (
-                "keys",
-                "keys?owner=anna",
-                "quotas?subject=owner:n:anna",
-                "usage?owner=n:bo",
-                "usage?by=owner",
-                "audit?owner=anna",
-            ):
-                assert (await admin(app, path))[0] == 200, path
+        for path in (
+            "keys",
+            "keys?owner=anna",
+            "quotas?subject=owner:n:anna",
+            "usage?owner=n:bo",
+            "usage?by=owner",
+            "audit?owner=anna",
+        ):
+            assert (await admin(app, path))[0] == 200, path
         for path in ("keys?owner=not%20a%20name", "usage?by=nothing", "quotas?limit=0", "audit?since=2026-1-1"):
             assert (await admin(app, path))[0] == 400, path
         _, audit = await admin(app, "audit")
@@ -146,9 +145,6 @@ async def test_each_read_leaves_a_row_with_whose_data_it_was(tmp_path: Path) -> 
             ("admin-api", "read usage", "", ""),
             ("admin-api", "read audit", "", "anna"),
             ("admin-api", "read audit", "", ""),
-        }
-        assert {(line["action"], line["owner"]) for line in lines if line["event"] == "audit"} == {
-            (action, owner) for _, action, _, owner in rows if (action, owner) != ("read audit", "")
         }
         assert (await admin(app, "audit?changes=true"))[1]["data"] == []
 

@@ -97,8 +97,8 @@ class EnvoyProcess:
         return f"unix:{self._base.parent}/new.sock"
 
     def renewing_command(self) -> list[str] | None:
-        """Return the command of the Envoy that recreates the shared memory before the next start. Returns None when the
-        memory has no mark to remove."""
+        """Return the command of a short-lived Envoy process. This process recreates the shared memory before Envoy
+        starts again. Returns None when the memory has no mark to remove."""
         if self._follows is None or not self._follows._was_followed:
             return None
         config = f"admin: {{address: {{pipe: {{path: {self.renewing_admin.removeprefix('unix:')}}}}}}}"

@@ -96,8 +96,8 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
 
 
 def _as_shown(item: InputItem, made: InputItem) -> InputItem:
-    """Return `made`, the item with its new id. If the model knows the call under another id, attach that id to the
-    item."""
+    """Return `made`, the item with its new id. If `item` is a call that the model knows under another id, `made` gets
+    that id too."""
     shown, known = shown_of(item), known_id(item)
     if shown is None and known is not None and known != item.call_id:
         return with_shown(made, Shown(call_id=known))

@@ -1,7 +1,8 @@
 """Defines the journal: one entry per finished request, and the recorded contents of a request.
 
-Lives here: the values, and the ports that the servers and the console use. Not here: the code that writes entries
-(`engine/running/journal.py`), their tables (`stores/journal.py`), the pages (`console/`).
+Lives here: the types of journal entries, and the ports with which the servers write entries and the console reads them.
+Not here: the code that writes entries (`engine/running/journal.py`), their tables (`stores/journal.py`), the pages
+(`console/`).
 
 Invariant: an entry holds no content of a request. Only a `Recording` holds contents. Recordings exist only if the
 console's settings enable them.

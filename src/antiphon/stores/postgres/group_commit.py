@@ -70,8 +70,8 @@ class Units(Protocol[U_contra]):
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
     """The limits of a write queue. `waiting`, `waiting_bytes`: the limits of the queue. A full queue refuses further
-    units immediately. `group`, `group_bytes`: the limits of one group. `writers`: the number of groups that are written
-    concurrently.
+    units immediately. `group`, `group_bytes`: the most units, and the most bytes, of one group. `writers`: the number
+    of groups that are written concurrently.
 
     A unit fails when its write has not begun, or has not succeeded, after `seconds`. If the outcome of a unit is
     unknown, the writer asks the database for the outcome until `settle_seconds` have passed.
