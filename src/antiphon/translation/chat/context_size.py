@@ -8,8 +8,8 @@ that setting Antiphon drops nothing, and lists the field `truncation` as ignored
 
 In this module, a turn is a user message with all items up to the next user message. If one turn contains a call and
 another contains the output of that call, Antiphon drops either both turns or neither. Instructions, system messages,
-developer messages, compactions, searches that found tools, and the latest turn always stay. Compactions stay because they
-summarize items that are no longer in the conversation.
+developer messages, compactions, searches that found tools, and the latest turn always stay. Compactions stay because
+they summarize items that are no longer in the conversation.
 
 The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture, whatever its size.
 The estimate is too high for code and JSON, and can be too low for other scripts. So operators should set
