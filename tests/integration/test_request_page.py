@@ -115,4 +115,4 @@ async def test_the_command_knows_that_contents_are_in_memory(
         (entry,) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries
         assert await asyncio.to_thread(main, ["show", entry.id, "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "Only the process that served this request holds its contents" in shown and "not recorded" not in shown
+    assert "load the request's page in the console again" in shown and "not recorded" not in shown
