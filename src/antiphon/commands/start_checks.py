@@ -20,6 +20,7 @@ from importlib.util import find_spec
 
 import structlog
 
+from antiphon.app.keys import client_keys
 from antiphon.app.trust import upstream_trust
 from antiphon.config.limits import QuotaLimits
 from antiphon.config.problems import extra_missing
@@ -184,7 +185,7 @@ def idle_quotas(settings: Settings) -> list[tuple[str, str]]:
         return idle
     known = {
         "owners": set(owner.keys),
-        "keys": {f"{name}/{number}" for name, one in owner.keys.items() for number in range(1, len(one.keys) + 1)},
+        "keys": {caller.key_id for caller in (client_keys(settings) or {}).values()},
         "teams": {one.team for one in owner.keys.values()},
     }
     for kind, names in known.items():

@@ -40,17 +40,18 @@ async def show_pending(reading: Reading, call: PageCall, name: str) -> ApiRespon
         return await _ended(reading, call, entry) if call.fragment else None
     if call.query("look"):
         return _found(call, known=live is not None or entry is not None)
-    if live is None and entry is None:
+    found = live if live is not None else entry
+    if found is None:
         return call.show("pending_end.html") if call.fragment else None
     known: dict[str, object] = {
         "name": live.id if live is not None else name,
         "live": live,
         "job": job,
         "rate": rate(live) if live is not None else None,
-        "response_id": live.response_id if live is not None else entry.response_id if entry is not None else "",
-        "model": live.model if live is not None else entry.model if entry is not None else "",
-        "owner": live.owner if live is not None else entry.owner if entry is not None else "",
-        "key_name": live.key_name if live is not None else entry.key_name if entry is not None else "",
+        "response_id": found.response_id,
+        "model": found.model,
+        "owner": found.owner,
+        "key_name": found.key_name,
     }
     if call.fragment:
         return call.show("pending_facts.html", known)

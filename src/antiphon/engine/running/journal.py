@@ -86,7 +86,7 @@ class JournalRecorder:
         self._held_bytes = 0
         self.lost: dict[tuple[str, ...], int] = {("entries",): 0, ("contents",): 0}
         """The number of entries and of contents that this process lost since its start."""
-        self._lost = self._lost_contents = 0
+        self._logged = dict(self.lost)
         self._lost_at = float("-inf")
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -250,17 +250,16 @@ class JournalRecorder:
         """Count lost entries and contents, and log the counts at most once a minute."""
         self.lost["entries",] += entries
         self.lost["contents",] += contents
-        self._lost += entries
-        self._lost_contents += contents
         now = self._clock()
         if now - self._lost_at >= _LOOK_SECONDS:
             self._lost_at = now
             self._log_lost()
 
     def _log_lost(self) -> None:
-        if self._lost or self._lost_contents:
-            _log.error("journal_full", entries=self._lost, contents=self._lost_contents)
-            self._lost = self._lost_contents = 0
+        new = {kind: number - self._logged[kind] for kind, number in self.lost.items()}
+        if any(new.values()):
+            _log.error("journal_full", entries=new["entries",], contents=new["contents",])
+            self._logged = dict(self.lost)
 
 
 def _size_of(recording: Recording | None) -> int:
