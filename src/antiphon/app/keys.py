@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from antiphon.config.operators import check_admin_token
 from antiphon.config.owners import key_digest
 from antiphon.config.settings import Settings
-from antiphon.engine.ports.callers import NAMED, Access, Caller
+from antiphon.engine.ports.callers import NAMED, Access, Caller, settings_key_id
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
@@ -105,7 +105,7 @@ def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
     for name, one in (owner.keys or {}).items():
         access = Access(one.models or (), one.tools or ())
         for number, digest in enumerate(map(key_digest, one.keys), 1):
-            found[digest] = Caller(NAMED + name, name, one.team, f"{name}/{number}", access)
+            found[digest] = Caller(NAMED + name, name, one.team, settings_key_id(name, number), access)
     return found
 
 

@@ -20,7 +20,6 @@ from importlib.util import find_spec
 
 import structlog
 
-from antiphon.app.keys import client_keys
 from antiphon.app.trust import upstream_trust
 from antiphon.config.limits import QuotaLimits
 from antiphon.config.problems import extra_missing
@@ -28,6 +27,7 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.doors.listening import TlsFiles, check_readable, max_requests
+from antiphon.engine.ports.callers import settings_key_id
 from antiphon.local_keys import exposed
 from antiphon.types.transport import CONSOLE_PATH
 
@@ -185,7 +185,9 @@ def idle_quotas(settings: Settings) -> list[tuple[str, str]]:
         return idle
     known = {
         "owners": set(owner.keys),
-        "keys": {caller.key_id for caller in (client_keys(settings) or {}).values()},
+        "keys": {
+            settings_key_id(name, number) for name, one in owner.keys.items() for number in range(1, len(one.keys) + 1)
+        },
         "teams": {one.team for one in owner.keys.values()},
     }
     for kind, names in known.items():

@@ -89,6 +89,11 @@ class Caller(Struct, frozen=True):
     access: Access = EVERYTHING
 
 
+def settings_key_id(owner: str, number: int) -> str:
+    """Return the id of a client key in the settings. The first key of the owner `anna` has the id `anna/1`."""
+    return f"{owner}/{number}"
+
+
 NO_CALLER: Final = Caller("")
 """The caller of a request to a public path, such as `/health`. Such a request has no owner."""
 
