@@ -415,15 +415,19 @@ async def test_a_download_that_goes_on_only_if_the_file_is_the_same(door: OpenHt
             assert (await client.read()).body == b"hello\n"
 
 
+def _open_files() -> int:
+    """The number of stored files that this process has open."""
+    return len([each for each in Path("/proc/self/fd").iterdir() if "/files/" in str(each.resolve())])
+
+
 async def test_head_opens_nothing_for_good(door: OpenHttpDoor, stores: Stores) -> None:
     path = f"/v1/files/{(await upload(door, PURPOSE, HELLO))['id']}/content"
-    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         async with door.client() as client:
             await client.send(head("HEAD", path))
             answer = await client.read(bodiless=True)
             assert (answer.status, answer.header("content-length")) == (200, "6")
-    await until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
+    await until(lambda: _open_files() == 0)
 
 
 async def test_an_empty_file(door: OpenHttpDoor) -> None:
@@ -477,14 +481,11 @@ async def test_a_reader_that_leaves_closes_the_file(stores: Stores) -> None:
     async with open_http_door(files=stores.files, file_bytes=9 << 20) as door:
         made = await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (8 << 20)))
 
-        def held() -> int:
-            return len([each for each in Path("/proc/self/fd").iterdir() if "/files/" in str(each.resolve())])
-
         async with door.client() as client:
             await client.send(head("GET", f"/v1/files/{made['id']}/content"))
             await client.head()
-            assert held() == 1
-        await until(lambda: held() == 0)
+            assert _open_files() == 1
+        await until(lambda: _open_files() == 0)
 
 
 async def test_a_content_that_breaks_off_does_not_look_whole(
