@@ -226,6 +226,33 @@ async def test_another_process_gets_the_slot_that_this_one_returns(counters: _Co
     await here.aclose()
 
 
+async def test_a_request_waits_for_the_slots_that_another_process_no_longer_needs(counters: _Counters) -> None:
+    ids = Ids()
+    here, there = (_quotas(counters, ids, seconds=0.2, each_owner={"parallel_requests": 4}) for _ in range(2))
+    here.start()
+    for one in [await _take(here), await _take(here)]:
+        assert not one.leases[0].scarce, "half of the slots are free elsewhere"
+        one.close(0, 0, 0)
+    held = [await _take(there) for _ in range(4)]
+    assert held[-1].leases[0].scarce and not REFUSED
+    with pytest.raises(QuotaExceeded):
+        await _take(here)
+    assert REFUSED == [("owner", "parallel_requests", "refused")], "one refusal, however often the process asked"
+    await here.aclose()
+
+
+async def test_the_headers_know_what_this_process_has_returned(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"requests_per_minute": 1000})
+    (await _take(quotas)).close(0, 0, 0)
+    for _ in range(2):
+        # The first report settles the request, and the second one returns the lease, which is idle.
+        assert await quotas.flush()
+    assert (await _used(counters))["owner:n:anna", "requests_per_minute"] == (1, 0)
+    reservation = quotas.open(ANNA)
+    assert not reservation.take_now("qwen3", size=400, output=100), "nothing is leased"
+    assert dict(reservation.headers)["x-ratelimit-remaining-requests"] == "999"
+
+
 async def test_two_processes_share_one_limit(counters: _Counters) -> None:
     ids = Ids()
     both = [_quotas(counters, ids, each_owner={"requests_per_minute": 100}) for _ in range(2)]

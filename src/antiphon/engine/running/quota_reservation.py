@@ -96,6 +96,17 @@ class Lease:
         return max(0, self.limit.amount - self.known) + self.left
 
     @property
+    def others(self) -> bool:
+        """Whether other processes hold slots of this limit on parallel requests, as far as this process knows."""
+        return self.parallel and self.known > self.left + self.reserved
+
+    @property
+    def scarce(self) -> bool:
+        """Whether another process may need a free slot of this lease at once, because the processes hold more than half
+        of the slots of a limit on parallel requests."""
+        return self.parallel and self.known * 2 > self.limit.amount
+
+    @property
     def empty(self) -> bool:
         """Whether the lease has nothing to report, and no request needs it."""
         return not (self.left or self.users or self.spent or self.debt or self.later)
@@ -226,7 +237,7 @@ class QuotaReservation:
         if parts:
             for lease, part in parts.items():
                 _give_back(lease, part)
-            self._quotas.changed(soon=any(lease.parallel for lease in parts))
+            self._quotas.changed(soon=any(lease.scarce for lease in parts))
             parts.clear()
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
@@ -240,20 +251,23 @@ class QuotaReservation:
             self._quotas.learn(self._model, min(output, _MOST))
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, min(max(tokens, 0), _MOST), min(max(cost, 0), _MOST))
-        parallel = False
+        scarce = False
         for lease, part in self._parts.items():
-            used = amounts[lease.counts]
-            if lease.parallel:
-                used, parallel = 0, True
-            lease.reserved -= part
             lease.users -= 1
+            if lease.parallel:
+                scarce = scarce or lease.scarce
+                lease.reserved -= part
+                lease.left += part
+                continue
+            used = amounts[lease.counts]
+            lease.reserved -= part
             most = part + lease.left
             if used > most:
                 lease.debt += used - most
                 used = most
             lease.left = most - used
             lease.spent += used
-        self._quotas.changed(soon=parallel)
+        self._quotas.changed(soon=scarce)
 
     def close_read(self, read: int, written: int) -> None:
         """See `Reservation.close_read`."""

@@ -58,12 +58,14 @@ _LAST_REPORTS: Final = 3
 settles the debt."""
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
-_PARALLEL_TRIES: Final = 4
+_PARALLEL_WAIT: Final = 0.25
 _PARALLEL_PAUSE: Final = 0.1
 _MOST_MODELS: Final = 1_000
 _MOST_PLANS: Final = 10_000
 _CHUNKS: Final = 100
 
+_Refused = tuple[Limit, Grant | None]
+"""A limit without enough free amount, and the counters' answer. None: the process did not ask the counters."""
 Refusal = Literal["refused", "early", "shadow", "unavailable"]
 _log = structlog.get_logger(__name__)
 
@@ -198,7 +200,7 @@ class Quotas:
 
     def changed(self, *, soon: bool = False) -> None:
         """Schedule a report to the shared counters within `seconds`. With `soon`, the process sends the report earlier,
-        because another process may need the freed slot of a parallel request."""
+        because another process may need the freed slot of a parallel request (`Lease.scarce`)."""
         self._dirty.set()
         if soon:
             self._soon.set()
@@ -206,47 +208,47 @@ class Quotas:
     async def fill(self, reservation: QuotaReservation) -> None:
         """Lease the amounts that the reservation lacks, and reserve these amounts. Raises `QuotaExceeded` and
         `Unavailable`."""
-        for tries in range(_PARALLEL_TRIES):
-            try:
-                await self._fill_in_time(reservation)
-            except QuotaExceeded as error:
-                # Another process may return the slot of a request that has just ended.
-                if error.measure != "parallel_requests" or tries == _PARALLEL_TRIES - 1:
-                    raise
-                await asyncio.sleep(_PARALLEL_PAUSE)
-            else:
+        # Another process returns the slots of ended requests with its next report.
+        until = monotonic() + min(self._seconds, _TRY_AGAIN) + _PARALLEL_WAIT
+        while (refused := await self._fill_in_time(reservation)) is not None:
+            lease = self._lease(refused[0])
+            if self._shadow or not lease.others or monotonic() >= until:
+                self._refuse(reservation, lease, refused[1])
                 return
+            await asyncio.sleep(_PARALLEL_PAUSE)
 
-    async def _fill_in_time(self, reservation: QuotaReservation) -> None:
+    async def _fill_in_time(self, reservation: QuotaReservation) -> _Refused | None:
+        """Lease and reserve the missing amounts, or return the first limit that has no free amount."""
         if self._failing and self._lock.locked():
             # One request checks whether the database works again. The other requests do not wait for the database.
             self._without(reservation)
             reservation.reserve()
-            return
+            return None
         task = asyncio.get_running_loop().create_task(self._fill(reservation))
         # The grant continues if the request ends, because the grant changes the leases of this process.
         self._grants.add(task)
         task.add_done_callback(self._grants.discard)
         try:
             async with asyncio.timeout(self._grant_seconds):
-                await asyncio.shield(task)
+                return await asyncio.shield(task)
         except TimeoutError:
             reservation.abandoned = True
             task.add_done_callback(look_at)
             self._fail("the database does not answer")
             self._without(reservation)
             reservation.reserve()
+            return None
         except asyncio.CancelledError:
             reservation.abandoned = True
             task.add_done_callback(look_at)
             raise
 
-    async def _fill(self, reservation: QuotaReservation) -> None:
+    async def _fill(self, reservation: QuotaReservation) -> _Refused | None:
         async with self._lock:
-            refused: list[tuple[Limit, Grant | None]] = []
+            refused: list[_Refused] = []
             for _ in range(3):
                 if reservation.abandoned:
-                    return
+                    return None
                 reservation.refresh()
                 lacking = reservation.lacking()
                 if not lacking:
@@ -261,14 +263,15 @@ class Quotas:
                 if refused:
                     break
             if reservation.abandoned:
-                return
+                return None
             if reservation.lacking():
-                self._refuse(reservation, refused)
+                if refused:
+                    return refused[0]
+                self._without(reservation)
             reservation.reserve()
+            return None
 
-    async def _lease_more(
-        self, reservation: QuotaReservation, lacking: Sequence[Lease]
-    ) -> list[tuple[Limit, Grant | None]]:
+    async def _lease_more(self, reservation: QuotaReservation, lacking: Sequence[Lease]) -> list[_Refused]:
         """Lease more of these limits. Returns the limits that granted nothing. If the database fails, the method
         returns an empty list, and for a short time `fill` does not try the database again."""
         share = self._warn_share
@@ -285,7 +288,7 @@ class Quotas:
         # The grants may begin a new period, so the cached lists of leases (`_plans`) may be out of date.
         self._plans.clear()
         self._dirty.set()
-        refused: list[tuple[Limit, Grant | None]] = []
+        refused: list[_Refused] = []
         now = monotonic()
         for one, grant in zip(wanted, grants, strict=False):
             lease = self._lease(one.limit)
@@ -323,20 +326,18 @@ class Quotas:
         await self._counters.join(holder)
         self._holder = holder
 
-    def _refuse(self, reservation: QuotaReservation, refused: Sequence[tuple[Limit, Grant | None]]) -> None:
-        """Raise `QuotaExceeded` for the first refused limit. In shadow mode, log the refusal instead."""
-        if not refused:
-            self._without(reservation)
-            return
-        limit, grant = refused[0]
-        lease = self._lease(limit)
-        need = reservation.amounts[lease.counts]
+    def _refuse(self, reservation: QuotaReservation, lease: Lease, grant: Grant | None) -> None:
+        """Raise `QuotaExceeded`. In shadow mode, log the refusal instead, and reserve the amounts."""
+        limit, need = lease.limit, reservation.amounts[lease.counts]
         own = lease.left + lease.reserved + lease.spent
-        # The request would fit if no other process held a lease of the limit.
-        early = grant is not None and grant.used + own + reservation.missing(lease) <= limit.amount
+        # The request would fit if no other process held a lease of the limit. A slot of a parallel request is in use,
+        # because other processes have returned their free slots meanwhile.
+        free = grant is not None and grant.used + own + reservation.missing(lease) <= limit.amount
+        early = free and not lease.parallel
         if self._shadow:
             self._refused(limit.kind, limit.measure, "shadow")
             _log.info("quota_would_refuse", **_said(limit))
+            reservation.reserve()
             return
         self._refused(limit.kind, limit.measure, "early" if early else "refused")
         reservation.release()
@@ -436,6 +437,8 @@ class Quotas:
                 lease.spent += report.spent
                 lease.debt += report.debt
             return False
+        for lease, report in taken:
+            lease.known += report.debt - report.back
         self._recovered()
         return True
 
