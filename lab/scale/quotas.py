@@ -48,6 +48,8 @@ _OVER_MONTH = 0.02
 """The allowed usage above a limit per month. A run has no change of the month, so the counter's month is exact."""
 _INPUT, _OUTPUT = 1.0, 10.0
 """The prices of a million tokens."""
+_STOPPING = ("adapter_unavailable", "shutting_down")
+"""The codes of a replica whose first process was killed. Its other processes stop by themselves."""
 _PAUSE = 0.02
 _HISTORY = "word " * 800
 """The input of a stored response that bursts continue: 4,000 bytes, or about 1,000 tokens."""
@@ -172,8 +174,8 @@ class _Load:
             self.refused_in[owner, minute] += 1
             if "retry-after" not in got.headers or owner not in text:
                 self.wrong.append(f"a 429 without its limit or its end: {text[:200]}")
-        elif got.status == 503 and "adapter_unavailable" in text and number not in self.replicas.up:
-            # The replica was killed, and its Envoy lived a moment longer.
+        elif got.status == 503 and number not in self.replicas.up and any(code in text for code in _STOPPING):
+            # The replica was killed, and its Envoy or its workers lived a moment longer.
             self.cut[owner] += 1
         else:
             self.wrong.append(f"{got.status}: {text[:200]}")
