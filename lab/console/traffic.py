@@ -101,7 +101,7 @@ class Client:
 
     async def upload(self, name: str, data: bytes) -> str:
         """Upload a file. Returns its id."""
-        form = aiohttp.FormData()
+        form = aiohttp.FormData(quote_fields=False)
         form.add_field("purpose", "assistants")
         form.add_field("file", data, filename=name, content_type="text/plain")
         async with self._session.post(self._base_url + "/files", data=form, headers=self._headers) as got:
