@@ -318,7 +318,9 @@ async def live(report: Report, who: Visitor, there: Place) -> None:
             await page.bring_to_front()
             frames = sorted(await page.evaluate(_FRAMES))
             late = frames[len(frames) * 19 // 20]
-            report.say(f"live view {number} of {_VIEWS}: 95 % of frames last {late:.0f} ms, the longest {frames[-1]:.0f}")
+            report.say(
+                f"live view {number} of {_VIEWS}: 95 % of frames last {late:.0f} ms, the longest {frames[-1]:.0f}"
+            )
             if late > _SMOOTH:
                 wrong.append(f"live view {number} is not smooth: frames of {late:.0f} ms")
         for page in others:
