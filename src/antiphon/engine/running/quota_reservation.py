@@ -103,8 +103,8 @@ class Lease:
 
     @property
     def scarce(self) -> bool:
-        """Whether another process may need a free slot of this lease at once, because the processes hold more than half
-        of the slots of a limit on parallel requests."""
+        """Whether this process returns a free slot for parallel requests at once. It does when the processes hold more
+        than half of the limit's slots, because another process may need the slot."""
         return self.parallel and self.known * 2 > self.limit.amount
 
     @property

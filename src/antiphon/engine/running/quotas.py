@@ -114,7 +114,7 @@ class Quotas:
         self._failed_until = 0.0
         self._failing = self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._grants: set[asyncio.Task[None]] = set()
+        self._grants: set[asyncio.Task[_Refused | None]] = set()
         self._outage = Outage(_log, "quotas_not_counted", "quotas_counted_again")
 
     def start(self) -> None:
