@@ -142,8 +142,8 @@ class LoopLag:
 
 
 class _Sometimes:
-    """Runs the function `look` at most once in `seconds`. If a caller comes while `look` runs, the caller waits until
-    `look` has returned."""
+    """Runs the function `look` at most once in `seconds`. A caller waits while `look` runs. A call within `seconds`
+    after the last run returns immediately."""
 
     def __init__(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
         self._look = look
@@ -176,7 +176,7 @@ def _each(said: Mapping[str, Mapping[str, int]]) -> dict[Labels, float]:
 
 
 def _known(said: Mapping[str, int | None]) -> dict[Labels, float]:
-    """Return the values by database name, without the values that are None."""
+    """Return the values that are not None, by database name."""
     return {(name,): value for name, value in said.items() if value is not None}
 
 
@@ -211,7 +211,8 @@ _CLOSE_SECONDS = 3.0
 
 
 def open_tracer(settings: TracingSettings) -> Tracer | None:
-    """Open the tracer. Returns None without an endpoint. Raises `ConfigError` if the extra `otel` is not installed."""
+    """Open the tracer. Returns None if the settings have no collector endpoint. Raises `ConfigError` if the extra
+    `otel` is not installed."""
     if settings.traces_url is None:
         return None
     try:
@@ -222,8 +223,8 @@ def open_tracer(settings: TracingSettings) -> Tracer | None:
 
 
 async def close_tracer(tracer: Tracer | None) -> None:
-    """Send the remaining spans, for at most three seconds, so that a collector which does not answer does not delay the
-    stop."""
+    """Send the remaining spans, for at most three seconds, so that an unresponsive collector does not delay the stop of
+    the process."""
     if tracer is None:
         return
     loop = asyncio.get_running_loop()

@@ -69,8 +69,8 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
 
 
 def left_claims(owner: OwnerSettings) -> LeftClaims | None:
-    """The metadata keys under which an Envoy filter writes the client's claims; None unless `owner.source` is
-    `metadata`."""
+    """Return the metadata keys under which an Envoy filter writes the client's claims. Returns None if `owner.source`
+    is not `metadata`."""
     if owner.source != "metadata":
         return None
     left = owner.metadata
@@ -125,8 +125,8 @@ def make_adoption(
 
 
 async def _has_containers(settings: Settings, stores: Stores, owner: str) -> bool:
-    """Whether the owner has containers. `OwnerData.move` does not move containers, so they may be the only data that is
-    left."""
+    """Return whether the owner has containers. `OwnerData.move` does not move containers, so after a move the old owner
+    may still have containers."""
     if stores.containers is not None:
         return await stores.containers.count([owner]) > 0
     if not (settings.data / "containers").exists():
@@ -138,7 +138,7 @@ async def _has_containers(settings: Settings, stores: Stores, owner: str) -> boo
 
 def quota_rules(settings: QuotaSettings) -> QuotaRules:
     """Return all quotas of the settings. The entry of a named owner, key or team also contains the limits that it
-    inherits."""
+    inherits from `each_owner`, `each_key` or `each_team`."""
     each: dict[Kind, QuotaLimits] = {
         "owner": settings.each_owner,
         "key": settings.each_key,

@@ -63,7 +63,7 @@ def code_interpreter(settings: Settings, rooms: ContainerRooms) -> ServerTool:
 
 
 def container_endpoints(settings: Settings, rooms: ContainerRooms, room: StorageQuota | None) -> tuple[Endpoint, ...]:
-    """Return the endpoints of `/v1/containers`. `room` checks the limits of owners and teams."""
+    """Return the endpoints of `/v1/containers`. `room` checks the storage limits of owners and teams."""
     from antiphon.api.containers import ContainerApi
 
     return ContainerApi(rooms, settings.code_interpreter, room).endpoints()

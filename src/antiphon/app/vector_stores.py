@@ -101,8 +101,8 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
 
 
 def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[Embedder, Upstream] | None:
-    """Return the embedder and the client of its server, which the caller must close. None without `embeddings.url`.
-    Raises `ConfigError`."""
+    """Return the embedder, and the client of the embeddings server, which the caller must close. Returns None if
+    `embeddings.url` is not set. Raises `ConfigError`."""
     given = settings.embeddings
     if given.url is None:
         return None
