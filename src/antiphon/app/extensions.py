@@ -84,8 +84,8 @@ def known_profiles() -> Mapping[str, UpstreamProfile]:
 
 
 def with_extension_settings(settings: Settings) -> Settings:
-    """Return the settings with each section under `extensions` parsed by the settings model of its tool. Therefore
-    Antiphon knows which of these values are secrets. Raises `ConfigError` with all errors in these sections."""
+    """Return the settings with each section under `extensions` parsed by the settings model of its tool. The settings
+    models also mark the secrets among these values. Raises `ConfigError` with all errors in these sections."""
     wrong: list[str] = []
     tools = {one.name: one for one in extensions() if one.kind == "tool"}
     for name in settings.extensions.keys() - tools.keys():

@@ -1,16 +1,16 @@
-"""Builds the objects that concern owners: the check of an issuer's tokens, quotas, and the adoption of data by named
-owners.
+"""Builds the objects that concern owners from the settings: the check of an issuer's tokens, quotas, and the adoption
+of data by named owners.
 
-This module builds these objects from the settings. `doors/issuer_tokens.py` checks a token, and `upstream/issuer.py`
-reads the issuer's keys. `engine/ports/quotas.py` decides which quotas apply to a request, and
-`engine/running/quotas.py` counts requests. In an adoption, a named owner takes over the data that was stored under the
-hashes of its tokens. `engine/running/adoption.py` decides when an adoption begins, and `stores/owner_data.py` moves the
-rows in the database.
+`doors/issuer_tokens.py` checks a token, and `upstream/issuer.py` reads the issuer's keys. `engine/ports/quotas.py`
+decides which quotas apply to a request, and `engine/running/quotas.py` counts requests. In an adoption, a named owner
+takes over the data that was stored under the hashes of its tokens. `engine/running/adoption.py` decides when an
+adoption begins, and `stores/owner_data.py` moves the rows in the database.
 
-Only this module imports the extra `jwt`, so a gateway that does not use `owner.source: jwt` needs no such package.
+Only this module imports the packages of the extra `jwt`, so only a gateway with `owner.source: jwt` needs these
+packages.
 
 Invariant: until all data has moved, the old owner (a token's hash) counts as an owner with data. So if the process is
-killed, or a container is in use, a later adoption moves the rest.
+killed, or a container is in use, a later adoption moves the remaining data.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def learn(routes: ModelRoutes, name: str, profile: str) -> None:
             upstream=name,
             profile=profile,
             advice=(
-                "Antiphon translates requests to all of these upstreams for the profile that it detected first: set "
+                "Antiphon uses the profile that it detected first for all of these upstreams; choose the profile with "
                 "models[].profile"
             ),
         )

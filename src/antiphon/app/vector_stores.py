@@ -1,9 +1,7 @@
 """Builds vector stores and their search from the settings.
 
-This module builds the database, the ingestion worker, the searcher and the endpoints, and closes them in order. This
-module decides nothing about a request.
-
-Invariant: `VectorSearch.aclose` releases the leases of files in progress before it closes the database.
+This module builds the database, the ingestion worker, the searcher and the endpoints, and closes these components in
+order. Invariant: `VectorSearch.aclose` releases the leases of files in progress before it closes the database.
 """
 
 from __future__ import annotations
