@@ -94,8 +94,8 @@ def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:
 def make_adoption(
     settings: Settings, stores: Stores, *, moved: Callable[[str], None] = lambda _kind: None
 ) -> Adoption | None:
-    """Return the adoption of data by named owners, or None if no key names an owner or the state is in memory. After
-    each step of a move, the adoption calls `moved` with the kind of the moved data."""
+    """Return the object that moves data to named owners. Returns None if no key names an owner, or if the state is in
+    memory. After each step of a move, the object calls `moved` with the kind of the moved data."""
     owner = settings.owner
     if owner.source != "bearer" or not (owner.keys or owner.managed_keys) or settings.state.place.kind == "memory":
         return None
@@ -197,8 +197,8 @@ def make_quotas(
 
 
 def _amounts(limits: QuotaLimits) -> Amounts:
-    """Return the limits that are set, by what they limit (such as tokens per month). A limit of cost is in millionths
-    of the currency."""
+    """Return the limits that are set, by their names (such as `tokens_per_month`). A limit of cost is in millionths of
+    the currency."""
     found: dict[Measure | Stock, int] = {}
     for name in (*MEASURES, *STOCKS):
         value = getattr(limits, name, None)
