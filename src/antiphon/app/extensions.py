@@ -1,7 +1,7 @@
 """Loads tools and profiles of other packages through Python entry points.
 
-This module finds, loads and checks the entry points. It loads each entry point once per process. `tools/box.py` defines
-the interface of a tool, and `translation/profiles/` defines the interface of a profile.
+This module finds, loads and checks the entry points. This module loads each entry point once per process.
+`tools/box.py` defines the interface of a tool, and `translation/profiles/` defines the interface of a profile.
 
 The name of an entry point in the group `antiphon.tools` is the tool's type in requests. The entry point names a class
 or function that returns a `ServerTool`. If this class or function has an attribute `settings_model` with a pydantic
@@ -198,7 +198,7 @@ def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapp
     fixed text, because the message may contain part of the secret."""
     of_all = [field.annotation for name, field in model.model_fields.items() if where[:1] in ((name,), (field.alias,))]
     if any(map(_holds_secret, of_all)):
-        return "the tool refuses it"
+        return "the tool refuses this value"
     texts = sorted(_texts(given), key=len, reverse=True)
     for text in texts:
         words = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "…", words)

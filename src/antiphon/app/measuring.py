@@ -4,9 +4,9 @@ This module reads the values that a metrics scrape needs, and limits how often i
 configured tracer. `observability/metric_names.py` has the names and descriptions of metrics. The counters are in the
 code that increments them.
 
-Values that need a query or disk access are read before a scrape, at most once a second. Sizes and connections are read
-at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for the disk, and
-scrapes show the values of the last read.
+Before a scrape, this module reads the values that need a query or disk access, at most once a second. It reads sizes
+and connections at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for the
+disk, and scrapes show the values of the last read.
 
 Invariant: without scrapes this module does no work, except one timer in the event loop.
 """

@@ -7,7 +7,7 @@ This module also builds the function that decides whether a tool may connect to 
 `build.py` builds the other components.
 
 Invariants: upstreams that share a model have the same profile, because the sidecar encodes a request before the
-upstream is chosen. Only the guarded fetcher requests URLs from clients.
+upstream is chosen. Only the guarded fetcher requests the URLs that clients send.
 """
 
 from __future__ import annotations
