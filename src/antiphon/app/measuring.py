@@ -93,7 +93,7 @@ class Measuring:
         metrics.before_scrape(_Sometimes(self._look_around, _LOOK_SECONDS))
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timer that measures the delay of the event loop."""
         self._lag.close()
 
     def _waited(self) -> float:
