@@ -220,8 +220,8 @@ class Fussy:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"key": "hunter2hunter2"}, "extensions.strict.key: the tool refuses it"),
-        ({"inner": {"key": "hunter2hunter2"}}, "extensions.strict.inner.key: the tool refuses it"),
+        ({"key": "hunter2hunter2"}, "extensions.strict.key: the tool refuses this value"),
+        ({"inner": {"key": "hunter2hunter2"}}, "extensions.strict.inner.key: the tool refuses this value"),
         ({"name": "hunter2hunter2"}, "extensions.strict.name: the name … is too '…'"),
         ({"name": "ab1"}, "extensions.strict.name: the name … is too '…'"),
         (

@@ -2,7 +2,7 @@
 
 This module builds the components and the background tasks of a process, drains the process and closes it. The other
 modules of this package build the larger components. The package `doors` implements the servers, and the package
-`engine` decides about requests.
+`engine` decides how to handle each request.
 
 Invariant: `App.aclose` finishes accepted work, such as saves, before it closes the resources that the work needs.
 """
@@ -104,7 +104,7 @@ class App:
     rooms: ContainerRooms | None
     journal: JournalParts | None
     opened: AsyncExitStack
-    """The callbacks that close all resources, in the reverse order of opening."""
+    """The callbacks that close the process's resources. The resource that was opened last is closed first."""
 
     @property
     def runner(self) -> Runner:

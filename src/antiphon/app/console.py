@@ -1,10 +1,11 @@
-"""Builds the console from the settings, and the journal: the requests of this process that the console shows.
+"""Builds the console, and the journal of requests that the console shows, from the settings.
 
 This module builds the console's components, and collects the facts about the deployment that the console shows. The
-journal has two parts: the recorder writes finished requests to the database, and the reporter writes requests in
-flight. This module starts both, deletes old entries, and cancels a request when a viewer asks for it. The package
-`console` has the pages, and `doors/http/console.py` serves them. The package `observability` decides which requests the
-journal records. `stores/journal.py` and `stores/live.py` read and write the database tables.
+journal of a process has two parts: the recorder writes finished requests to the database, and the reporter writes
+requests in flight. This module starts the recorder and the reporter, deletes old journal entries, and cancels a request
+when a user of the console cancels it. The package `console` renders the pages, and `doors/http/console.py` serves the
+pages. The package `observability` decides which requests the journal records. `stores/journal.py` and `stores/live.py`
+read and write the database tables.
 
 Invariant: if the console is disabled, a process has no journal and runs no query for a journal.
 """
@@ -68,9 +69,9 @@ def make_console(
     routes: ModelRoutes,
     databases: Sequence[StoreStatistics] = (),
 ) -> Console | None:
-    """Return the console, or None if the settings do not enable it. `handle` answers requests of the API, `journal` has
-    the recorded contents that only this process holds, and `routes` finds the upstream of a model. `databases` are the
-    databases whose sizes the console shows."""
+    """Return the console, or None if the settings do not enable the console. `handle` answers requests of the API,
+    `journal` has the recorded contents that only this process holds, and `routes` finds the upstream of a model.
+    `databases` are the databases whose sizes the console shows."""
     if journal is None:
         return None
     # This function imports the console only here, because most gateways have no console and need none of its packages.
@@ -81,7 +82,7 @@ def make_console(
     from antiphon.console.views.keys import KeySources
 
     token = settings.admin.token
-    assert token is not None, "`with_admin_token` sets the token of a gateway with a console"
+    assert token is not None, "`with_admin_token` has set the admin token, because the console is enabled"
     rules = quota_rules(settings.quotas)
 
     async def quotas(subject: str) -> Sequence[QuotaUse]:
@@ -187,11 +188,13 @@ class JournalParts:
         self.recorder = JournalRecorder(stores.journal, settings.console, process=process, never_stored=never_stored)
         self.live = LiveReporter(stores.live, process)
         self.so_far: Callable[[str, str], Recording | None] = lambda _id, _owner: None
-        """Returns the recorded contents of a request in flight of this process, by its entry id and its owner."""
+        """A function that returns the recorded contents of a request in flight in this process. The arguments are the
+        request's journal entry id and its owner."""
 
     def attach(self, telemetry: Telemetry, background: Background) -> None:
-        """Start writing the requests in flight, which `telemetry` observes, to the database. When a viewer cancels a
-        request, end the request of a connected client, or cancel a background response through `background`."""
+        """Start writing the requests in flight, which `telemetry` observes, to the database. When a user of the console
+        cancels a request, this method's callback ends the client's request, or cancels the background response through
+        `background`."""
 
         def cancel(entry_id: str) -> None:
             if telemetry.stop(entry_id):
@@ -208,7 +211,7 @@ class JournalParts:
         self.live.start()
 
     def snapshot(self) -> LiveSnapshot:
-        """The requests in flight of this process."""
+        """Return the requests in flight of this process."""
         requests = tuple([replace(one, process=self.live.process) for one in self.live.snapshot()])
         return LiveSnapshot(self.live.process, requests, 0.0)
 
@@ -218,8 +221,8 @@ class JournalParts:
         return Sweeper("journal", self.sweep, _SWEEP_SECONDS, self._stores.retention.take_turn)
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete old journal entries, recorded contents, and snapshots of requests in flight. Returns how many objects
-        of each kind were deleted."""
+        """Delete old journal entries, recorded contents, and snapshots of requests in flight. Returns how many entries,
+        contents and snapshots the method deleted."""
         console = self._console
         gone = await self._stores.journal.sweep(console.keep, console.most, console.record_keep, console.record_bytes)
         return *gone, *await self._stores.live.sweep()
@@ -233,7 +236,8 @@ class JournalParts:
 
 
 def open_journal(settings: Settings, stores: Stores, opened: AsyncExitStack) -> JournalParts | None:
-    """Start the recorder, and register the journal in `opened`, which closes it. Returns None without the console."""
+    """Open the journal, and start its recorder. `opened` closes the journal. Returns None if the console is
+    disabled."""
     if not settings.console.enabled:
         return None
     parts = JournalParts(settings, stores)

@@ -1,8 +1,8 @@
-"""Reads the items that fill a model's context, for the console's view of threads.
+"""Reads the items of a thread that fill the model's context, for the console's view *Threads*.
 
 This module loads a thread from the stores, removes the items that the latest compaction replaced, and decrypts the
-summary of a compaction. Not here: the rules of a compaction (`translation/chat/compaction.py`), and the sizes by kind
-(`console/views/threads.py`).
+summary of a compaction. Not here: the rules of a compaction (`translation/chat/compaction.py`), and the size of each
+kind of items (`console/views/threads.py`).
 
 Invariant: the functions read only the data of the owner that the caller names.
 """
@@ -37,9 +37,9 @@ class ThreadContext:
         self._sealer = sealer
 
     async def items(self, owner: str, thread: str) -> Sequence[Mapping[str, Any]] | None:
-        """The items of a response with its history, or of a conversation, without those that the latest compaction
-        replaced. An item has the tool result that the model saw, even if the API hides this result. None if the stores
-        lack the thread, or if the thread is too large to load."""
+        """Return the items of a thread: a response with its history, or a conversation. The result lacks items that the
+        latest compaction replaced. An item has the tool result that the model saw, even if the API hides this result.
+        Returns None if the thread does not exist, or is too large to load."""
         try:
             if thread.startswith("resp_"):
                 chain = await self._stores.responses.load_chain(owner, thread)
@@ -51,12 +51,14 @@ class ThreadContext:
             return None
 
     def summary(self, owner: str, sealed: str) -> str | None:
-        """The summary in the encrypted content of a compaction. None if this server did not create the content."""
+        """Return the summary in the encrypted content of a compaction. Returns None if the content cannot be
+        decrypted."""
         return _summary(sealed, partial(open_sealed, self._sealer, owner))
 
 
 def context_items(items: Sequence[StoredItem], unseal: Unseal) -> list[Mapping[str, Any]]:
-    """The items that fill the context, as JSON objects. A compaction has its text in `summary`."""
+    """Return the items that fill the model's context, as JSON objects. The object of a compaction has the summary's
+    text in `summary`."""
     named = expand_compactions([("input", item) for item in read_history(items)], unseal)
     return [_as_json(item, unseal) for _, item in named]
 
@@ -83,6 +85,6 @@ def _summary(sealed: str, unseal: Unseal) -> str | None:
 
 
 def _text(data: bytes) -> str | None:
-    """The text in a JSON string. None if `data` is not a JSON string."""
+    """Return the text of a JSON string, or None if `data` is not a JSON string."""
     found = decode_any(data) if data else None
     return found if isinstance(found, str) else None

@@ -1,7 +1,7 @@
 """Loads tools and profiles of other packages through Python entry points.
 
-This module finds, loads and checks the entry points, each once per process. `tools/box.py` defines the interface of a
-tool, and `translation/profiles/` defines the interface of a profile.
+This module finds, loads and checks the entry points. This module loads each entry point once per process.
+`tools/box.py` defines the interface of a tool, and `translation/profiles/` defines the interface of a profile.
 
 The name of an entry point in the group `antiphon.tools` is the tool's type in requests. The entry point names a class
 or function that returns a `ServerTool`. If this class or function has an attribute `settings_model` with a pydantic
@@ -44,8 +44,8 @@ _TYPES = frozenset(name.split(".")[1] for name in all_names() if name.startswith
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """One loaded entry point. `package` is its distribution and version, and `value` is the object that the entry point
-    names."""
+    """One loaded entry point. `package` is the name and version of the Python package, and `value` is the object that
+    the entry point names."""
 
     kind: Literal["tool", "profile"]
     name: str
@@ -66,7 +66,7 @@ def installed() -> tuple[EntryPoint, ...]:
 
 @lru_cache(maxsize=1)
 def extensions() -> tuple[Extension, ...]:
-    """Return all installed extensions, sorted by kind and name. Raises `ConfigError` if one cannot be used."""
+    """Return all installed extensions, sorted by kind and name. Raises `ConfigError` if an extension cannot be used."""
     found = [
         one
         for kind, group in _GROUPS.items()
@@ -84,8 +84,8 @@ def known_profiles() -> Mapping[str, UpstreamProfile]:
 
 
 def with_extension_settings(settings: Settings) -> Settings:
-    """Return the settings with each section under `extensions` parsed by the settings model of its tool. Therefore
-    Antiphon knows which of these values are secrets. Raises `ConfigError` with all errors in these sections."""
+    """Return the settings with each section under `extensions` parsed by the settings model of its tool. The settings
+    models also mark the secrets among these values. Raises `ConfigError` with all errors in these sections."""
     wrong: list[str] = []
     tools = {one.name: one for one in extensions() if one.kind == "tool"}
     for name in settings.extensions.keys() - tools.keys():
@@ -181,8 +181,8 @@ def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseM
 
 
 def _raising(model: type[BaseModel], given: Mapping[str, object]) -> Iterator[str]:
-    """Validate each setting without the others. Yield the first setting whose validator raises an error other than a
-    validation error, or nothing."""
+    """Validate each setting separately. Yield the name of the first setting whose validator raises an error other than
+    `ValidationError`. If no validator raises such an error, yield nothing."""
     for name, value in given.items():
         try:
             model.model_validate({name: value})
@@ -198,7 +198,7 @@ def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapp
     fixed text, because the message may contain part of the secret."""
     of_all = [field.annotation for name, field in model.model_fields.items() if where[:1] in ((name,), (field.alias,))]
     if any(map(_holds_secret, of_all)):
-        return "the tool refuses it"
+        return "the tool refuses this value"
     texts = sorted(_texts(given), key=len, reverse=True)
     for text in texts:
         words = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "…", words)

@@ -30,7 +30,7 @@ OWNER_KEY, SEALING_KEY, ADMIN_TOKEN = "owner.key", "sealing.key", "admin.token"
 
 
 def owner_key(settings: Settings) -> bytes:
-    """Return the key with which Antiphon hashes tokens into owner ids. This is the configured key, or else the key in
+    """Return the key with which Antiphon hashes tokens into owner ids. The key is in the settings, or else in a file of
     the data folder, which all workers share. Raises `ConfigError`."""
     if settings.owner.key is not None:
         return settings.owner.key.get_secret_value().encode()
@@ -40,8 +40,9 @@ def owner_key(settings: Settings) -> bytes:
 
 
 def with_admin_token(settings: Settings) -> Settings:
-    """Return the settings with the admin token, if the gateway serves operators. Without a token in the settings, the
-    token is in a file of the data folder, which this function creates. Raises `ConfigError`."""
+    """Return the settings with the admin token. If the settings have no token, this function reads the token from the
+    file `admin.token` in the data folder. If this file is missing, the function creates the file. Without the admin API
+    and the console, the function returns the settings unchanged. Raises `ConfigError`."""
     if not settings.serves_admin or settings.admin.token is not None:
         return settings
     # No stored data depends on this token, so a new token may replace a lost token.

@@ -4,9 +4,9 @@ This module reads the values that a metrics scrape needs, and limits how often i
 configured tracer. `observability/metric_names.py` has the names and descriptions of metrics. The counters are in the
 code that increments them.
 
-Values that need a query or disk access are read before a scrape, at most once a second. Sizes and connections are read
-at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for the disk, and
-scrapes show the values of the last read.
+Before a scrape, this module reads the values that need a query or disk access, at most once a second. It reads sizes
+and connections at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for the
+disk, and scrapes show the values of the last read.
 
 Invariant: without scrapes this module does no work, except one timer in the event loop.
 """
@@ -93,7 +93,7 @@ class Measuring:
         metrics.before_scrape(_Sometimes(self._look_around, _LOOK_SECONDS))
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timer that measures the delay of the event loop."""
         self._lag.close()
 
     def _waited(self) -> float:
@@ -142,8 +142,8 @@ class LoopLag:
 
 
 class _Sometimes:
-    """Runs the function `look` at most once in `seconds`. If a caller comes while `look` runs, the caller waits until
-    `look` has returned."""
+    """Runs the function `look` at most once in `seconds`. A caller waits while `look` runs. A call within `seconds`
+    after the last run returns immediately."""
 
     def __init__(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
         self._look = look
@@ -176,7 +176,7 @@ def _each(said: Mapping[str, Mapping[str, int]]) -> dict[Labels, float]:
 
 
 def _known(said: Mapping[str, int | None]) -> dict[Labels, float]:
-    """Return the values by database name, without the values that are None."""
+    """Return the values that are not None, by database name."""
     return {(name,): value for name, value in said.items() if value is not None}
 
 
@@ -211,7 +211,8 @@ _CLOSE_SECONDS = 3.0
 
 
 def open_tracer(settings: TracingSettings) -> Tracer | None:
-    """Open the tracer. Returns None without an endpoint. Raises `ConfigError` if the extra `otel` is not installed."""
+    """Open the tracer. Returns None if the settings have no collector endpoint. Raises `ConfigError` if the extra
+    `otel` is not installed."""
     if settings.traces_url is None:
         return None
     try:
@@ -222,8 +223,8 @@ def open_tracer(settings: TracingSettings) -> Tracer | None:
 
 
 async def close_tracer(tracer: Tracer | None) -> None:
-    """Send the remaining spans, for at most three seconds, so that a collector which does not answer does not delay the
-    stop."""
+    """Send the remaining spans, for at most three seconds, so that an unresponsive collector does not delay the stop of
+    the process."""
     if tracer is None:
         return
     loop = asyncio.get_running_loop()

@@ -1,16 +1,16 @@
-"""Builds the objects that concern owners: the check of an issuer's tokens, quotas, and the adoption of data by named
-owners.
+"""Builds the objects that concern owners from the settings: the check of an issuer's tokens, quotas, and the adoption
+of data by named owners.
 
-This module builds these objects from the settings. `doors/issuer_tokens.py` checks a token, and `upstream/issuer.py`
-reads the issuer's keys. `engine/ports/quotas.py` decides which quotas apply to a request, and
-`engine/running/quotas.py` counts requests. In an adoption, a named owner takes over the data that was stored under the
-hashes of its tokens. `engine/running/adoption.py` decides when an adoption begins, and `stores/owner_data.py` moves the
-rows in the database.
+`doors/issuer_tokens.py` checks a token, and `upstream/issuer.py` reads the issuer's keys. `engine/ports/quotas.py`
+decides which quotas apply to a request, and `engine/running/quotas.py` counts requests. In an adoption, a named owner
+takes over the data that was stored under the hashes of its tokens. `engine/running/adoption.py` decides when an
+adoption begins, and `stores/owner_data.py` moves the rows in the database.
 
-Only this module imports the extra `jwt`, so a gateway that does not use `owner.source: jwt` needs no such package.
+Only this module imports the packages of the extra `jwt`, so only a gateway with `owner.source: jwt` needs these
+packages.
 
 Invariant: until all data has moved, the old owner (a token's hash) counts as an owner with data. So if the process is
-killed, or a container is in use, a later adoption moves the rest.
+killed, or a container is in use, a later adoption moves the remaining data.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
 
 
 def left_claims(owner: OwnerSettings) -> LeftClaims | None:
-    """The metadata keys under which an Envoy filter writes the client's claims; None unless `owner.source` is
-    `metadata`."""
+    """Return the metadata keys under which an Envoy filter writes the client's claims. Returns None if `owner.source`
+    is not `metadata`."""
     if owner.source != "metadata":
         return None
     left = owner.metadata
@@ -94,8 +94,8 @@ def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:
 def make_adoption(
     settings: Settings, stores: Stores, *, moved: Callable[[str], None] = lambda _kind: None
 ) -> Adoption | None:
-    """Return the adoption of data by named owners, or None if no key names an owner or the state is in memory. After
-    each step of a move, the adoption calls `moved` with the kind of the moved data."""
+    """Return the object that moves data to named owners. Returns None if no key names an owner, or if the state is in
+    memory. After each step of a move, the object calls `moved` with the kind of the moved data."""
     owner = settings.owner
     if owner.source != "bearer" or not (owner.keys or owner.managed_keys) or settings.state.place.kind == "memory":
         return None
@@ -125,8 +125,8 @@ def make_adoption(
 
 
 async def _has_containers(settings: Settings, stores: Stores, owner: str) -> bool:
-    """Whether the owner has containers. `OwnerData.move` does not move containers, so they may be the only data that is
-    left."""
+    """Return whether the owner has containers. `OwnerData.move` does not move containers, so after a move the old owner
+    may still have containers."""
     if stores.containers is not None:
         return await stores.containers.count([owner]) > 0
     if not (settings.data / "containers").exists():
@@ -138,7 +138,7 @@ async def _has_containers(settings: Settings, stores: Stores, owner: str) -> boo
 
 def quota_rules(settings: QuotaSettings) -> QuotaRules:
     """Return all quotas of the settings. The entry of a named owner, key or team also contains the limits that it
-    inherits."""
+    inherits from `each_owner`, `each_key` or `each_team`."""
     each: dict[Kind, QuotaLimits] = {
         "owner": settings.each_owner,
         "key": settings.each_key,
@@ -197,8 +197,8 @@ def make_quotas(
 
 
 def _amounts(limits: QuotaLimits) -> Amounts:
-    """Return the limits that are set, by what they limit (such as tokens per month). A limit of cost is in millionths
-    of the currency."""
+    """Return the limits that are set, by their names (such as `tokens_per_month`). A limit of cost is in millionths of
+    the currency."""
     found: dict[Measure | Stock, int] = {}
     for name in (*MEASURES, *STOCKS):
         value = getattr(limits, name, None)

@@ -33,8 +33,8 @@ _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "applicati
 def make_tools(
     settings: Settings, metrics: Metrics, further: Iterable[ServerTool] = (), places: Places | None = None
 ) -> Toolbox:
-    """Return the toolbox with the tools that the settings enable, and the `further` tools. All tools share one set of
-    limits, which apply to the whole process. Raises `ConfigError`."""
+    """Return the toolbox with the tools that the settings enable, and the tools in `further`. All tools share one set
+    of limits, which apply to the whole process. Raises `ConfigError`."""
     tools = [ToolSearch(), *further]
     if (search := _web_search(settings)) is not None:
         tools.append(search)
@@ -46,8 +46,8 @@ def make_tools(
 async def open_rooms(
     settings: Settings, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
-    """Open the containers for code. Returns None if the settings disable the sandbox, or if the system cannot isolate
-    code. Raises `ConfigError`."""
+    """Open the containers in which the tool `code_interpreter` runs code. Returns None if the settings disable the
+    sandbox, or if the system cannot isolate code. Raises `ConfigError`."""
     if settings.code_interpreter.sandbox == "none":
         return None
     from antiphon.tools import code_interpreter as sandbox
@@ -56,14 +56,14 @@ async def open_rooms(
 
 
 def code_interpreter(settings: Settings, rooms: ContainerRooms) -> ServerTool:
-    """Return the tool `code_interpreter`, which runs code in these containers."""
+    """Return the tool `code_interpreter`, which runs code in the containers of `rooms`."""
     from antiphon.tools.code_interpreter import CodeInterpreter
 
     return CodeInterpreter(rooms, settings.code_interpreter)
 
 
 def container_endpoints(settings: Settings, rooms: ContainerRooms, room: StorageQuota | None) -> tuple[Endpoint, ...]:
-    """Return the endpoints of `/v1/containers`. `room` checks the limits of owners and teams."""
+    """Return the endpoints of `/v1/containers`. `room` checks the storage limits of owners and teams."""
     from antiphon.api.containers import ContainerApi
 
     return ContainerApi(rooms, settings.code_interpreter, room).endpoints()

@@ -1,7 +1,7 @@
 """Builds the TLS contexts with which this process verifies other servers' certificates.
 
 This module imports no client code, so that a check of certificate files starts quickly. `upstreams.py` opens the
-connections, and `doors/listening.py` has the certificates of Antiphon's own servers.
+connections, and `doors/listening.py` loads the certificates of Antiphon's own servers.
 
 Invariant: an unusable file raises `ConfigError` with the setting's name.
 """
@@ -27,8 +27,8 @@ def upstream_trust(name: str, upstream: UpstreamSettings) -> ssl.SSLContext | No
 
 
 def trusted(setting: str, file: Path | None) -> ssl.SSLContext:
-    """Return a TLS context that trusts the certificate authorities in `file`, or the system's if `file` is None. Raises
-    `ConfigError`, which names `setting`."""
+    """Return a TLS context that trusts the certificate authorities in `file`, or the system's certificate authorities
+    if `file` is None. Raises `ConfigError`, which names `setting`."""
     try:
         return ssl.create_default_context(cafile=str(file) if file else None)
     except (OSError, ssl.SSLError) as error:

@@ -7,7 +7,7 @@ This module also builds the function that decides whether a tool may connect to 
 `build.py` builds the other components.
 
 Invariants: upstreams that share a model have the same profile, because the sidecar encodes a request before the
-upstream is chosen. Only the guarded fetcher requests URLs from clients.
+upstream is chosen. Only the guarded fetcher requests the URLs that clients send.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def learn(routes: ModelRoutes, name: str, profile: str) -> None:
             upstream=name,
             profile=profile,
             advice=(
-                "Antiphon translates requests to all of these upstreams for the profile that it detected first: set "
+                "Antiphon uses the profile that it detected first for all of these upstreams; choose the profile with "
                 "models[].profile"
             ),
         )

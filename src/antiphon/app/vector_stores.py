@@ -1,9 +1,7 @@
 """Builds vector stores and their search from the settings.
 
-This module builds the database, the ingestion worker, the searcher and the endpoints, and closes them in order. This
-module decides nothing about a request.
-
-Invariant: `VectorSearch.aclose` releases the leases of files in progress before it closes the database.
+This module builds the database, the ingestion worker, the searcher and the endpoints, and closes these components in
+order. Invariant: `VectorSearch.aclose` releases the leases of files in progress before it closes the database.
 """
 
 from __future__ import annotations
@@ -101,8 +99,8 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
 
 
 def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[Embedder, Upstream] | None:
-    """Return the embedder and the client of its server, which the caller must close. None without `embeddings.url`.
-    Raises `ConfigError`."""
+    """Return the embedder, and the client of the embeddings server, which the caller must close. Returns None if
+    `embeddings.url` is not set. Raises `ConfigError`."""
     given = settings.embeddings
     if given.url is None:
         return None
