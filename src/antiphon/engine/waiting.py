@@ -3,8 +3,8 @@
 This module has one thread pool for each type of work, and lets a request wait for a thread. The module also runs
 asyncio work that outlives the cancellation of the task that waits for it. Not here: the work itself.
 
-A thread does not make Python faster, but the thread and the event loop share the interpreter lock in short intervals.
-Other requests then wait for about a millisecond at a time instead of tens of milliseconds. `run_loop`
+A thread does not make Python faster. But the interpreter switches between a thread and the event loop about every
+millisecond. So other requests wait for about a millisecond instead of tens of milliseconds. `run_loop`
 (`supervisor/process.py`) sets the length of these intervals.
 
 Each type of work has a separate pool, so that one type cannot exhaust the threads of another. A disk that does not

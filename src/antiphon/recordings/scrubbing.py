@@ -85,8 +85,8 @@ def scrubbed(chunks: tuple[tuple[float, bytes], ...], secrets: Secrets) -> tuple
 
 
 def shows(content_type: str, body: bytes, secrets: Secrets) -> bool:
-    """Whether the body or the content type contains a secret, also with escaped characters or split over the chunks of
-    a stream."""
+    """Whether the body or the content type contains a secret. The function also finds a secret with escaped characters,
+    or one that is split over the chunks of a stream."""
     if not secrets:
         return False
     fields: dict[str, list[str]] = {}

@@ -99,8 +99,7 @@ NO_CALLER: Final = Caller("")
 
 
 ADMIN: Final = Caller("admin", "admin")
-"""The operator who sent the admin token. No client is this caller, because the owner id of a client has a prefix or
-comes from the setting `owner.source`."""
+"""The operator who sent the admin token. No client ever has the owner id `admin`."""
 
 
 class AdminToken:

@@ -39,9 +39,8 @@ class _Follower:
 class Followers:
     """All followers of background responses in one process.
 
-    `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. `look` is the
-    number of seconds after which a follower reads the store even without a signal. A follower needs a read without a
-    signal only if a signal was lost.
+    `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. A follower also
+    reads the store `look` seconds after its last read, because a signal may have been lost.
     """
 
     def __init__(
@@ -71,7 +70,8 @@ class Followers:
 
     @contextmanager
     def written_here(self, response_id: str) -> Iterator[None]:
-        """Mark that this process writes the response's stream during the `with` block. The writer calls `changed`."""
+        """Mark that this process writes the response's stream during the `with` block. The writing code calls `changed`
+        after each write."""
         self._here.add(response_id)
         try:
             yield
@@ -141,7 +141,8 @@ class Followers:
         return [response_id for response_id in self._followers if response_id not in self._here]
 
     def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
-        """Wake the followers whose responses have progressed. A response in `asked` without `progress` is deleted."""
+        """Wake the followers whose responses have new events or have ended. `asked` are the ids of the polled
+        responses. If `progress` lacks one of them, that response was deleted."""
         for response_id in asked:
             now = progress.get(response_id)
             for follower in self._followers.get(response_id, ()):

@@ -1,8 +1,8 @@
 """Reserves a request's estimated usage in its quotas before the first model call, and settles the actual usage at the
 end.
 
-This module tracks the amount of one limit that a process leases, and the amounts that one request reserves. Not here:
-leasing, refusing and reporting (`quotas.py`), the choice of the limits that apply to a request
+A `Lease` is the amount of one limit that a process has leased. A `QuotaReservation` is what one request reserves in the
+leases. Not here: leasing, refusing and reporting (`quotas.py`), the choice of the limits that apply to a request
 (`engine/ports/quotas.py`).
 
 Invariant: a request holds a reservation in all of its limits, or in none.
@@ -83,8 +83,9 @@ class Lease:
             self.ends = now + (grant.ends - grant.now) / 1000
 
     def correct(self, queued_at: float, more: int) -> None:
-        """Settle the difference between the usage and the estimate of a job that was queued at the time `queued_at`. A
-        refund applies only in the period in which the estimate was settled."""
+        """Settle the difference between the usage and the estimate of a job that was queued at the time `queued_at`. If
+        the usage is smaller than the estimate, the difference is refunded only in the period in which the estimate was
+        settled."""
         if self.starts == -1:
             self.later.append((queued_at, more))
         elif more > 0 or queued_at * 1000 >= self.starts:
@@ -138,7 +139,7 @@ class QuotaReservation:
         self._short = False
         self._closed = False
         self.abandoned = False
-        """Whether the request no longer waits for a grant."""
+        """Whether the request has stopped waiting for a grant of the shared counters."""
         self.leases: Sequence[Lease] = ()
         """This process's leases of the limits that apply to the request, in their current periods."""
 

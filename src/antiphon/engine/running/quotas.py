@@ -5,8 +5,8 @@ shared counters. `quota_use` shows operators the use of each quota in its curren
 reservation (`quota_reservation.py`), the choice of the limits that apply to a request (`engine/ports/quotas.py`), the
 shared counters (`stores/quotas.py`), the settings (`config/limits.py`).
 
-A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
-reports settle the usage, and return leases that no request needs.
+A request that fits into the leases of its process needs no database query. Otherwise the process leases more. About
+once a second, the process reports its usage to the shared counters, and returns leases that no request needs.
 
 Invariants: a request begins only if its estimate fits into all limits, except in shadow mode or while the database
 fails. `QuotaStore.sweep` counts the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for the
@@ -54,8 +54,8 @@ DEAD_AFTER: Final = 30.0
 """Seconds without a heartbeat after which the store counts the leases of a process as used."""
 _TRY_AGAIN: Final = 1.0
 _LAST_REPORTS: Final = 3
-"""The number of reports when the process stops. One report may find the current period of a debt, and the next one
-settles the debt."""
+"""The maximum number of reports that a stopping process sends. A debt may need two reports: the first finds the limit's
+current period, and the second settles the debt."""
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
 _PARALLEL_TRIES: Final = 4

@@ -37,7 +37,8 @@ _HEARD_SPREAD = 0.03
 
 
 class SignalWatcher:
-    """The polling task of a process. `Followers` and `Workers` set themselves as `following` and `holding`."""
+    """The polling task of a process. `Followers` assigns itself to the attribute `following`, and `Workers` to
+    `holding`."""
 
     def __init__(self, signals: Signals) -> None:
         self.signals = signals

@@ -72,8 +72,8 @@ class Pauses:
 class Workers:
     """The worker of one process. `name` is unique among all workers, including dead workers.
 
-    `admit` counts a running response as a request in flight of its owner, so that a draining process waits for it.
-    `bodies` is the memory budget in which a running job reserves its share.
+    `admit` counts a running response as a request in flight of its owner, so that a draining process waits for it. Each
+    running job reserves memory for its request in the budget `bodies`.
     """
 
     def __init__(
@@ -154,8 +154,8 @@ class Workers:
         self._woken.set()
 
     def keep(self, asked: Collection[str], held: Collection[str]) -> None:
-        """Stop each response in `asked` that is not in `held`, because this worker has lost its job. A response whose
-        end is being written continues."""
+        """Stop each response in `asked` that is not in `held`, because this worker no longer holds the lease of the
+        response's job. A response whose end is being written continues."""
         for response_id in asked:
             if response_id not in held and (lost := self._running.get(response_id)) is not None and not lost.ending:
                 lost.lose()
