@@ -91,7 +91,7 @@ class CassetteEntry:
 
     @property
     def model(self) -> str:
-        """The requested model. Empty if the request names none."""
+        """The requested model. Empty if the request names no model."""
         value = decoded(self.request)
         model = value.get("model") if isinstance(value, dict) else None
         return model if isinstance(model, str) else ""

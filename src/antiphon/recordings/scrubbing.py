@@ -103,7 +103,7 @@ def streamed(content_type: str) -> bool:
 
 
 def event_data(content_type: str, body: bytes) -> list[str]:
-    """For a stream, the data of each event except `[DONE]`. For any other body, the whole text."""
+    """For a stream, return the data of each event except `[DONE]`. For any other body, return the whole text."""
     text = body.decode("utf-8", "replace")
     if not streamed(content_type):
         return [text]

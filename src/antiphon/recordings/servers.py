@@ -16,9 +16,9 @@ ended. If the upstream breaks an answer off, the proxy also breaks the client's 
 `cut`. If the client disconnects early, the proxy does not record the exchange. The proxy stores at most
 `_BYTES_IN_FLIGHT` bytes of answers that have not ended.
 
-Invariants of the replayer: a client gets the recorded status, body and chunks. An answer that the recording has cut
-ends with a closed connection. The replayer never calls a model server. A client of either server gets each error as
-OpenAI's error object, unless an answer has begun.
+Invariants of the replayer: a client gets the recorded status, body and chunks. If a recorded answer has the flag `cut`,
+the replayer closes the connection at the answer's end. The replayer never calls a model server. A client of either
+server gets each error as OpenAI's error object, unless an answer has begun.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class Recorder:
         report: Callable[[RecordedExchange], None] = lambda _: None,
     ) -> None:
         """`upstream` is a base URL with its prefix (`/v1`). With a `key`, the proxy sends this key instead of the
-        client's. No entry contains `secrets`, `key` or a credential of the request. `report` gets each outcome."""
+        client's. No entry contains `secrets`, `key` or a credential of the request. The proxy calls `report` with the
+        result of each exchange."""
         self._base = upstream.rstrip("/")
         self._file = file
         self._key = key
@@ -339,8 +340,8 @@ class Replayer:
     ) -> None:
         """With `in_time`, the server sends each chunk at its recorded time, and otherwise immediately. `loop` has the
         meaning that `Playlist` describes. The server removes `secrets` and credentials from each request before the
-        comparison, because the recorder has also removed them from the recorded requests. `report` gets each answer.
-        `pause` waits for some seconds, and `clock` is the time in seconds."""
+        comparison, because the recorder has also removed them from the recorded requests. The server calls `report`
+        with each answer. `pause` waits for some seconds, and `clock` is the time in seconds."""
         self._playlist = Playlist(entries, loop=loop)
         self._in_time = in_time
         self._secrets = secrets

@@ -1,7 +1,7 @@
 """Defines the actions that an exchange requests, and the values that an exchange and its driver pass to each other.
 
 The driver of an exchange is the code that performs its actions. The driver consists of the runner
-(`engine/running/runner.py`) and of the server that has the client's connection.
+(`engine/running/runner.py`) and the server that has the client's connection.
 
 Lives here: the `Action` union and the plain values in it. The module holds only data and no logic. A value that every
 request creates is a msgspec Struct, because a frozen dataclass takes ten times as long to create.
@@ -71,7 +71,8 @@ class StoredItem:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The history behind a `previous_response_id`: the input and output items of every turn, oldest first."""
+    """The history behind a `previous_response_id`: the input and output items of every response in the chain, oldest
+    first."""
 
     items: tuple[StoredItem, ...]
 
@@ -118,12 +119,12 @@ class Context:
     """The result of the action `LoadContext`.
 
     `chain` is None when this owner has no response with the requested `previous_response_id`. The result is the same if
-    another owner has a response with that id, so no client can find out. `conversation` and `prompt` are None when this
-    owner has no such conversation or prompt. `items` maps the ids of the referenced items to the items that were found.
-    `files` maps each requested URL and file id to the file or to an error. The error for a file has no `param`, because
-    only the exchange knows which request parameter named the file. `keyless` is whether the upstream accepts calls
-    without an API key. `keyless` is None when the sidecar could not find out. `compared` is None when this owner has no
-    response with the id `LoadContext.compared`.
+    another owner has a response with that id, so no client can find out. `conversation` or `prompt` is None when this
+    owner does not have the requested conversation or prompt. `items` maps the ids of the referenced items to the items
+    that were found. `files` maps each requested URL and file id to the file or to an error. The error for a file has no
+    `param`, because only the exchange knows which request parameter named the file. `keyless` is whether the upstream
+    accepts calls without an API key. `keyless` is None when the sidecar could not find out. `compared` is None when
+    this owner has no response with the id `LoadContext.compared`.
     """
 
     chain: Chain | None = None
@@ -275,8 +276,8 @@ class LoadContext:
     is empty when the request only reads the conversation. The exchange loads `prompt` first, in a separate action,
     because the prompt may name further objects. If `keyless` names an upstream, the runner finds out whether this
     upstream accepts calls without an API key. The exchange requests this check in a separate action. `approvals` are
-    the ids of the approval requests that the response `lock_for` answers. The runner marks these approval requests as
-    used, because the client's answer to each is valid for one response only.
+    the ids of the approval requests that the client's request answers. The runner marks these approval requests as used
+    by the response `lock_for`. A client's answer to an approval request is valid for one response only.
     """
 
     owner: str
@@ -330,8 +331,8 @@ class ReleaseConversation:
     """Release the conversation lock, the idempotency key and the approvals that this response holds.
 
     The runner performs this action before the client gets the last event, so the client can send its next request
-    immediately. `counts` is true if the response succeeded, or sent a call that may have changed external state. The
-    key and the approvals then stay used. This action has no result.
+    immediately. `counts` is true if the response succeeded, or sent a call that may have changed external state. If
+    `counts` is true, the key and the approvals stay used. This action has no result.
     """
 
     owner: str

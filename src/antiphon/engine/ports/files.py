@@ -83,8 +83,8 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FileQuery:
-    """Selects one page of a list of files. `after` is the id of the previous page's last file. `descending`: newest
-    first.
+    """Selects one page of a list of files. `after` is the id of the previous page's last file. If `descending` is true,
+    the newest file comes first.
     """
 
     limit: int = 10_000
@@ -150,7 +150,7 @@ class BlobStore(Protocol):
         """Open a content. Raises `StoreError` if the content does not exist."""
 
     async def delete(self, key: str) -> None:
-        """Delete a content, whole or unfinished. A content that does not exist is no error."""
+        """Delete a content, whole or unfinished. The deletion of a content that does not exist is no error."""
 
     async def aclose(self) -> None:
         """Wait until all running operations end."""

@@ -62,7 +62,8 @@ class LeftBehind(Exception):
 def read_key(value: str | None) -> str | None:
     """Return the key in the header's value, or None without a header.
 
-    A key has 1 to 255 printable ASCII characters. Raises `InvalidRequest` (`invalid_idempotency_key`) for another text.
+    A key has 1 to 255 printable ASCII characters. Raises `InvalidRequest` (`invalid_idempotency_key`) for any other
+    text.
     """
     if value is None:
         return None

@@ -123,8 +123,8 @@ class JobRequest(msgspec.Struct, frozen=True):
 
     `headers` never contain credentials. Stored credentials are only in `sealed` (`engine/exchange/queueing.py`).
     `created_at` is in seconds since the epoch. `caller` has the readable name of the owner, the team, and the id of the
-    client key. Each may be empty. `loaded_bytes` is the size of the request's history and files. The quotas counted
-    this size as estimated usage when the request was queued.
+    client key. Each of these three values may be empty. `loaded_bytes` is the size of the request's history and files.
+    The quotas counted this size as estimated usage when the request was queued.
     """
 
     body: Raw
@@ -146,8 +146,8 @@ class Job:
     """A job, as the store returns it to the worker that claims the job.
 
     `request` is a `JobRequest` as JSON. `body` is the stored response object without output. `attempts` counts the
-    claims, including this claim. `last_event` is the number of the last stored event, or -1 when the client wants no
-    stream.
+    claims, including this claim. `last_event` is the `sequence_number` of the last stored event, or -1 when the client
+    wants no stream.
     """
 
     response_id: str
@@ -333,7 +333,7 @@ def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
 def last_events(
     last: int, body: bytes, items: tuple[StoredItem, ...], *, code: str = "", message: str = ""
 ) -> EventPiece:
-    """Return the events that end a response's stream. The first of these events has the number `last + 1`.
+    """Return the events that end a response's stream. The first of these events has the `sequence_number` `last + 1`.
 
     The last event is `response.failed` with the whole response object. If `code` is set, an `error` event comes first.
     """

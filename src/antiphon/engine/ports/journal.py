@@ -112,8 +112,8 @@ class Entry(Struct, frozen=True):
 
     @property
     def first_token(self) -> float | None:
-        """The time in seconds to the first token, or None without a token. None too for a failed request without output
-        tokens, because its first byte may belong to an error."""
+        """The time in seconds to the first token, or None without a token. The result is also None for a failed request
+        without output tokens, because its first byte may belong to an error."""
         return self.first if self.output_tokens or not self.fault else None
 
 
@@ -178,8 +178,8 @@ MOST_COUNTED = 100_000
 
 
 class Choices(Struct, frozen=True):
-    """The distinct models, upstreams, outcomes and so on of the newest entries, sorted. The console offers these values
-    as choices of a filter."""
+    """The distinct models, upstreams, outcomes, error codes, doors and teams of the newest entries, sorted. The console
+    offers these values as choices of a filter."""
 
     models: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
@@ -204,7 +204,7 @@ class EntrySum(_Sums, frozen=True):
     """The requests, tokens and cost of one model, upstream or owner (`name`), summed over journal entries.
 
     `seconds` is a request's duration, and `first` the time to the first byte. Each is a pair of the median and the 95th
-    percentile in seconds over the newest entries. Each is None if no entry has the value.
+    percentile in seconds over the newest entries. `seconds` or `first` is None if no entry has such a value.
     """
 
     name: str
@@ -226,8 +226,8 @@ class LiveRequest(Struct, frozen=True):
     counts the output tokens so far. `first` is the time to the first byte in seconds. `client` is `connected`, `slow`
     or `gone`. `slow` means that the client does not read the bytes that the server sent. Only the HTTP server can
     detect a slow client. `client` is empty for the attempt of a background response, which has no client. `retries`
-    counts the failed attempts to reach the upstream for the current model call, and `retry_cause` is the cause of the
-    last one. Only a background response retries its model calls.
+    counts the failed attempts to reach the upstream for the current model call, and `retry_cause` says why the last
+    attempt failed. Only a background response retries its model calls.
     """
 
     id: str

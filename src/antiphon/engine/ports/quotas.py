@@ -168,8 +168,8 @@ class Grant(Struct, frozen=True):
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
     limit `parallel_requests` has no period, so `starts` and `ends` are 0. `used` is the settled amount, and `leased`
     the amount that all processes hold, this grant included. `warn` is true for one grant in a period: the grant with
-    which the used and leased amount reaches `Wanted.warn_at`. This comparison counts only `Wanted.need`, not the whole
-    granted amount.
+    which the used and leased amount reaches `Wanted.warn_at`. In this comparison, the counter adds only `Wanted.need`,
+    not the whole granted amount.
     """
 
     amount: int
@@ -257,7 +257,7 @@ class QuotaExceeded(ApiError):
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as `2d3h`, `5m7s` or `1.250s`."""
+    """Format a number of seconds as `2d3h`, `5m7s` or `1.250s`."""
     if seconds < 60:
         return f"{seconds:.3f}s"
     whole = round(seconds)
@@ -307,8 +307,8 @@ class Reservation(Protocol):
         """
 
     def close_read(self, read: int, written: int) -> None:
-        """Settle a forwarded request with the input and output tokens of its answer. The cost follows from the prices
-        of the request's model."""
+        """Settle a forwarded request with the input and output tokens of its answer. The cost is computed from the
+        prices of the request's model."""
 
     def close_as_estimated(self) -> None:
         """Settle a forwarded request with its estimate, because the answer reports no usage."""

@@ -205,8 +205,8 @@ class DocumentChunk:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A file to ingest. `claim` is the unique name of the claim that one worker has on this file. `attempts` includes
-    this attempt."""
+    """A file to ingest. `claim` is the unique name of the claim that one worker has on this file. `attempts` counts the
+    attempts to ingest this file, including this one."""
 
     number: int
     claim: str
@@ -236,8 +236,8 @@ class Ingestion(Protocol):
         """Renew these claims for `seconds` from now. Returns the claims that the worker still holds."""
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Release a file. No worker claims the file again for `pause` seconds. If `attempted` is False, the claim does
-        not count as an attempt to ingest the file."""
+        """Release the worker's claim on a file. No worker claims the file again for `pause` seconds. If `attempted` is
+        False, the claim does not count as an attempt to ingest the file."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
         """Write these chunks. The first chunk gets the index `first` in the file. A search compares the words of a
@@ -280,7 +280,8 @@ class ChunkHit:
 
 
 class ChunkIndex(Protocol):
-    """The queries of a search. The database applies filters before it selects the best hits, so no hit is missing."""
+    """The queries of a search. The database applies filters before it selects the best hits, so filters do not reduce
+    the number of hits."""
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
         """Return the vector stores of `store_ids` that belong to the owner. The database's clock decides `expired`."""

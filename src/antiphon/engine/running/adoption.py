@@ -31,8 +31,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Adoption:
-    """Moves the data of owners to the named owners of their keys, for the requests of one process. The caller calls
-    `start` and `aclose`.
+    """Moves data from the owner ids that contain a token's hash to named owners, for the client keys that one process
+    sees. The caller calls `start` and `aclose`.
 
     `has_data` returns whether an owner has stored data. `move(old, new)` moves the data of the owner `old` to the owner
     `new`, and raises `NotMovable` or `StoreError`. `retry`: the seconds between two attempts.

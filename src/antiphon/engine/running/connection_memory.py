@@ -4,7 +4,8 @@ Lives here: the responses that later requests of a WebSocket may continue, as a 
 the decision to keep or forget a response (`doors/http/websocket.py`), and durable storage.
 
 A remembered response holds its own items and the items of the unstored responses that it continues. If the chain begins
-with stored responses, each request reads these from the store. So a deletion in the store takes effect.
+with stored responses, each request reads these from the store. So a later request cannot continue a stored response
+that was deleted.
 
 Invariants: Remembered responses are never written anywhere. Only the owner's connection reads remembered responses. A
 connection holds at most `max_bytes` of items, and drops its oldest responses first. All connections of a process share

@@ -30,7 +30,7 @@ _PIECES = 64
 
 @dataclass(eq=False)
 class _Follower:
-    """A client that waits for events after the number `after`."""
+    """A client that waits for events whose `sequence_number` is greater than `after`."""
 
     after: int
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,7 +87,7 @@ class Followers:
             follower.news.set()
 
     async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """Yield the events after the number `after` when the store has them, then `[DONE]`.
+        """Yield the events whose `sequence_number` is greater than `after` when the store has them, then `[DONE]`.
 
         If no event comes for a while, the generator yields a keep-alive comment. After `let_go` or a deletion of the
         response, the generator ends early and without `[DONE]`. Raises `StoreError`.

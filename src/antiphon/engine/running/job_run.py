@@ -104,7 +104,7 @@ class JobRun:
 
 @dataclass
 class JobOutcome:
-    """The HTTP answer that an exchange sent without events: its head, its body and its end."""
+    """The HTTP answer of an exchange that sent no event stream: the answer's head, body and end."""
 
     head: SendHead | None = None
     body: list[bytes] = field(default_factory=list)
@@ -312,7 +312,7 @@ class PatientUpstream:
         self._response_id = response_id
         self._retried = retried
         self.failed_at: float | None = None
-        """The event loop time at which a call failed in transport after all retries. None: no call has failed."""
+        """The event loop time at which a call failed in transport after all retries. None if no call has failed."""
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
@@ -369,7 +369,7 @@ class PatientUpstream:
 
 
 async def _unless_unreachable(answer: UpstreamAnswer) -> UpstreamAnswer | None:
-    """Return the answer. Returns None if Envoy made the answer because the upstream is unreachable."""
+    """Return the answer, or None if Envoy made the answer because the upstream is unreachable."""
     parts: list[bytes] = []
     rest = answer.body()
     size = 0

@@ -123,7 +123,7 @@ class Ports:
     stored_files: StoredFiles | None = None
     owner_room: StorageQuota | None = None
     over: History | None = None
-    """A history that wraps `store`: the memory of a WebSocket, or a job's `DeferredHistory`. None: nothing wraps the
+    """A history that wraps `store`: the memory of a WebSocket, or a job's `DeferredHistory`. None if nothing wraps the
     store."""
     keeps_locks: bool = False
     """Whether a background job holds the conversation's lock. The job's end then releases the lock."""

@@ -72,7 +72,7 @@ class Lease:
         self.later: list[tuple[float, int]] = []
 
     def add(self, grant: Grant, now: float) -> None:
-        """Add a grant of the same period."""
+        """Add the amount of a grant to this lease."""
         self.starts = grant.starts
         for queued_at, more in self.later:
             self.correct(queued_at, more)
@@ -222,7 +222,7 @@ class QuotaReservation:
             parts[lease] = held + part
 
     def release(self) -> None:
-        """Return all reserved amounts to the leases, because the request is refused."""
+        """Give all reserved amounts back to the leases, because the request is refused."""
         parts = self._parts
         if parts:
             for lease, part in parts.items():

@@ -315,8 +315,8 @@ class Quotas:
         self._dirty.set()
 
     async def _join(self, *, keep: bool = False) -> None:
-        """Register this process under a new id. Unless `keep` is true, drop its leases, because another process has
-        settled the leases of the old id."""
+        """Register this process under a new id. Unless `keep` is true, drop this process's leases, because another
+        process has settled the leases of the old id."""
         if not keep:
             self._forget()
         holder = self._new_id("process")
@@ -392,8 +392,9 @@ class Quotas:
                 await asyncio.sleep(min(self._seconds, _TRY_AGAIN))
 
     async def flush(self) -> bool:
-        """Report the used amounts of all leases, and return the idle leases. Returns False when the database fails. A
-        later call retries the report, unless the report's outcome is unknown."""
+        """Report the used amounts of all leases, and give the unused amounts of idle leases back to the shared
+        counters. Returns False when the database fails. A later call retries the report, unless the report's outcome is
+        unknown."""
         taken: list[tuple[Lease, Report]] = []
         unknown: list[Lease] = []
         for key, lease in list(self._leases.items()):
@@ -477,7 +478,7 @@ class QuotaUse(Struct, frozen=True):
 
 
 async def quota_use(store: QuotaStore, rules: QuotaRules, subject: str = "", *, most: int = 10_000) -> list[QuotaUse]:
-    """Return at most `most` counters of this subject, or of all subjects. Raises `StoreError`."""
+    """Return the use of at most `most` limits of this subject, or of all subjects. Raises `StoreError`."""
     return [_use(one, rules.limit_of(one.subject, one.measure)) for one in await store.counters(subject, most=most)]
 
 

@@ -288,8 +288,8 @@ class Runner:
         await self._saver.finish()
 
     async def aclose(self) -> None:
-        """Wait for saves, and stop renewing all leases of the process. Call this method once, because a runner and its
-        views share the leases."""
+        """Wait for saves, and stop renewing all leases of the process. Call this method once, because the runners that
+        `over` returns share the leases."""
         await self._saver.aclose()
 
     async def _run_tools(

@@ -123,8 +123,8 @@ class Saver:
         return None
 
     async def enqueue(self, action: Enqueue) -> StoreError | ApiError | None:
-        """Queue the response. The write continues if the request's task is cancelled, because the job takes over the
-        conversation's lock. Returns the error, or None."""
+        """Queue the response. The write continues if the request's task is cancelled. Afterwards, either the queued job
+        holds the conversation's lock, or this method has released the lock. Returns the error, or None."""
         return await asyncio.shield(self.keep_going(self._store_job(action)))
 
     async def _store_job(self, action: Enqueue) -> StoreError | ApiError | None:

@@ -142,8 +142,8 @@ class UpstreamPump:
         self._task = asyncio.get_running_loop().create_task(self._read())
 
     async def next(self, seconds: float) -> SendHead | bytes | UpstreamError | None:
-        """Return the next part. The head comes first, then bytes, then None or an error. Raises `TimeoutError` after
-        `seconds`."""
+        """Return the next part. The head comes first, then bytes, then None or an error. Raises `TimeoutError` if no
+        part comes within `seconds`."""
         if self._taken >= self._piece_bytes:
             self._taken = 0
             await self._others()

@@ -133,7 +133,7 @@ class Workers:
             self._task = asyncio.get_running_loop().create_task(self._look_after())
 
     def wake(self) -> None:
-        """Make a claim due and check the running jobs immediately, because this process has ended a response."""
+        """Claim jobs and check the running jobs immediately, because this process has ended a response."""
         self._claims.soon()
         self._woken.set()
         if self._running:
@@ -216,8 +216,7 @@ class Workers:
         return self._settings.workers - len(self._running) if self._claiming else 0
 
     def _seconds_left(self) -> float | None:
-        """Seconds until the next renewal or claim. The result is None if nothing is due until another method sets
-        `_woken`."""
+        """Seconds until the next renewal or claim. The result is None if neither is scheduled."""
         now = asyncio.get_running_loop().time()
         renewal = [max(0.0, self._renew_at - now)] if self._running else []
         claim = [self._claims.left(now)] if self._free() > 0 else []

@@ -39,7 +39,8 @@ class CannotConfine(Exception):
 
 class Limits(NamedTuple):
     """The limits of a sandboxed process. `memory`: bytes of address space. `file_bytes`: bytes of one file. `threads`,
-    `descriptors`: maximum numbers. `uid`: the user id to change to; 0 keeps the user."""
+    `descriptors`: the maximum numbers of threads and of open file descriptors. `uid`: the user id to change to; 0 keeps
+    the user."""
 
     memory: int
     file_bytes: int
@@ -112,8 +113,8 @@ accept a file system without attributes. The filter rejects `fallocate`, because
 size. When `fallocate` fails, libraries write zeros to the file."""
 
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
-"""The filter makes these calls return EINVAL, as if the path were not a link. Landlock does not control reading a
-link."""
+"""The filter makes these calls return EINVAL, as if the path were not a link. The filter does this because Landlock
+does not control who reads a link."""
 
 _CLONE, _KILL, _TGKILL, _FCNTL, _RENAMEAT2 = (56, 220), (62, 129), (234, 131), (72, 25), (316, 276)
 _CLOCK_CALLS = ((228, 113), (229, 114), (230, 115))

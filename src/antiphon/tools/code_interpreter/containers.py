@@ -222,8 +222,8 @@ class ContainerRooms:
         return found.name
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete expired containers that are not in use, and files on this machine without a container. Returns the
-        number of deleted containers, as a tuple with one element."""
+        """Delete expired containers that are not in use, and files on this machine that belong to no container. Returns
+        the number of deleted containers, as a tuple with one element."""
         gone = 0
         for head in await self._rows.every(expired=True):
             with suppress(InUse):

@@ -6,8 +6,8 @@ This module starts the process, sends code to it, collects its output, applies t
 files. `interpreter.py` and `confinement.py` run inside the process.
 
 In mode `memory`, code works on copies in a file system in memory. While the process is stopped, this module copies
-files. Before a run it copies the container's files into that file system, and after the run it copies changed files
-back. In mode `counted`, code works on the files on disk.
+files. Before a run, this module copies the container's files into the file system in memory. After the run, it copies
+changed files back. In mode `counted`, code works on the files on disk.
 
 SIGSTOP stops the process between two runs, and the process cannot continue by itself. So threads that code has started
 neither run nor write files between runs. This module kills a process that it cannot stop.

@@ -314,8 +314,8 @@ async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) 
 
 
 async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close the sending side, and wait until the other process closes the connection. By that time the other process
-    has ended the code of a cancelled call."""
+    """Close the sending side, and wait until the other process closes the connection. If the call was cancelled, the
+    other process has then ended the code."""
     with suppress(OSError, TimeoutError, RuntimeError):
         writer.write_eof()
         async with asyncio.timeout(_LEAVE_SECONDS):

@@ -5,10 +5,10 @@ module also defines the format of a snapshot, and checks whether this machine ha
 the operations on a container in use, and `local.py` has the files on disk. `ContainerRows` and
 `stores/blobs/pending.py` store leases and snapshots.
 
-A machine saves a snapshot after a use that creates or changes a file. Another machine restores the snapshot before its
-use. A snapshot is one blob that contains all files of a container, one after the other. The container's row has the
-offset of each file. A new snapshot replaces the previous one. If only one machine uses the database, Antiphon saves no
-snapshots.
+A machine saves a snapshot after a use that creates or changes a file. Another machine restores the snapshot before it
+uses the container. A snapshot is one blob that contains all files of a container, one after the other. The container's
+row has the offset of each file. A new snapshot replaces the previous one. If only one machine uses the database,
+Antiphon saves no snapshots.
 
 Snapshots contain only files. Empty folders, variables and open files are lost when a container changes machines.
 

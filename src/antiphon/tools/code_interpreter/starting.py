@@ -83,8 +83,9 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def user_of(key: str, root: bool | None = None) -> int:
-    """Return a separate user id for each container if this process is root, else 0: the sandboxed process keeps the
-    current user. `root`: whether this process is root. If `root` is None, the function asks the operating system."""
+    """If this process is root, return a user id for this container, computed from `key`. Otherwise return 0, and the
+    sandboxed process keeps the current user. `root`: whether this process is root. If `root` is None, the function asks
+    the operating system."""
     if not (os.geteuid() == 0 if root is None else root):
         return 0
     return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")
