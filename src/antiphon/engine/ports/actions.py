@@ -271,13 +271,13 @@ class CancelReason(Enum):
 class LoadContext:
     """Load the owner's objects to which the request refers. The runner passes these objects to `receive_context`.
 
-    If a request names files, the exchange requests this action twice. The second action also loads the files that the
-    history and the referenced items name. `lock_for` is the id of the response that locks the conversation. `lock_for`
-    is empty when the request only reads the conversation. The exchange loads `prompt` first, in a separate action,
-    because the prompt may name further objects. If `keyless` names an upstream, the runner finds out whether this
-    upstream accepts calls without an API key. The exchange requests this check in a separate action. `approvals` are
-    the ids of the approval requests that the client's request answers. The runner marks these approval requests as used
-    by the response `lock_for`. A client's answer to an approval request is valid for one response only.
+    The exchange requests files (`file_urls`, `file_ids`) in a later action, because the history and the referenced
+    items may name files too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when
+    the request only reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt
+    may name further objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls
+    without an API key. The exchange requests this check in a separate action. `approvals` are the ids of the approval
+    requests that the client's request answers. The runner marks these approval requests as used by the response
+    `lock_for`. A client's answer to an approval request is valid for one response only.
     """
 
     owner: str

@@ -44,8 +44,8 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.json import encode
 
 PATIENCE = 3600.0
-"""The seconds for which a job waits for a worker with the features that the job needs. After that, any worker claims
-the job and ends the response with an error."""
+"""The seconds for which a job waits for a worker with the features that the job needs. After that, a worker without
+these features may claim the job, and ends the response with an error."""
 
 _END_OF_EVENT = b"\n\n"
 
@@ -220,7 +220,7 @@ class News:
     """A notification from another process: these responses have new events or have ended, or jobs are queued.
 
     `anything` is true when notifications may have been lost, or when the polling rate (`Pace`) has changed. The process
-    then polls the store at once.
+    then polls the store soon, without waiting for the next interval.
     """
 
     responses: frozenset[str] = frozenset()

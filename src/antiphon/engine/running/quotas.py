@@ -120,7 +120,7 @@ class Quotas:
         self._task = asyncio.get_running_loop().create_task(self._report_on())
 
     async def aclose(self) -> None:
-        """Report the remaining usage, and return all leases."""
+        """Report the remaining usage, and give all leases back to the shared counters."""
         self._closing = True
         if self._task is not None:
             # Do not cancel a running report, because its outcome would be unknown.
