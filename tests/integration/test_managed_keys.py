@@ -242,7 +242,7 @@ async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> Non
     [
         (("create", "--owner", "n:anna"), "--owner n:anna: use 1 to 64"),
         (("create", "--owner", "anna", "--expires", "soon"), "--expires soon: write a number"),
-        (("create", "--owner", "anna", "--name", "a\x1b[2J"), "--name: at most 100 printable"),
+        (("create", "--owner", "anna", "--name", "a\x1b[2J"), "--name: use at most 100 printable"),
         (("create", "--owner", "anna", "--model", ""), "a glob has 1 to 100"),
         (("create", "--owner", "anna", "--model", "\udcff"), "a glob has 1 to 100 printable"),
         (("create", "--owner", "anna", "--tool", "a\x1b[2J"), "a glob has 1 to 100 printable"),

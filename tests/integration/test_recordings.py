@@ -416,7 +416,7 @@ def test_files_that_are_no_cassette_are_refused(tmp_path: Path) -> None:
     for content, said in (
         (line + line[:-20], r"entry 2 \(line 2\) is not a JSON object"),
         (line[:-1], "has no line end after its last entry"),
-        (json.dumps(json.loads(line), indent=1).encode() + b"\n", "is a recording in several lines"),
+        (json.dumps(json.loads(line), indent=1).encode() + b"\n", "has an entry of several lines"),
     ):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=said):

@@ -3,9 +3,9 @@
 This module has one thread pool for each type of work, and lets a request wait for a thread. The module also runs
 asyncio work that outlives the cancellation of the task that waits for it. Not here: the work itself.
 
-A thread does not make Python faster, but the thread and the event loop share the interpreter lock in short intervals.
-Other requests then wait for about a millisecond at a time instead of tens of milliseconds. `run_loop`
-(`supervisor/process.py`) sets the length of these intervals.
+A thread does not make Python faster. But the interpreter switches between a thread and the event loop about every
+millisecond. So other requests wait for about a millisecond instead of tens of milliseconds. `run_loop`
+(`supervisor/process.py`) sets the interpreter's switching interval.
 
 Each type of work has a separate pool, so that one type cannot exhaust the threads of another. A disk that does not
 respond, code that hangs and a slow name server block only the threads of their own pool. Only libraries use the event
@@ -41,7 +41,8 @@ _pools: WeakSet[Pool] = WeakSet()
 
 
 class Pool:
-    """A thread pool for one type of work. The pool starts threads on demand. A caller waits at most `seconds`."""
+    """A thread pool for one type of work. The pool starts threads on demand. A caller waits at most `seconds` for a
+    thread."""
 
     def __init__(self, name: str, threads: int, seconds: float = _WAIT_SECONDS) -> None:
         self.name = name

@@ -5,5 +5,6 @@ writes the files, and `scrubbing.py` removes secrets from an exchange. `matching
 request, and `servers.py` has the recorder and the replayer. The package `commands` has the commands `record` and
 `replay`, and `tests/recordings` has the recordings of the tests.
 
-Invariant: only the commands import the two servers. `format.py` is pure, so any package may write entries with it.
+Invariant: only the commands import the recorder and the replayer. `format.py` does no I/O, so any package may import
+it.
 """

@@ -76,7 +76,7 @@ class CassetteFile:
             self.entries = len(_entries(path, data))
             if data and data.count(b"\n") != self.entries:
                 raise ConfigError(
-                    f"--to: {path} has no line end after its last entry, or is a recording in several lines; choose "
+                    f"--to: {path} has no line end after its last entry, or has an entry of several lines; choose "
                     "another file"
                 )
         except ConfigError:

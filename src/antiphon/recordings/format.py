@@ -91,7 +91,7 @@ class CassetteEntry:
 
     @property
     def model(self) -> str:
-        """The requested model. Empty if the request names none."""
+        """The requested model. Empty if the request names no model."""
         value = decoded(self.request)
         model = value.get("model") if isinstance(value, dict) else None
         return model if isinstance(model, str) else ""
@@ -115,7 +115,7 @@ def make_entry(
 
     `chunks` are the parts of the answer's body with the seconds from the request to their arrival. The entry leaves out
     empty parts. The entry also leaves out the query of `path`, because a query may hold a credential. Raises
-    `CannotRecord` if a body is too large, or if it shows a secret in a form that cannot be removed."""
+    `CannotRecord` if a body is too large, or if the exchange shows a secret in a form that cannot be removed."""
     parts = tuple((seconds, data) for seconds, data in chunks if data)
     size = sum(len(data) for _, data in parts)
     for length, limit, name in ((len(request), REQUEST_BYTES, "request"), (size, ANSWER_BYTES, "answer")):
@@ -182,8 +182,8 @@ def document_of(entry: CassetteEntry, labels: Mapping[str, object] | None = None
 
 
 def digest_of(document: Mapping[str, object]) -> str:
-    """The SHA-256 digest of an entry's JSON object, without `sha256`: of its compact JSON in ASCII, with sorted
-    keys."""
+    """The SHA-256 digest of an entry's JSON object without its key `sha256`. The digest covers compact ASCII JSON with
+    sorted keys."""
     content = {name: value for name, value in document.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -223,7 +223,8 @@ _NOTHING: Final = _Nothing()
 
 
 def decoded(data: bytes | str) -> object:
-    """The value of a JSON text. `_NOTHING` if the text is not JSON, or has numbers that JSON does not have."""
+    """Return the value of a JSON text. Return `_NOTHING` if the text is not JSON, or has numbers that JSON does not
+    have."""
     try:
         return json.loads(data, parse_constant=_refuse, parse_float=_number)
     except (ValueError, RecursionError):
@@ -231,7 +232,7 @@ def decoded(data: bytes | str) -> object:
 
 
 def is_json(value: object) -> bool:
-    """Whether this result of `decoded` is the value of a JSON text, and not the mark for a text that is not JSON."""
+    """Whether this result of `decoded` is a JSON value and not `_NOTHING`."""
     return value is not _NOTHING
 
 
@@ -247,7 +248,8 @@ def _number(text: str) -> float:
 
 
 def _encoded(value: object) -> bytes:
-    """Compact JSON. Only a text with an unpaired surrogate needs escapes."""
+    """Encode the value as compact JSON in UTF-8. If a text has an unpaired surrogate, the JSON is ASCII with
+    escapes."""
     try:
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -304,8 +306,8 @@ def _entry_of_line(line: bytes) -> CassetteEntry:
 
 
 def entry_of(document: Mapping[str, Any]) -> CassetteEntry:
-    """The entry that a JSON object describes. Raises ValueError, whose message is the end of a sentence about the
-    entry."""
+    """The entry that a JSON object describes. Raises ValueError. Its message continues a sentence that begins with
+    "entry"."""
     given = document.get("sha256")
     try:
         intact = given is None or given == digest_of(document)
@@ -357,7 +359,7 @@ def _bytes(name: str, document: Mapping[str, Any], plain: str) -> bytes:
 
 
 def _problem(entry: CassetteEntry) -> str:
-    """The problem with the values of an entry. Empty if they are valid."""
+    """Describe the problem with the values of an entry. The result is empty if all values are valid."""
     if type(entry.status) is not int or not (200 <= entry.status <= 599 or (entry.status == 0 and entry.cut)):
         return "the status is not a number from 200 to 599"
     if entry.status == 0 and entry.chunks:

@@ -46,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """If the cassette has no answer for a request: the entry with the most similar request, and the first
+    """For a request without an answer in the cassette: the entry with the most similar request, and the first
     difference."""
 
     number: int

@@ -85,8 +85,8 @@ def scrubbed(chunks: tuple[tuple[float, bytes], ...], secrets: Secrets) -> tuple
 
 
 def shows(content_type: str, body: bytes, secrets: Secrets) -> bool:
-    """Whether the body or the content type contains a secret, also with escaped characters or split over the chunks of
-    a stream."""
+    """Whether the body or the content type contains a secret. The function also finds a secret with escaped characters,
+    or one that is split over the chunks of a stream."""
     if not secrets:
         return False
     fields: dict[str, list[str]] = {}
@@ -103,7 +103,7 @@ def streamed(content_type: str) -> bool:
 
 
 def event_data(content_type: str, body: bytes) -> list[str]:
-    """For a stream, the data of each event except `[DONE]`. For any other body, the whole text."""
+    """For a stream, return the data of each event except `[DONE]`. For any other body, return the whole text."""
     text = body.decode("utf-8", "replace")
     if not streamed(content_type):
         return [text]

@@ -6,9 +6,9 @@ recorded answer with its chunks and times, the list of models, or the error for 
 defines an entry, `file.py` writes the file, `matching.py` chooses the answer, and `commands/chat_servers.py` has the
 commands.
 
-The client sends requests to `/v1/…` of the proxy. This path stands for the upstream's base URL. A path outside `/v1`
-belongs to the upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in
-compressed bytes. If a request is compressed, the proxy decompresses it for the upstream.
+The proxy replaces the prefix `/v1` of a request's path by the upstream's base URL. The proxy sends a request outside
+`/v1` to the same path of the upstream's host. The proxy asks for answers without compression, because it cannot find a
+secret in compressed bytes. If a request is compressed, the proxy decompresses it for the upstream.
 
 Invariants of the recorder: the client gets the upstream's status, headers and bytes, in the upstream's chunks. A client
 that has read the end of a chunked answer finds the entry in the file. Entries are in the order in which their answers
@@ -16,9 +16,9 @@ ended. If the upstream breaks an answer off, the proxy also breaks the client's 
 `cut`. If the client disconnects early, the proxy does not record the exchange. The proxy stores at most
 `_BYTES_IN_FLIGHT` bytes of answers that have not ended.
 
-Invariants of the replayer: a client gets the recorded status, body and chunks. An answer that the recording has cut
-ends with a closed connection. The replayer never calls a model server. A client of either server gets each error as
-OpenAI's error object, unless an answer has begun.
+Invariants of the replayer: a client gets the recorded status, body and chunks. If a recorded answer has the flag `cut`,
+the replayer closes the connection at the answer's end. The replayer never calls a model server. A client of either
+server gets each error as OpenAI's error object, unless an answer has begun.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ _HOP_BY_HOP: Final = frozenset(
 @dataclass(frozen=True)
 class RecordedExchange:
     """The result of one exchange, for the line that the command prints. `number` is the entry's number, or 0 if the
-    exchange is not recorded. `note` gives the reason, or another hint. `failed` means that the file cannot be
-    written."""
+    exchange is not recorded. `note` gives the reason why the exchange is not recorded, or another hint. `failed` means
+    that the file cannot be written."""
 
     method: str
     path: str
@@ -124,7 +124,8 @@ class Recorder:
         report: Callable[[RecordedExchange], None] = lambda _: None,
     ) -> None:
         """`upstream` is a base URL with its prefix (`/v1`). With a `key`, the proxy sends this key instead of the
-        client's. No entry contains `secrets`, `key` or a credential of the request. `report` gets each outcome."""
+        client's. No entry contains `secrets`, `key` or a credential of the request. The proxy calls `report` with the
+        result of each exchange."""
         self._base = upstream.rstrip("/")
         self._file = file
         self._key = key
@@ -242,8 +243,8 @@ class Recorder:
         exchange.chunks.append((round(time.monotonic() - exchange.started, 6), data))
 
     async def _record(self, exchange: _Exchange) -> None:
-        """Append the entry of an exchange to the file, and call `report`. The method first awaits the lock, so the file
-        has the entries in the order in which their answers ended."""
+        """Append the entry of an exchange to the file, and call `report`. The method first acquires the file's lock, so
+        the file has the entries in the order in which their answers ended."""
         async with self._writing:
             outcome = exchange.outcome("")
             try:
@@ -310,8 +311,8 @@ def _end_to_end(headers: Mapping[str, str], but: tuple[str, ...] = ()) -> CIMult
 @dataclass(frozen=True)
 class ReplayedExchange:
     """The answer to one request, for the line that the command prints. `number` is the entry's number. `number` is 0 if
-    the recording has no answer, and for a list of models that the replayer made. `note` gives the reason, or is
-    empty."""
+    the recording has no answer, and for a list of models that the replayer made. `note` gives the reason why `number`
+    is 0, or is empty."""
 
     method: str
     path: str
@@ -338,9 +339,9 @@ class Replayer:
         clock: Callable[[], float] | None = None,
     ) -> None:
         """With `in_time`, the server sends each chunk at its recorded time, and otherwise immediately. `loop` has the
-        meaning that `Playlist` describes. The recorder has removed `secrets` and the credentials of each request, so
-        the server removes these secrets from a request too. `report` gets each answer. `pause` waits for some seconds,
-        and `clock` is the time in seconds."""
+        meaning that `Playlist` describes. The server removes `secrets` and credentials from each request before the
+        comparison, because the recorder has also removed them from the recorded requests. The server calls `report`
+        with each answer. `pause` waits for some seconds, and `clock` is the time in seconds."""
         self._playlist = Playlist(entries, loop=loop)
         self._in_time = in_time
         self._secrets = secrets

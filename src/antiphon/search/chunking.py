@@ -88,8 +88,7 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
 
 def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
     """Return how many of the pieces in `held` (sentences and lines) form the next chunk. If a paragraph ends in the
-    second half of the chunk, the chunk ends with this paragraph. If no paragraph ends in this half, the chunk contains
-    all pieces in `held`."""
+    second half of the chunk, the chunk ends with this paragraph. Otherwise the chunk contains all pieces in `held`."""
     total = 0
     best = len(held)
     found = False

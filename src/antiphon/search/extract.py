@@ -6,9 +6,9 @@ process that calls this module (`reader_process.py`).
 
 Clients upload the files, so the files are untrusted. `reader_process.py` limits the resources of the process.
 
-Invariants: an unreadable file raises `Unreadable` with one of OpenAI's two codes. No error message contains the file's
-text. An office file is a zip archive. Before this module unpacks an office file, it adds up the XML sizes in the
-archive's directory. If the sum is too large, the module rejects the file.
+Invariants: an unreadable file raises `Unreadable` with OpenAI's code `unsupported_file` or `invalid_file`. No error
+message contains the file's text. An office file is a zip archive. Before this module unpacks an office file, it adds up
+the XML sizes in the archive's directory. If the sum is too large, the module rejects the file.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def extract(path: Path, name: str, max_bytes: int) -> Document:
     """Extract the text and title of the file at `path`. `name`: the uploaded file's name. The suffix of `name` and the
     file's first bytes select the reader. Raises `Unreadable`.
 
-    `max_bytes`: the maximum number of characters of the text. The unpacked XML of an office file may have eight times
-    as many bytes.
+    `max_bytes`: the maximum number of characters of the text. The unpacked XML of an office file may have at most eight
+    times this number of bytes.
     """
     with path.open("rb") as file:
         start = file.read(8)

@@ -108,7 +108,8 @@ class Ingester:
         self._woken.set()
 
     async def aclose(self) -> None:
-        """Stop the worker, cancel the files in progress, and release their claims. End idle reader processes."""
+        """Stop the worker, cancel the files in progress, and release their claims. End the worker's idle reader
+        processes."""
         self._closing = True
         self._woken.set()
         if self._task is not None:
@@ -140,8 +141,8 @@ class Ingester:
                     await self._woken.wait()
 
     async def _look(self) -> bool:
-        """Renew claims, claim files, and sweep one batch of deleted chunks. Returns whether more chunks may need
-        deletion."""
+        """Renew claims, claim files, and sweep one batch of deleted chunks. Returns True if more deleted chunks may be
+        left to sweep."""
         now, lease = asyncio.get_running_loop().time(), self._settings.lease
         if self._running and now >= self._renew_at:
             held = await self._ingestion.renew(list(self._running), lease)

@@ -5,8 +5,9 @@ Lives here: the choice of keyword search, vector search or both, merging their h
 also has the prompt that makes a model rewrite a search text, and extracts the query from the model's response. Not
 here: the SQL statements and the comparison of vectors (`ChunkIndex`), and computing vectors (`Embedder`).
 
-A hit at rank ten in both searches can be first after merging. So each search requests at least a hundred hits, and more
-than the caller's limit. The keyword search and the vector search both apply the client's filters.
+A chunk at rank ten in both searches can be the first chunk of the merged result. So each search requests at least a
+hundred hits, and more than the caller's limit. The keyword search and the vector search both apply the client's
+filters.
 
 A hybrid score is reciprocal rank fusion (k = 60), divided by its maximum. So a hybrid score of 1 means the first rank
 in both searches. The score of a vector search is the cosine similarity, or 0 if negative. The score of a keyword search

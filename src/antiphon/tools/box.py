@@ -3,7 +3,7 @@
 This module dispatches a call, applies its timeout, limits its output, and converts a failure into a result. This module
 limits concurrent calls per process, owner and response, and chooses which waiting call runs next. This module also
 decodes a tool's declaration and the arguments of a call into structs that the tool defines. The other modules of this
-package implement the tools, which also check the decoded values.
+package implement the tools. A tool checks the values of its decoded structs.
 
 A process has a fixed number of slots, and a running call occupies one slot. A response occupies at most a quarter of
 the slots, and an owner at most three quarters, so that other owners' calls can run. A free slot goes to the owner with
@@ -61,16 +61,16 @@ class ServerTool(Protocol):
         `param` begins with `tools[i]`."""
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run a call of the model. Raises `ToolFailed` on a failure. If the call's output item has fields that describe
-        a failure, the method returns a failed result instead of raising `ToolFailed`."""
+        """Run a call of the model. Raises `ToolFailed` on a failure. If the tool's output item can describe a failure
+        in its own fields, the method does not raise `ToolFailed` but returns a failed result."""
 
     async def aclose(self) -> None:
         """Release the tool's connections and processes."""
 
 
 class LazyTool:
-    """A wrapper that creates a tool on its first use, because the tool's imports would slow down every start. A thread
-    creates the tool."""
+    """A wrapper that creates a tool on its first use, because the tool's imports would slow down every start. The
+    imports run in a thread, so that other requests do not wait."""
 
     def __init__(self, types: frozenset[str], make: Callable[[], ServerTool]) -> None:
         self.types = types
@@ -139,7 +139,8 @@ class Toolbox:
     async def prepare(
         self, owner: str, response_id: str, tools: tuple[HostedTool, ...]
     ) -> tuple[PreparedTool, ...] | ApiError:
-        """Prepare all tools of a request concurrently. Returns the first `ApiError` if a tool cannot be prepared."""
+        """Prepare all tools of a request concurrently. If tools cannot be prepared, returns the first error as an
+        `ApiError`."""
         try:
             prepared = await asyncio.gather(*(self._prepare(owner, response_id, tool) for tool in tools))
         except ApiError as error:
@@ -222,7 +223,7 @@ class Toolbox:
         return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 
     async def aclose(self) -> None:
-        """Close every tool once, even a tool that is registered for several tool types."""
+        """Close every tool. The method closes a tool that is registered for several types only once."""
         for tool in dict.fromkeys(self._tools.values()):
             await tool.aclose()
 

@@ -107,7 +107,7 @@ class FileSearch:
         )
 
     async def aclose(self) -> None:
-        """Do nothing: the searcher belongs to the application."""
+        """Do nothing, because the application closes the searcher."""
 
 
 def _stores(declared: _FileSearchDeclaration) -> list[str]:

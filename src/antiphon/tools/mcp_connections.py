@@ -34,7 +34,8 @@ from antiphon.tools.mcp_servers import McpServer
 
 Permit = Callable[[str, int, bool, bool], Awaitable[str]]
 """`(host, port, secure, registered) -> address`. Resolves a host and returns an address to which Antiphon may connect.
-`secure`: the URL is https. Raises `OSError` if no such address exists."""
+`secure`: the URL is https. `registered`: the operator registered the server. Raises `OSError` if no such address
+exists."""
 
 _CLIENT = Implementation(name="antiphon", version=__version__)
 # The logs of these libraries quote URLs and responses, which may contain secrets. Antiphon reports the errors itself.
@@ -59,7 +60,8 @@ Enter = Callable[[McpServer, AsyncExitStack], Awaitable[ClientSession]]
 
 
 class McpConnections:
-    """The MCP sessions of a process, at most `max_sessions`. `permit` checks addresses. `enter` opens a session."""
+    """The MCP sessions of a process, at most `max_sessions`. `permit` checks addresses. `enter(server, stack)` opens a
+    session that ends when `stack` closes."""
 
     def __init__(
         self, permit: Permit, limits: McpSettings, max_sessions: int = 256, enter: Enter | None = None
@@ -165,7 +167,7 @@ class _McpSession:
         self._closing.set()
 
     async def closed(self) -> None:
-        """Wait until the session's task ends, at most `limits.connect` seconds, then cancel the task."""
+        """Wait at most `limits.connect` seconds until the session's task ends. After that time, cancel the task."""
         await asyncio.wait({self.task}, timeout=self._limits.connect)
         self.task.cancel()
 
@@ -277,8 +279,8 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 class _Bounded(httpx2.AsyncByteStream):
     """A response body that raises `httpx2.ReadError` when the body exceeds its size limit.
 
-    A body that is an event stream (`endless` is True) stays open for the whole session, so its limit is 16 times as
-    high. The SDK limits the size of each event."""
+    An event stream (`endless` is True) stays open for the whole session, so its limit is 16 times `limit`. The SDK
+    limits the size of each event."""
 
     def __init__(self, inner: httpx2.AsyncByteStream, limit: int, *, endless: bool) -> None:
         self._inner = inner

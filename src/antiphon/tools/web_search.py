@@ -87,15 +87,15 @@ class _WebSearchArguments(Struct):
     pattern: str = ""
     days: int | None = None
     line: int | None = None
-    """The first line to show. With `line`, the tool numbers the page's lines and lists its links. Only clients that
-    search without a model send this field."""
+    """The first line to show. With `line`, the tool numbers the page's lines and lists its links. Only clients that use
+    the search endpoint without a model send this field."""
     link: int | None = None
     """The number of a link on the page at `url`, from 1. The tool opens the page that the link leads to."""
 
 
 PageFetcher = Callable[[tuple[str, ...], Callable[[str], bool] | None], Awaitable[dict[str, FetchedFile | ApiError]]]
-"""Fetches the pages of these URLs from public addresses. Returns each URL's page or error, and does not raise. The
-second argument decides which URLs, including redirects, may be fetched."""
+"""Fetches the pages of these URLs from public addresses. Returns a page or an error for each URL, and raises no error.
+The second argument is a function that decides which URLs, including redirects, may be fetched."""
 
 
 class WebSearch:

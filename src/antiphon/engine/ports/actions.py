@@ -1,7 +1,10 @@
-"""Defines the actions that an exchange requests, and the values that exchange and driver pass to each other.
+"""Defines the actions that an exchange requests, and the values that an exchange and its driver pass to each other.
+
+The driver of an exchange is the code that performs its actions. The driver consists of the runner
+(`engine/running/runner.py`) and the server that has the client's connection.
 
 Lives here: the `Action` union and the plain values in it. The module holds only data and no logic. A value that every
-request creates is a Struct, because a frozen dataclass takes ten times as long to create.
+request creates is a msgspec Struct, because a frozen dataclass takes ten times as long to create.
 
 Invariant: the driver performs actions in the order in which `ResponseExchange.next_action()` returned them. The runner
 performs every action except a `ClientAction`. The server that has the client's connection performs a `ClientAction`. In
@@ -50,8 +53,8 @@ class RequestHead(Struct, frozen=True):
 class StoredItem:
     """An input or output item of a response, as the store holds it and as the endpoint `input_items` returns it.
 
-    `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON that only later requests read.
-    `shown` contains text that the model saw, but that the item lacks (`types/items.py`).
+    `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON with text that the model saw but
+    that the item lacks (`types/items.py`). Only requests that continue the response read `shown`.
     """
 
     id: str
@@ -61,13 +64,15 @@ class StoredItem:
 
     @property
     def size(self) -> int:
-        """The item's size in bytes, which counts towards the limit of a history and the storage limit of the owner."""
+        """The item's size in bytes. The size counts towards the maximum size of a history and towards the owner's
+        storage limit."""
         return len(self.body) + len(self.shown or b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The history behind a `previous_response_id`: the input and output items of every turn, oldest first."""
+    """The history behind a `previous_response_id`: the input and output items of every response in the chain, oldest
+    first."""
 
     items: tuple[StoredItem, ...]
 
@@ -111,12 +116,12 @@ class ComparedResponse:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The answer to `LoadContext`.
+    """The result of the action `LoadContext`.
 
-    `chain` is None when this owner has no response with the requested `previous_response_id`. The loader does not tell
-    whether another owner has a response with that id, so no client can find out. `conversation` and `prompt` are None
-    when this owner has no such conversation or prompt. `items` maps the ids of the referenced items to the items that
-    were found. `files` maps each requested URL and file id to the file or to an error. The error for a file has no
+    `chain` is None when this owner has no response with the requested `previous_response_id`. The result is the same if
+    another owner has a response with that id, so no client can find out. `conversation` or `prompt` is None when this
+    owner does not have the requested conversation or prompt. `items` maps the ids of the referenced items to the items
+    that were found. `files` maps each requested URL and file id to the file or to an error. The error for a file has no
     `param`, because only the exchange knows which request parameter named the file. `keyless` is whether the upstream
     accepts calls without an API key. `keyless` is None when the sidecar could not find out. `compared` is None when
     this owner has no response with the id `LoadContext.compared`.
@@ -130,7 +135,8 @@ class Context:
     keyless: bool | None = None
     compared: ComparedResponse | None = None
     answered: dict[str, str] = field(default_factory=dict)
-    """Maps the id of each approval request that another response has already used to the id of that response."""
+    """The approval requests that another response has already used. Maps the id of the approval request to the id of
+    that response."""
 
 
 # The average over the most common tokenizers, for English text.
@@ -208,7 +214,8 @@ class ResponseRecord:
     usage: Usage | None = None
     conversation_id: str | None = None
     once: OnceOnly | None = None
-    """The idempotency key that the response holds. The transaction that stores the response also binds the key."""
+    """The idempotency key of the request. The transaction that stores the response also binds the key to this
+    response."""
     sent_calls: bool = False
     """Whether the response sent tool calls that may have changed external state."""
 
@@ -219,7 +226,8 @@ class ResponseRecord:
 
     @property
     def counts(self) -> bool:
-        """Whether the response is the final result of its request. A failed response is final only if `sent_calls`."""
+        """Whether the response is the final result of its request, so that a repeated request does not run again. A
+        failed response is final only if `sent_calls` is true."""
         return self.sent_calls or self.status in ("completed", "incomplete")
 
     @property
@@ -263,13 +271,13 @@ class CancelReason(Enum):
 class LoadContext:
     """Load the owner's objects to which the request refers. The runner passes these objects to `receive_context`.
 
-    When a request has files to fetch, the exchange loads twice, because history and referenced items may name files
-    too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when the request only
-    reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt may name further
-    objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls without an API
-    key. The exchange requests this check in a separate action, too. `approvals` are the ids of the approval requests
-    that the response `lock_for` answers. The runner marks the approval requests in `approvals` as used, because the
-    client's answer to an approval request is valid for one response only.
+    The exchange requests files (`file_urls`, `file_ids`) in a later action, because the history and the referenced
+    items may name files too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when
+    the request only reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt
+    may name further objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls
+    without an API key. The exchange requests this check in a separate action. `approvals` are the ids of the approval
+    requests that the client's request answers. The runner marks these approval requests as used by the response
+    `lock_for`. A client's answer to an approval request is valid for one response only.
     """
 
     owner: str
@@ -290,7 +298,7 @@ class LoadContext:
 class PrepareTools:
     """Get the functions that the model sees for these hosted tools. The runner passes the functions to `receive_tools`.
 
-    If a tool creates stored data, the runner checks the limits of `caller`.
+    If a tool creates stored data, the runner checks the storage limits that apply to `caller`.
     """
 
     owner: str
@@ -303,8 +311,8 @@ class PrepareTools:
 class RunTools:
     """Run these hosted tool calls in parallel. The driver passes each result to `receive_tool_result`.
 
-    `claim` is set when some calls may change external state. The store saves the record in `claim` before any call is
-    sent. If the store fails, no call is sent, and the driver passes the error to `receive_unclaimed`.
+    `claim` is set when some calls may change external state. The store saves the response record in `claim` before the
+    runner sends any call. If the store fails, the runner sends no call and passes the error to `receive_unclaimed`.
     """
 
     calls: tuple[HostedCall, ...]
@@ -322,9 +330,9 @@ class CallUpstream(Struct, frozen=True):
 class ReleaseConversation:
     """Release the conversation lock, the idempotency key and the approvals that this response holds.
 
-    The runner performs this action before the client gets the last event, so that the client can send its next request
-    immediately. When `counts` is true, the key and the approvals stay used, because the response succeeded or sent a
-    call that may have changed external state. The exchange gets no result of this action.
+    The runner performs this action before the client gets the last event, so the client can send its next request
+    immediately. `counts` is true if the response succeeded, or sent a call that may have changed external state. If
+    `counts` is true, the key and the approvals stay used. This action has no result.
     """
 
     owner: str

@@ -25,13 +25,14 @@ from antiphon.types.transport import Headers
 
 _BETWEEN: Final = re.compile(r"[\s,]+")
 NAMED: Final = "n:"
-"""The prefix of an owner id that is the owner name of a client key."""
+"""The prefix of an owner id that consists of the owner name of a client key."""
 CLAIMED: Final = "j:"
 """The prefix of an owner id that comes from a claim of a token. Antiphon or Envoy has checked the token."""
 
 
 class Access(Struct, frozen=True):
-    """The models and tool types that a client key may use, as case-sensitive globs. Empty lists allow all.
+    """The models and tool types that a client key may use, as case-sensitive globs. An empty list allows all models or
+    all tools.
 
     For example, `Access(models=("qwen*",), tools=("web_search", "mcp"))` allows the model `qwen3` and two tools.
     """
@@ -73,8 +74,8 @@ EVERYTHING: Final = Access()
 
 
 class Caller(Struct, frozen=True):
-    """The sender of a request. `owner` is the owner id of the sender's stored data. `name` is the readable name,
-    without the prefix.
+    """The sender of a request. `owner` is the owner id of the sender's stored data. `name` is the sender's readable
+    name.
 
     `team` and `key_id` are empty when the caller has no client key with these fields. The caller has an empty `owner`
     if the client key names no owner. `OwnerResolver` (`doors/owners.py`) then fills `owner` from the request's headers.
@@ -99,8 +100,7 @@ NO_CALLER: Final = Caller("")
 
 
 ADMIN: Final = Caller("admin", "admin")
-"""The operator who sent the admin token. No client is this caller, because the owner id of a client has a prefix or
-comes from the setting `owner.source`."""
+"""The operator who sent the admin token. No client ever has the owner id `admin`."""
 
 
 class AdminToken:
@@ -115,7 +115,7 @@ class AdminToken:
         return hmac.compare_digest(hashlib.sha256(token).digest(), self._digest)
 
     def is_in(self, headers: Headers) -> bool:
-        """Return whether a header `authorization` has the admin token, after any scheme.
+        """Return whether a header `authorization` contains the admin token, with or without a scheme such as `Bearer`.
 
         Envoy joins the values of repeated headers with commas, so the method checks each word of a value.
         """

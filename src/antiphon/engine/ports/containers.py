@@ -4,16 +4,16 @@ Lives here: a container's row, the port `ContainerRows`, and the values of a cli
 here: running code (`tools/code_interpreter/`), the HTTP endpoints (`api/containers.py`), SQL.
 
 A process that uses a container holds a lease on the container. Each lease has a new, unique holder name. `Leases`
-(`stores/leases.py`) renews the lease. If one machine stores all state, it stores the container files next to the
-database that has the rows. If several machines share the rows, a row names the machine that has the current files, and
-the snapshot that has a copy of them.
+(`stores/leases.py`) renews the lease. If only one machine uses the database, the container files are in the data folder
+of this machine. If several machines share the database, a row names the machine that has the current files. The row
+also names the snapshot with a copy of these files.
 
 Invariants: A container belongs to one owner. A lookup returns None for a container that is missing, expired or another
 owner's. By the store's clock, a container has at most one holder at any time. A holder whose lease has expired can no
-longer change the container. Only the code that deletes containers sees expired containers. A pending row (`files.py`)
-lets a sweep delete a snapshot that no container uses. When a container's row begins to name a snapshot, the same
-transaction deletes the snapshot's pending row. When a container's row stops naming a snapshot, the same transaction
-adds a pending row for the snapshot.
+longer change the container. Only the code that deletes containers sees expired containers. A snapshot that no container
+uses has a pending row, so that a sweep deletes the snapshot (`files.py` defines pending rows). When a container's row
+begins to name a snapshot, the same transaction deletes the snapshot's pending row. When a container's row stops naming
+a snapshot, the same transaction adds a pending row for the snapshot.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ class TooManyContainers(ContainerFailed):
 class RowFile(Struct):
     """A file of a container. `id` begins with `cfile_`, and changes when code writes the file again.
 
-    `path` and `version` come from the sandbox on the machine that the row names. `size` is in bytes. `source` is `user`
-    or `assistant`. `blob` is the key of the snapshot that contains the file, starting at the byte offset `at`. `blob`
-    is empty when no snapshot contains the file.
+    `path` and `version` come from the sandbox of the machine `ContainerHead.machine`. The sandbox changes `version`
+    when the file's content changes. `size` is in bytes. `source` is `user` or `assistant`. `blob` is the key of the
+    snapshot that contains the file, starting at the byte offset `at`. `blob` is empty when no snapshot contains the
+    file.
     """
 
     id: str
@@ -105,9 +106,9 @@ class ContainerHead(Struct):
     runs: int = 0
     process: str = ""
     """The process that last ran code in the container. Only this process's interpreter has the variables of earlier
-    runs. `runs` counts all runs."""
+    runs. `runs` counts all runs of code in the container."""
     machine: str = ""
-    """The machine that has the current files. An empty string means the machine that has the row."""
+    """The machine that has the current files. Empty if only one machine uses the database."""
 
     def expired(self, now: float) -> bool:
         """Return whether the container was unused for longer than `idle_seconds` at the time `now`."""
@@ -122,7 +123,8 @@ class RowContents(Struct):
     """Ids of the uploaded files that Antiphon has copied into the container. Antiphon copies no file again, even if
     code has changed the copy."""
     blobs: dict[str, int] = {}
-    """Maps a snapshot's key to its size in bytes. Rows of older versions may name several snapshots."""
+    """Maps a snapshot's key to its size in bytes. Rows that an older version of Antiphon wrote may name several
+    snapshots."""
 
 
 class ContainerRow(ContainerHead):
@@ -136,7 +138,8 @@ class ContainerRow(ContainerHead):
 
 
 class SnapshotWriter(BlobWriter, Protocol):
-    """Writes one snapshot. The store deletes a snapshot that is not `settled` when the `async with` block ends."""
+    """Writes one snapshot. When the `async with` block ends, the store deletes the snapshot unless the caller has set
+    `settled`."""
 
     key: str
     settled: bool
@@ -152,8 +155,8 @@ class ContainerContents(Protocol):
         """Open a snapshot."""
 
     async def forget(self, key: str) -> None:
-        """Delete a snapshot that no row names. After a failure, the store writes a log line, and the next sweep tries
-        again."""
+        """Delete a snapshot that no row names. If the deletion fails, the store writes a log line, and the next sweep
+        deletes the snapshot."""
 
 
 class ContainerRows(Leased, Protocol):
@@ -168,8 +171,8 @@ class ContainerRows(Leased, Protocol):
 
     @property
     def contents(self) -> ContainerContents | None:
-        """The storage of snapshots. The value is None when one machine stores all state, because that machine then
-        stores the container files next to the database."""
+        """The storage of the containers' snapshots. None if only one machine uses the database, because no other
+        machine then needs a copy of the files."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.
@@ -180,11 +183,12 @@ class ContainerRows(Leased, Protocol):
         """
 
     async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
-        """Return the owner's container, or None. Without `owner`, return any owner's container, even an expired one."""
+        """Return the owner's container, or None. Without `owner`, the container may belong to any owner and may have
+        expired."""
 
     async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
-        """Return containers of one or all owners, oldest first. `expired` selects only expired or only unexpired
-        containers."""
+        """Return containers of one or all owners, oldest first. True for `expired` selects expired containers, False
+        selects unexpired containers."""
 
     async def count(self, owners: Sequence[str]) -> int:
         """Return the number of unexpired containers of these owners together."""
@@ -234,17 +238,17 @@ class ContainerRequest:
 def shown_path(path: str) -> str:
     """Return a file's sandbox path in a form that people and models can read.
 
-    The sandbox encodes a byte that is not UTF-8 as a NUL and two hexadecimal digits. The result shows such a byte as an
-    escape.
+    The sandbox encodes a byte that is not UTF-8 as a NUL and two hexadecimal digits. The result shows such a byte as
+    `\\xff`.
     """
     return _NO_TEXT.sub(r"\\x\1", path)
 
 
 def read_memory(where: str, asked: str | None, limit: int) -> int:
-    """Return the bytes of a client's `memory_limit`, at most `limit`, or `limit` itself if the client set none.
-
-    `where` is the field's name in errors. Raises `InvalidRequest`: `invalid_value` for a value that is not in
-    `MEMORY_LIMITS`, `unsupported_value` for a value above `limit`.
+    """Return the number of bytes of the `memory_limit` in a client's request, at most `limit`. Without a `memory_limit`
+    (`asked`), return `limit`. `where` names the request field in error messages. Raises `InvalidRequest`:
+    `invalid_value` for a value that is not in `MEMORY_LIMITS`, `unsupported_value` for a value above `limit`. The
+    smallest value, `1g`, is always valid.
     """
     if asked is None:
         return limit

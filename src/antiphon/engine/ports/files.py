@@ -10,7 +10,7 @@ is a *pending blob*. A separate table has a pending row for each pending blob. T
 crashes after any of the steps below. An upload takes these steps:
 
 1. Add a pending row with a lease.
-2. Write and seal the content.
+2. Write the content and make it durable.
 3. Add the file's row and delete the pending row, in one transaction.
 
 A deletion takes these steps:
@@ -22,8 +22,8 @@ A deletion takes these steps:
 A sweep takes these steps:
 
 1. Claim the pending rows whose lease has expired. After that, no upload can turn the contents of these rows into files.
-2. Delete the contents.
-3. Delete the pending rows.
+2. Delete the contents that the claimed rows name.
+3. Delete the claimed rows.
 
 The uploading process renews the lease until the upload ends. So a sweep never deletes the content of a running upload,
 however slow the upload is. The lease uses the database's clock.
@@ -83,8 +83,8 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FileQuery:
-    """Selects one page of a list of files. `after` is the id of the previous page's last file. `descending`: newest
-    first.
+    """Selects one page of a list of files. `after` is the id of the previous page's last file. If `descending` is true,
+    the newest file comes first.
     """
 
     limit: int = 10_000
@@ -96,7 +96,7 @@ class FileQuery:
 class BlobWriter(Protocol):
     """Writes one content. No write happens after the `async with` block ends.
 
-    The store keeps the written bytes, sealed or not, until a caller deletes the content by its key.
+    The store keeps the written bytes until a caller deletes the content by its key, even if `seal` was not called.
     """
 
     @property
@@ -112,8 +112,8 @@ class BlobWriter(Protocol):
 
 
 class BlobReader(Protocol):
-    """Reads an open content. After the deletion of a content that is on a disk, the content stays readable until the
-    reader closes it. In object storage, a read after the deletion raises `StoreError`."""
+    """Reads an open content. If another caller deletes the content, an open reader can still read it from a disk. From
+    object storage, a read after the deletion raises `StoreError`."""
 
     @property
     def size(self) -> int:
@@ -150,7 +150,7 @@ class BlobStore(Protocol):
         """Open a content. Raises `StoreError` if the content does not exist."""
 
     async def delete(self, key: str) -> None:
-        """Delete a content, whole or unfinished. A content that does not exist is no error."""
+        """Delete a content, whole or unfinished. The deletion of a content that does not exist is no error."""
 
     async def aclose(self) -> None:
         """Wait until all running operations end."""

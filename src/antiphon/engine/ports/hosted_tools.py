@@ -26,9 +26,10 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 class HostedTool:
     """One entry of the request's `tools` that the sidecar runs.
 
-    `index` is the entry's position, so an error names `tools[index]`. `declaration` is the entry's JSON object, with
-    its secrets. `earlier` is the id of the container in which the code interpreter last ran code for this conversation.
-    `searchable` holds the declarations of the request's deferred tools, among which the tool `tool_search` searches.
+    `index` is the entry's position. Error messages name the entry as `tools[index]`. `declaration` is the entry's JSON
+    object, with its secrets. `earlier` is the id of the container in which the code interpreter last ran code for this
+    conversation. `searchable` holds the declarations of the request's deferred tools, in which the tool `tool_search`
+    searches.
     """
 
     index: int
@@ -43,9 +44,9 @@ class PreparedTool:
     """A hosted tool that is ready to run, with the functions that the model sees.
 
     `items` are the first items of the response, for example the list of an MCP server's tools. `fields` are the values
-    that each call item of this tool has from the start, for example a container's id. `creates` names a limit of stored
-    data. The runner checks the limit in `creates` before the tool runs, because a call may create data that counts
-    toward this limit.
+    that each call item of this tool has from the start, for example a container's id. `creates` is set if a call may
+    create stored data, and names the storage limit toward which this data counts. The runner checks this limit before
+    the tool runs.
     """
 
     tool: HostedTool

@@ -1,8 +1,8 @@
 """Defines the meaning of `Idempotency-Key`, the header by which a repeated request has no second effect.
 
-Lives here: the format of a key, and the errors for a request whose key is in use. Not here: the storage of keys
-(`stores/idempotency.py`), which uses the transaction that creates the object. Not here: the keys that responses of this
-process hold (`engine/running/idempotency.py`), and the replay of an answer (`api/`, the exchange).
+Lives here: the format of a key, and the errors for a request whose key is in use. Not here: the stored keys
+(`stores/idempotency.py`), the keys of running requests (`engine/running/idempotency.py`), and the answer to a repeated
+request (`api/`, the exchange).
 
 A key belongs to its owner and identifies one request. Two requests are the same if their methods, paths and bodies have
 the same bytes. For an upload, the form fields and the file's content replace the body. A different request with the
@@ -11,13 +11,14 @@ request gets a 409 while the first request runs, because clients retry after a 4
 object that the request created. A failed request releases its key, unless one of its tool calls may have changed
 external state.
 
-The store also records which response used the answer to an approval request, because each answer is valid once. Before
-a response sends tool calls that may change external state, the store records that the response has claimed these calls.
-If the process of such a response dies, no other response gets its key. The response then ends as failed, and its output
-contains the claimed calls.
+The store also records which response used the client's answer to an MCP approval request. Each answer is valid for one
+response only. Before a response sends tool calls that may change external state, the store records that the response
+has claimed these calls. If the process of such a response dies, the idempotency key stays bound to this response. The
+response then ends as failed, and its output contains the claimed calls.
 
 Invariants: Of several requests with one key, at most one runs at a time, across all processes. For a repeated request,
-the sidecar returns the created object and loads no objects to which the request refers, because these may be deleted.
+the sidecar returns the object that the first request created. The sidecar does not load the objects to which the
+request refers, because they may have been deleted.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ HEADER = "idempotency-key"
 """The header's name in lower case."""
 _MAX_LENGTH = 255
 APPROVALS = "approval\t"
-"""The prefix of the keys of answered approvals. The prefix contains a tab. `read_key` accepts only printable
-characters, so no client can send such a key."""
+"""The prefix of the keys under which the store records answered approval requests. The prefix contains a tab.
+`read_key` accepts only printable characters, so no client can send such a key."""
 CALLS = "calls\t"
-"""The prefix of the keys of responses that have claimed tool calls. The response's id follows the prefix."""
+"""The prefix of the keys under which the store records that a response has claimed tool calls. The response's id
+follows the prefix."""
 KEEP_APPROVALS = 366 * 86_400.0
 """The seconds for which the store keeps the record of an answered approval request."""
 
@@ -49,7 +51,8 @@ class AlreadyMade(Exception):
 
 
 class LeftBehind(Exception):
-    """The process that ran the request died after its response `object_id` claimed tool calls."""
+    """The process that ran the first request with this key died. The response `object_id` of that request had claimed
+    tool calls."""
 
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)
@@ -59,7 +62,8 @@ class LeftBehind(Exception):
 def read_key(value: str | None) -> str | None:
     """Return the key in the header's value, or None without a header.
 
-    A key has 1 to 255 printable ASCII characters. Raises `InvalidRequest` (`invalid_idempotency_key`) for another text.
+    A key has 1 to 255 printable ASCII characters. Raises `InvalidRequest` (`invalid_idempotency_key`) for any other
+    text.
     """
     if value is None:
         return None
@@ -73,7 +77,7 @@ def read_key(value: str | None) -> str | None:
 def fingerprint(method: str, path: str, *parts: bytes) -> str:
     """Return the SHA-256 of a request in hexadecimal digits. Equal fingerprints mean that two requests are the same.
 
-    `parts` is the body, or the parts that identify a form.
+    `parts` is the request's body. For an upload, `parts` are the values of the form fields.
     """
     digest = hashlib.sha256()
     for part in (method.encode(), path.encode(errors="surrogateescape"), *parts):
@@ -83,8 +87,8 @@ def fingerprint(method: str, path: str, *parts: bytes) -> str:
 
 
 def approval_key(request_id: str) -> str:
-    """Return the key of an answered approval request. The key contains a hash, because a client's id may be any
-    text."""
+    """Return the key under which the store records an answered approval request. The key contains a hash of
+    `request_id`, because the client chooses this id and may send any text."""
     return APPROVALS + hashlib.sha256(request_id.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -100,8 +104,8 @@ def explain(once: OnceOnly, rows: Iterable[tuple[object, str, object, object]]) 
     - `LeftBehind`: the process of that request died after it claimed tool calls.
     - `ApiError`: the earlier request still runs (`in_progress`), or differs from this request (`reused`).
 
-    A row has the fingerprint, the object's id, the end of the lease or None, and whether the holder died with claimed
-    calls.
+    Each row describes the earlier request: its fingerprint, its object's id, the end of its lease, and whether its
+    process died with claimed calls.
     """
     for known, object_id, lease_until, left in rows:
         if known != once.fingerprint:

@@ -1,8 +1,7 @@
 """Defines background jobs as values: the job, its stored event stream, its response, and the signals between processes.
 
-This module defines a job, the state of the job queue, and the event stream in chunks. The module also changes the
-status in a stored body, and builds the last events of a response that ends early. The module defines the signals by
-which processes notify each other of new events, ended responses and queued jobs.
+The module also changes the status in a stored response object, and builds the last events of a response that ends
+early. Processes notify each other of new events, ended responses and queued jobs through the port `Signals`.
 
 Not here:
 
@@ -25,9 +24,9 @@ OpenAI nor Open Responses defines an event for a cancelled response, but every c
 `response.failed`.
 
 Invariants: only the holder of a job's lease writes the job's events and result. A write by a worker that lost its lease
-changes nothing. A change of a stored body affects only the named fields, and the keys keep their order. A process that
-gets no notifications still learns of every event, job and end of a response, because it polls at the intervals of
-`Pace`.
+changes nothing. A change of a stored response object affects only the fields that the caller names. The keys keep their
+order. A process that gets no notifications still learns of every event, job and end of a response, because it polls at
+the intervals of `Pace`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,8 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.json import encode
 
 PATIENCE = 3600.0
-"""The seconds for which a job waits for a worker that can run the job."""
+"""The seconds for which a job waits for a worker with the features that the job needs. After that, a worker without
+these features may claim the job, and ends the response with an error."""
 
 _END_OF_EVENT = b"\n\n"
 
@@ -56,7 +56,7 @@ def count_events(data: bytes) -> int:
 
 
 def split_events(data: bytes) -> list[bytes]:
-    r"""Split `data` into framed events. Each event keeps the blank line that ends it.
+    r"""Split `data` into SSE events. Each event keeps the blank line that ends it.
 
     For example, `data: 1\n\ndata: 2\n\n` gives the events `data: 1\n\n` and `data: 2\n\n`.
     """
@@ -65,9 +65,9 @@ def split_events(data: bytes) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class EventPiece:
-    r"""A chunk of consecutive, whole, framed events. `last` is the `sequence_number` of the last event.
+    r"""A chunk of consecutive, whole SSE events. `last` is the `sequence_number` of the last event in the chunk.
 
-    `count` is the number of events when `data` is encrypted (sealed). `count` is None when `data` is readable.
+    `count` is the number of events. It is set only if `data` is sealed, because sealed events cannot be counted.
 
         piece = EventPiece(8, b"data: 7\n\ndata: 8\n\n")
         piece.first == 7 and piece.after(7) == b"data: 8\n\n"
@@ -104,7 +104,7 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A response's status, and the number of the last event of its stream (-1 without events)."""
+    """A response's status, and the `sequence_number` of the last event of its stream (-1 without events)."""
 
     status: str
     last_event: int
@@ -123,8 +123,8 @@ class JobRequest(msgspec.Struct, frozen=True):
 
     `headers` never contain credentials. Stored credentials are only in `sealed` (`engine/exchange/queueing.py`).
     `created_at` is in seconds since the epoch. `caller` has the readable name of the owner, the team, and the id of the
-    client key. Each may be empty. `loaded_bytes` is the size of the history and the files in the estimate that the
-    owner's quotas were charged when the request was queued.
+    client key. Each of these three values may be empty. `loaded_bytes` is the size of the request's history and files.
+    The quotas counted this size as estimated usage when the request was queued.
     """
 
     body: Raw
@@ -136,7 +136,8 @@ class JobRequest(msgspec.Struct, frozen=True):
     loaded_bytes: int = 0
 
     def sender(self, owner: str) -> Caller:
-        """Return the caller of the request. `owner` is the present owner of the job, which may have changed since."""
+        """Return the caller of the request. `owner` is the present owner of the job, which may differ from the owner
+        who sent the request."""
         return Caller(owner, *self.caller)
 
 
@@ -145,8 +146,8 @@ class Job:
     """A job, as the store returns it to the worker that claims the job.
 
     `request` is a `JobRequest` as JSON. `body` is the stored response object without output. `attempts` counts the
-    claims, including this claim. `last_event` is the number of the last stored event, or -1 when the client wants no
-    stream.
+    claims, including this claim. `last_event` is the `sequence_number` of the last stored event, or -1 when the client
+    wants no stream.
     """
 
     response_id: str
@@ -193,8 +194,8 @@ class TooManyJobs(ApiError):
 class Pace:
     """The polling intervals of a process, in seconds.
 
-    `look` is the time between two polls of the streams and jobs of this process. `claim` is the time between two claims
-    of a worker with free slots. The time between claims grows to `claim_most` while there are no jobs.
+    `look` is the time between two polls of the streams and jobs of this process. A worker with free slots looks for
+    queued jobs every `claim` seconds. While it finds none, the interval grows to `claim_most`.
     """
 
     look: float
@@ -218,7 +219,8 @@ class Seen:
 class News:
     """A notification from another process: these responses have new events or have ended, or jobs are queued.
 
-    `anything` is true when notifications may be lost, or when the polling rate (`Pace`) has changed.
+    `anything` is true when notifications may have been lost, or when the polling rate (`Pace`) has changed. The process
+    then polls the store soon, without waiting for the next interval.
     """
 
     responses: frozenset[str] = frozenset()
@@ -279,7 +281,7 @@ def is_over(status: str) -> bool:
 def unfinished_response(response_id: str) -> InvalidRequest:
     """Return the error for a request that continues an unfinished response: 400, `previous_response_not_finished`."""
     return InvalidRequest(
-        f"Previous response with id '{response_id}' is not finished yet. Wait until it is, or cancel it.",
+        f"Previous response with id '{response_id}' is not finished yet. Wait until that response ends, or cancel it.",
         param="previous_response_id",
         code="previous_response_not_finished",
     )
@@ -308,7 +310,7 @@ def ended_body(body: bytes, status: str, *, code: str = "", message: str = "") -
 def whole_body(body: bytes, items: Iterable[StoredItem]) -> bytes:
     """Return the whole Response object: `body`, which lacks `output`, with these items as its `output`.
 
-    The function joins bytes, because both are already JSON.
+    The function joins bytes, because `body` and the items are already JSON.
     """
     output = b",".join(item.body for item in items)
     return b'%b,"output":[%b]}' % (body.rstrip()[:-1], output)
@@ -331,7 +333,7 @@ def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
 def last_events(
     last: int, body: bytes, items: tuple[StoredItem, ...], *, code: str = "", message: str = ""
 ) -> EventPiece:
-    """Return the events that end a response's stream. The first of these events has the number `last + 1`.
+    """Return the events that end a response's stream. The first of these events has the `sequence_number` `last + 1`.
 
     The last event is `response.failed` with the whole response object. If `code` is set, an `error` event comes first.
     """

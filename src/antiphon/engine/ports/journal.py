@@ -22,11 +22,11 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
     """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start. The time
     of a background response in the queue lies before its start, so `start` of a `queue` span is negative.
 
-    `name` is the name of the step's object, such as the upstream of a `call` or the function of a `tool` step.
+    `name` says what the step used: the upstream of a `call` span, the function of a `tool` span.
 
-    A span of the kind `call` has the facts `operation`, `status`, `fault`, `head` and `first` (seconds after the call's
-    start), `input_tokens`, `output_tokens` and `estimated`. A span of another kind has the fact `error` if its step
-    failed.
+    A span of the kind `call` has the facts `operation`, `status`, `fault`, `head`, `first`, `input_tokens`,
+    `output_tokens` and `estimated`. `head` and `first` are the seconds from the call's start to the answer's head and
+    to its first byte. A span of another kind has the fact `error` if its step failed.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
 
 
 class Detail(Struct, frozen=True, omit_defaults=True):
-    """The facts of a request that only its page in the console shows."""
+    """The facts of a request that the console shows only on the request's page."""
 
     spans: tuple[JournalSpan, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -61,7 +61,8 @@ class Detail(Struct, frozen=True, omit_defaults=True):
     """The step that failed, such as `call_upstream`."""
     stream: bool = False
     held_by: str = ""
-    """The process whose memory has the contents of a request with `store: false`. Empty without such contents."""
+    """The process whose memory has the contents of a request with `store: false`. Empty if no process has such
+    contents."""
 
 
 class Entry(Struct, frozen=True):
@@ -70,11 +71,12 @@ class Entry(Struct, frozen=True):
     `id` (`entry_…`) is an id that Antiphon makes, because a client may choose `request_id`. Each attempt to run a
     background response has a separate entry. `fault` is empty if the request succeeded. `status` is the HTTP status
     that the client got, and `code` the error's code. `seconds` is the duration of the request. `ended_at` is the time
-    of the end in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time in
-    seconds from the end of the request until the recorder passes the entry to the store. `cost` is in millionths of the
-    prices' currency. `first` is the time in seconds to the first byte of the upstream's answer, None without an answer.
-    `calls` counts the model calls. `stored` tells whether Antiphon stores the response `response_id`. The store keeps
-    the recorded contents of a completed or incomplete stored response only as long as this response exists.
+    at which the request ended, in seconds since the epoch. The store sets `ended_at` by the database's clock, and
+    before that it is 0. `age` is the number of seconds from the end of the request until the store receives the entry.
+    `cost` is in millionths of the prices' currency. `first` is the time in seconds to the first byte of the upstream's
+    answer, None without an answer. `calls` counts the model calls. `stored` tells whether Antiphon stores the response
+    `response_id`. When a completed or incomplete stored response is deleted, the store also deletes its recorded
+    contents.
     """
 
     id: str
@@ -110,8 +112,8 @@ class Entry(Struct, frozen=True):
 
     @property
     def first_token(self) -> float | None:
-        """The time in seconds to the first token, or None without a token. The first byte of a failed request without
-        output tokens may belong to an error."""
+        """The time in seconds to the first token, or None without a token. The result is also None for a failed request
+        without output tokens, because its first byte may belong to an error."""
         return self.first if self.output_tokens or not self.fault else None
 
 
@@ -172,11 +174,12 @@ class EntryPage(Struct, frozen=True):
 
 
 MOST_COUNTED = 100_000
-"""The largest `EntryPage.total`. A larger number of entries is not counted, because counting reads every entry."""
+"""The largest `EntryPage.total`. The store stops counting at this number, because counting reads every entry."""
 
 
 class Choices(Struct, frozen=True):
-    """The distinct values in the newest entries, sorted. The console offers these values as choices of a filter."""
+    """The distinct models, upstreams, outcomes, error codes, doors and teams of the newest entries, sorted. The console
+    offers these values as choices of a filter."""
 
     models: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
@@ -198,10 +201,10 @@ class _Sums(Struct, frozen=True, kw_only=True):
 
 
 class EntrySum(_Sums, frozen=True):
-    """The sums of the entries of one model, upstream or owner (`name`).
+    """The requests, tokens and cost of one model, upstream or owner (`name`), summed over journal entries.
 
-    `seconds` (duration) and `first` (time to the first byte) are pairs of the median and the 95th percentile in
-    seconds, over the newest entries. `seconds` or `first` is None if no entry has the value.
+    `seconds` is a request's duration, and `first` the time to the first byte. Each is a pair of the median and the 95th
+    percentile in seconds over the newest entries. `seconds` or `first` is None if no entry has such a value.
     """
 
     name: str
@@ -210,7 +213,8 @@ class EntrySum(_Sums, frozen=True):
 
 
 class Slot(_Sums, frozen=True):
-    """The sums of the entries in an interval of time. The interval begins at `start`, in seconds since the epoch."""
+    """The requests, tokens and cost in an interval of time, summed over journal entries. The interval begins at
+    `start`, in seconds since the epoch."""
 
     start: float
 
@@ -222,8 +226,8 @@ class LiveRequest(Struct, frozen=True):
     counts the output tokens so far. `first` is the time to the first byte in seconds. `client` is `connected`, `slow`
     or `gone`. `slow` means that the client does not read the bytes that the server sent. Only the HTTP server can
     detect a slow client. `client` is empty for the attempt of a background response, which has no client. `retries`
-    counts the failed attempts to reach the upstream for the current model call, and `retry_cause` is the cause of the
-    last one. Only a background response retries its model calls.
+    counts the failed attempts to reach the upstream for the current model call, and `retry_cause` says why the last
+    attempt failed. Only a background response retries its model calls.
     """
 
     id: str

@@ -3,8 +3,8 @@
 Lives here: the port. Not here: the code that turns the reported model calls into metrics and spans
 (`observability/observation.py`).
 
-Invariant: an exchange reports once per call, never per chunk. The observer does not influence the exchange: it only
-returns headers with the trace context, which the exchange passes on as text.
+Invariant: an exchange reports once per call, never per chunk. The observer does not influence the exchange. It only
+returns trace headers, which the exchange adds to its model calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Observer(Protocol):
     reservation: Reservation | None
 
     def trace(self) -> Headers:
-        """Return the headers with which a later job continues the trace.
+        """Return the trace headers for a background job, so that the job continues this request's trace.
 
         When the result is empty, the job uses the trace headers that the client sent.
         """
@@ -50,7 +50,8 @@ class Observer(Protocol):
         """
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
-        """Record the call's token usage. `estimated` means that the sidecar estimated the usage from sizes."""
+        """Record the call's token usage. `estimated` means that the sidecar estimated the usage from the sizes of the
+        call and its answer."""
 
     def compacted(self) -> None:
         """Record that the sidecar has compacted the conversation into a summary."""

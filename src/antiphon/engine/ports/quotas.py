@@ -22,7 +22,7 @@ from antiphon.errors import ApiError
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
 Stock = Literal["stored_bytes", "file_bytes", "vector_chunks", "containers"]
-"""A limit of stored data. Antiphon determines the use of such a limit from the stored data itself, unlike the use of a
+"""A limit of stored data. Antiphon measures the stored data itself, whereas shared counters count the usage of a
 `Measure`."""
 STOCKS: Final[tuple[Stock, ...]] = ("stored_bytes", "file_bytes", "vector_chunks", "containers")
 Kind = Literal["owner", "key", "team", "model"]
@@ -64,9 +64,9 @@ Amounts = Mapping[Measure | Stock, int]
 
 
 class QuotaRules(Struct, frozen=True):
-    """All quota limits in the settings. `each` has the limits of every owner, key or team. `named` has the limits of
-    single subjects. The settings list owners by name or id, keys by id, teams by name, and models by name or glob. An
-    entry in `named` already contains the limits that it inherits from `each`.
+    """All quota limits in the settings. `each` has the limits that apply to every single owner, key or team. `named`
+    has the limits of single subjects. The settings list owners by name or id, keys by id, teams by name, and models by
+    name or glob. An entry in `named` already contains the limits that it inherits from `each`.
 
         QuotaRules(
             each={"owner": {"requests_per_minute": 60}},
@@ -99,9 +99,10 @@ class QuotaRules(Struct, frozen=True):
         return any(stock in amounts for amounts in every for stock in STOCKS)
 
     def stock(self, kind: Literal["owner", "team"], names: Sequence[str], stock: Stock) -> tuple[int, str] | None:
-        """Return the limit of stored data of an owner or a team with one of these names, and the limit's setting.
+        """Return the limit `stock` of an owner or a team with one of these names, and the name of the setting with this
+        limit.
 
-        The setting is a dotted name, such as `quotas.each_owner.stored_bytes`. Returns None without a limit.
+        The setting's name is dotted, such as `quotas.each_owner.stored_bytes`. Returns None without a limit.
         """
         named, each = self.named.get(kind, {}), self.each.get(kind, {})
         name = next((one for one in names if one and one in named), "")
@@ -152,8 +153,7 @@ def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
 
 class Wanted(Struct, frozen=True):
     """A process's request for a lease of a limit. The process needs at least `need`, and prefers `want`, which is at
-    least `need`. If a grant of `need` brings the used and leased amount to `warn_at`, the counter sets `warn` in that
-    grant."""
+    least `need`. `warn_at` is the used and leased amount from which the counter sets `Grant.warn`."""
 
     limit: Limit
     need: int
@@ -167,9 +167,9 @@ class Grant(Struct, frozen=True):
 
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
     limit `parallel_requests` has no period, so `starts` and `ends` are 0. `used` is the settled amount, and `leased`
-    the amount that all processes hold, this grant included. `warn` is true only for the grant with which the period's
-    used and leased amount reaches `Wanted.warn_at`. The comparison with `Wanted.warn_at` counts only `Wanted.need` of
-    the grant.
+    the amount that all processes hold, this grant included. `warn` is true for one grant in a period: the grant with
+    which the used and leased amount reaches `Wanted.warn_at`. In this comparison, the counter adds only `Wanted.need`,
+    not the whole granted amount.
     """
 
     amount: int
@@ -257,7 +257,7 @@ class QuotaExceeded(ApiError):
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as `2d3h`, `5m7s` or `1.250s`."""
+    """Format a number of seconds as `2d3h`, `5m7s` or `1.250s`."""
     if seconds < 60:
         return f"{seconds:.3f}s"
     whole = round(seconds)
@@ -276,7 +276,8 @@ class Reservation(Protocol):
 
     @property
     def headers(self) -> Sequence[tuple[str, str]]:
-        """The `x-ratelimit-*` headers of the answer. Empty without a limit on requests or tokens per minute."""
+        """The `x-ratelimit-*` headers of the answer. The result is empty if no limit on requests or tokens per minute
+        applies."""
 
     def take_now(self, model: str, *, size: int, output: int | None, background: bool = False) -> bool:
         """Reserve the request's amounts from this process's leases, before the first model call. Returns False if the
@@ -306,8 +307,8 @@ class Reservation(Protocol):
         """
 
     def close_read(self, read: int, written: int) -> None:
-        """Settle a forwarded request with the input and output tokens of its answer. The price is that of the request's
-        model."""
+        """Settle a forwarded request with the input and output tokens of its answer. The cost is computed from the
+        prices of the request's model."""
 
     def close_as_estimated(self) -> None:
         """Settle a forwarded request with its estimate, because the answer reports no usage."""
@@ -315,16 +316,19 @@ class Reservation(Protocol):
     def close_job(
         self, model: str, *, size: int, output: int | None, tokens: int, cost: int, queued_at: float, ended: bool
     ) -> None:
-        """Settle an attempt of a background response, whose estimate was settled when it was queued. The parameters are
-        those of `take_now` and `close`. `queued_at`: the time of the estimate in seconds since the epoch. `ended`: the
-        response is over, so its usage replaces the estimate."""
+        """Settle an attempt of a background response. The estimate of the response was settled when the response was
+        queued.
+
+        `take_now` and `close` explain the other parameters. `queued_at` is the time of the estimate in seconds since
+        the epoch. If `ended` is true, the response is over, so its actual usage replaces the estimate.
+        """
 
 
 class QuotaCounters(Protocol):
     """The counters that all processes share. Every method raises `StoreError`."""
 
     async def join(self, holder: str) -> None:
-        """Register a process under a new id."""
+        """Register a process under the new id `holder`."""
 
     async def grant(self, holder: str, wanted: Sequence[Wanted]) -> list[Grant] | None:
         """Lease amounts of these limits. Returns one grant for each element of `wanted`, in order.
@@ -338,4 +342,5 @@ class QuotaCounters(Protocol):
         longer registered."""
 
     async def leave(self, holder: str) -> None:
-        """Remove the registration of a process that has reported all its usage, and return its leases."""
+        """Remove the registration of a process that has reported all its usage. The amounts that the process leased
+        become free."""

@@ -1,10 +1,9 @@
 """Defines the ports through which the engine and operators use stored state, and the port through which the engine
 calls upstreams.
 
-This module defines the Protocols of histories and upstreams, and the values that stores return, such as a page of a
-list. The module also defines the port through which an operator counts, exports, moves and deletes the stored data of
-one owner or of all. Not here: any implementation (`stores/`, `upstream/`), the contents of files (`files.py`), and
-containers (`containers.py`).
+`History` loads and stores responses, and `Upstream` makes model calls. Through `OwnerData`, an operator counts,
+exports, moves and deletes stored data. The module also defines values that stores return, such as a page of a list. Not
+here: any implementation (`stores/`, `upstream/`), the contents of files (`files.py`), and containers (`containers.py`).
 
 Invariants: every read and write names the owner. A store gives the same answer for a missing object and for another
 owner's object. The operations of an operator cover every stored object that has an owner.
@@ -34,7 +33,8 @@ _Listed = TypeVar("_Listed")
 class UpstreamCallFailed(AntiphonError):
     """A model call failed in transport, before the answer's head or in the middle of its body.
 
-    `error.fault` is the kind of failure, such as `UpstreamFault.UNREACHABLE`. `error.detail` is a text for the log.
+    `error.fault` is the kind of failure, such as `UpstreamFault.UNREACHABLE`. `error.detail` describes the failure for
+    the log.
     """
 
     def __init__(self, error: UpstreamError) -> None:
@@ -54,9 +54,9 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[_Listed]):
-    """One page of a list, in the requested order. `has_more`: more entries follow the page.
+    """One page of a list, in the requested order. `has_more`: the list has more entries after this page.
 
-    With only `before`, the store reads backward from the cursor, so `has_more` means that earlier entries exist.
+    If the query has only `before`, `has_more` means that the list has more entries before this page.
     """
 
     items: tuple[_Listed, ...]
@@ -82,7 +82,8 @@ class PageQuery:
 
     @property
     def turned(self) -> bool:
-        """Whether the store reads in reverse order and then reverses the page. True when only `before` is set."""
+        """Whether the store reads the entries in reverse order and then reverses the page. True when only `before` is
+        set."""
         return self.before is not None and self.after is None
 
     @property
@@ -98,11 +99,11 @@ class PageQuery:
 
     @property
     def bounds(self) -> tuple[str | None, str | None]:
-        """The ids that bound the page, in the order in which the store compares them: the older one first."""
+        """The cursors between which the page lies: first the id of the older entry, then the id of the newer entry."""
         return (self.before, self.after) if self.descending else (self.after, self.before)
 
     def shown(self, walked: Sequence[_Listed]) -> tuple[_Listed, ...]:
-        """Return the page in the requested order.
+        """Return the page in the order that the client requested.
 
         `walked` are the entries in the order in which the store read them, with one beyond `limit` if more exist.
         """
@@ -162,7 +163,7 @@ class Leased(Protocol):
     """A store whose leases the holders must renew (`stores/leases.py`)."""
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Renew the leases of these holders for `seconds` from now. Returns the holders that still had a lease.
+        """Renew the leases of these holders for `seconds` from now. Returns those holders whose lease had not expired.
 
         Raises `StoreError`.
         """
@@ -173,8 +174,8 @@ class PromptChange:
     """A change of a prompt's template, name or metadata.
 
     If `body` is set, the change creates a new version. This version becomes the default unless `make_default` is False.
-    With an `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only
-    if `renamed`. If `metadata` is None, the metadata does not change.
+    If `expected_version` is set, the change applies only while that version is the last version. If `renamed` is true,
+    `name` replaces the prompt's name. If `metadata` is None, the metadata does not change.
     """
 
     body: bytes | None = None
@@ -210,8 +211,8 @@ class DoorWatch(Protocol):
     healthy."""
 
     async def gone(self, at: float) -> bool:
-        """Return whether the gateway was down or stopped at about the time `at` (event loop clock), or hangs at
-        present."""
+        """Return whether the gateway stopped or was down at about the time `at`, or hangs at present. `at` is a time of
+        the event loop's clock."""
 
 
 class Upstream(Protocol):
@@ -244,10 +245,10 @@ class OwnerCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExportedRow:
-    """One exported row of an owner: its kind, the two values that identify the row, and its decoded JSON.
+    """One exported row of an owner: its kind, the two values `id` and `of` that identify the row, and its decoded JSON.
 
-    `kind` is a name such as `responses` or `response_items`. The values for an item of a response are the response's id
-    and the item's part (`input`, `output` or `shown`).
+    `kind` is a name such as `responses` or `response_items`. For an item of a response, `id` and `of` are the
+    response's id and the item's part (`input`, `output` or `shown`).
     """
 
     kind: str
@@ -289,8 +290,8 @@ class OwnerData(Protocol):
         """
 
     async def obstacles(self, old: str, new: str) -> list[str]:
-        """Return the reasons why `move` refuses to move the data of `old` to `new` now, one sentence each. If the list
-        is empty, `move` can begin.
+        """Return the reasons why `move` would refuse to move the data of `old` to `new` now. Each reason is one
+        sentence. If there are no reasons, `move` can begin.
 
         If both owners have an object with the same id, this is an obstacle, because ids are unique within an owner.
         (Clients may choose some ids.) Work in progress is an obstacle, because a running request stores its result for
@@ -298,8 +299,8 @@ class OwnerData(Protocol):
         """
 
     def move(self, old: str, new: str) -> AsyncGenerator[str]:
-        """Move all data of the owner `old` to the owner `new`, except containers. The method uses several transactions,
-        and yields the kind of the moved data after each transaction.
+        """Move all data of the owner `old` to the owner `new`, except containers. The method uses several transactions.
+        After each transaction, the method yields the kind of data that it moved.
 
         After an interruption, a second call moves the remaining data. Raises `NotMovable` before the first transaction
         if there are obstacles. Raises `NotMovable` at the end if requests kept some of the data in use.

@@ -24,8 +24,8 @@ KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
 class CallUsage(Struct, frozen=True):
     """The token usage and the cost of one model call of an owner.
 
-    `estimated` is true when the sidecar estimated the counts from sizes, because the upstream returned no usage. `cost`
-    is in millionths of the prices' currency.
+    `estimated` is true when the upstream returned no usage. The sidecar then estimated the counts from the sizes of the
+    call and its answer. `cost` is in millionths of the prices' currency.
     """
 
     owner: str
@@ -44,15 +44,15 @@ class OwnerName(Struct, frozen=True):
 
 
 FindNames = Callable[[Sequence[str]], Awaitable[Mapping[str, OwnerName]]]
-"""Finds the names of owners by their ids. The result lacks owners without a name. Raises `StoreError`."""
+"""Finds the names of owners by their ids. The result omits owners that have no name. Raises `StoreError`."""
 _NO_NAMES: Mapping[str, OwnerName] = {}
 
 
 class UsageSum(Struct):
     """The sum of the usage of all model calls with the same `KEY` fields.
 
-    `day` is a day in UTC (`YYYY-MM-DD`), and `owner` an owner id. Calls with estimated token counts have separate
-    fields. `cost` is the cost of all calls, in millionths of the prices' currency.
+    `day` is a day in UTC (`YYYY-MM-DD`), and `owner` an owner id. Calls with estimated token counts are counted only in
+    the `estimated_…` fields. `cost` is the cost of all calls, in millionths of the prices' currency.
     """
 
     day: str = ""
@@ -85,8 +85,8 @@ class UsageSum(Struct):
         self.reasoning_tokens += usage.reasoning_tokens
 
     def shown(self, by: Sequence[By], names: Mapping[str, OwnerName] = _NO_NAMES) -> dict[str, str | float]:
-        """Return the sum as operators see it: the key fields in `by`, the counts of calls and tokens, and the cost in
-        the prices' currency.
+        """Return the sum for an operator. The result has the key fields in `by`, the counts of calls and tokens, and
+        the cost in the prices' currency.
 
         If sums are grouped by owner, `names` adds the owner's name and team as `owner_name` and `team`.
         """

@@ -1,16 +1,15 @@
 """Defines vector stores as values, and the ports that index and search them.
 
-This module defines the values of a vector store, its files, a batch of files and a search hit, and the port `Searcher`.
-The module also defines the ports `Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the database queries
-of a search) and `Embedder`. Not here: the storage of vector stores (`stores/vector_stores.py`), SQL, the extraction of
-text, ranking, HTTP.
+The ports are `Searcher`, `Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the database queries of a
+search) and `Embedder`. Not here: the storage of vector stores (`stores/vector_stores.py`), SQL, the extraction of text,
+ranking, HTTP.
 
 A *file number* identifies one ingestion of one file into one vector store. The high bits of a chunk's number are the
 file number.
 
-Invariants: every operation names the owner. A missing vector store and another owner's vector store give the same
-answer. After the ingestion of a file is completed, the chunks of its file number never change. A file that is ingested
-again gets another file number. So a cache of vectors is valid when its file numbers are those in the database.
+Invariants: every operation names the owner. For another owner's vector store, an operation returns the same as for a
+missing one. After the ingestion of a file is completed, the chunks of its file number never change. A file that is
+ingested again gets another file number. So a cached vector is valid as long as the database has its file number.
 """
 
 from __future__ import annotations
@@ -123,7 +122,7 @@ class VectorFile:
     """A file in a vector store, with the state of its ingestion.
 
     `file_id` is the id of the uploaded file. `created_at` is the time at which a client added the file, in seconds
-    since the epoch. `usage_bytes` is the size of its chunks. `error` is set if `state` is `failed`.
+    since the epoch. `usage_bytes` is the size of the file's chunks. `error` is set if `state` is `failed`.
     """
 
     file_id: str
@@ -169,11 +168,12 @@ class StoreChanges:
 
 
 CHUNK_BITS = 20
-"""A chunk's number is `file number << CHUNK_BITS | index in the file`. Only this number links a chunk to its file."""
+"""A chunk's number is `file number << CHUNK_BITS | index in the file`. No other column links a chunk to its file."""
 
 
 class EmbeddingFailed(AntiphonError):
-    """The embeddings server returned no vectors. `retry`: a retry may succeed. The message quotes no document."""
+    """The embeddings server returned no vectors. `retry` is true if a retry may succeed. The message contains no text
+    of a document."""
 
     def __init__(self, message: str, *, retry: bool = True) -> None:
         super().__init__(message)
@@ -205,8 +205,8 @@ class DocumentChunk:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A file to ingest. `claim` is the unique name of the claim by which one worker holds this file. `attempts`
-    includes this attempt."""
+    """A file to ingest. `claim` is the unique name of the claim that one worker has on this file. `attempts` counts the
+    attempts to ingest this file, including this one."""
 
     number: int
     claim: str
@@ -221,13 +221,13 @@ class IngestJob:
 class Ingestion(Protocol):
     """The durable queue of files to ingest, and the storage of their chunks.
 
-    A method that changes a file returns False and does nothing when the worker has lost its claim. A claim lasts
-    `seconds` by the store's clock. Every method raises `StoreError` when the database fails. No method blocks the event
-    loop.
+    A method that changes a file returns False and does nothing when the worker has lost its claim on the file. A claim
+    lasts `seconds` by the store's clock. Every method raises `StoreError` when the database fails. No method blocks the
+    event loop.
     """
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Claim files that no worker holds, at most one under each of these new names, for `seconds`.
+        """Claim files that no worker holds, for `seconds`. Each claimed file gets one of the new names in `claims`.
 
         A call that raises claims no files. Searches no longer find the chunks of a claimed file's earlier attempt.
         """
@@ -236,8 +236,8 @@ class Ingestion(Protocol):
         """Renew these claims for `seconds` from now. Returns the claims that the worker still holds."""
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Release a file. No worker claims the file again for `pause` seconds. `attempted`: whether the claim counts as
-        an attempt to ingest the file."""
+        """Release the worker's claim on a file. No worker claims the file again for `pause` seconds. If `attempted` is
+        False, the claim does not count as an attempt to ingest the file."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
         """Write these chunks. The first chunk gets the index `first` in the file. A search compares the words of a
@@ -254,15 +254,15 @@ class Ingestion(Protocol):
         """Return the number of files whose ingestion is not finished."""
 
     async def sweep(self) -> bool:
-        """Delete a batch of chunks of deleted files, and of files of expired vector stores. Returns whether more
-        remain."""
+        """Delete a batch of chunks of deleted files, and of files of expired vector stores. Returns True if more such
+        chunks remain."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownStore:
-    """A vector store to search. `number` is its database id. `version` changes when its completed files change.
+    """A vector store to search. `number` is its id in the database. `version` changes when its completed files change.
 
-    The database never reuses the ids and numbers of vector stores, not even after a deletion.
+    The database never reuses the `id` or `number` of a deleted vector store.
     """
 
     id: str
@@ -280,7 +280,8 @@ class ChunkHit:
 
 
 class ChunkIndex(Protocol):
-    """The queries of a search. The database applies filters before it selects the best hits, so no hit is missing."""
+    """The queries of a search. The database applies filters before it selects the best hits, so filters do not reduce
+    the number of hits."""
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
         """Return the vector stores of `store_ids` that belong to the owner. The database's clock decides `expired`."""

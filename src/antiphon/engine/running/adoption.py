@@ -4,9 +4,9 @@ This module records the client keys that this process has seen, and runs the tas
 the database (`stores/owner_data.py`), the hash of a token (`doors/owners.py`), the command for other moves
 (`commands/admin/owners.py`).
 
-Without named keys, the owner of stored data is a hash of the client's bearer token. When an operator later gives the
-token a named owner, only a request with the token reveals the hash. So a process starts the move at its first request
-with the token. Requests do not wait for the move.
+Without named keys, the owner of stored data is a hash of the client's bearer token. An operator may later assign a
+named owner to the client's key. The gateway cannot compute the hash before a request carries the token. So a process
+starts the move when it gets its first request with the token. Requests do not wait for the move.
 
 Invariants: each process runs at most one move at a time. The task writes one log line with the cause of a failed move,
 and retries the move. The queue holds at most `MOST` keys.
@@ -31,10 +31,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Adoption:
-    """Moves data in one process. The caller calls `start` and `aclose`.
+    """Moves data from the owner ids that contain a token's hash to named owners, for the client keys that one process
+    sees. The caller calls `start` and `aclose`.
 
-    `has_data` returns whether an owner has stored data. `move` moves the data of the first owner to the second owner.
-    `move` raises `NotMovable` or `StoreError`. `retry`: the seconds between two attempts.
+    `has_data` returns whether an owner has stored data. `move(old, new)` moves the data of the owner `old` to the owner
+    `new`, and raises `NotMovable` or `StoreError`. `retry`: the seconds between two attempts.
     """
 
     def __init__(

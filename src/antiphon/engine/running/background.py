@@ -2,19 +2,19 @@
 
 This module implements the operations that any process can perform on a background response. The module also probes
 whether an upstream accepts requests without a key, and caches the result. Not here: running a background response
-(`workers.py`), reading its stream (`followers.py`), the form of a stored body (`engine/ports/jobs.py`), SQL.
+(`workers.py`), reading its stream (`followers.py`), the format of a stored response (`engine/ports/jobs.py`), SQL.
 
 A cancellation happens in the store, in one transaction with the last event. The worker notices within a few hundredths
 of a second that its job is deleted, and aborts the model call. Events that the worker has not written yet are lost.
 
-A background response runs without its client, and by default the sidecar does not store clients' keys. Some servers
-(Ollama, llama.cpp, a private vLLM) accept requests without a key. The probe is an empty chat request without any data
-of a client, because servers check the key before the request body. `GET /models` proves less, because some servers list
-their models without a key.
+A background response runs without its client, and by default the sidecar does not store clients' keys. So this module
+probes whether the upstream accepts requests without a key, as Ollama, llama.cpp and a private vLLM do. The probe is an
+empty chat request without any data of a client, because servers check the key before the request body. `GET /models`
+proves less, because some servers list their models without a key.
 
 Invariants: an ended response never changes. When a cancellation and an end happen concurrently, only the first
-transaction takes effect, and both callers see the same final status. The cache holds a probe's answer only if the
-answer is clear. At most one probe per upstream runs at a time, and each probe has a time limit.
+transaction takes effect, and both callers see the same final status. The cache holds only the results of probes that
+showed whether the upstream needs a key. At most one probe per upstream runs at a time, and each probe has a time limit.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Background:
         settings: BackgroundSettings,
         left: LeftCalls | None = None,
     ) -> None:
-        """`left` finds claimed tool calls. A process claims a call when it records the call in the store, before it
-        sends the call."""
+        """`left` reads the tool calls that responses have claimed. A response claims a call when its process records
+        the call in the store, before the process sends the call."""
         self._left = left
         self._jobs = jobs
         self._responses = responses
@@ -128,7 +128,8 @@ class Background:
         return await self._left.items(owner, response_id) if self._left is not None else None
 
     async def _whole_items(self, owner: str, response_id: str) -> tuple[tuple[StoredItem, ...], int] | None:
-        """Return the completed items of the stream, and the number of its last event (-1 without events).
+        """Return the completed items of the stream, and the `sequence_number` of the stream's last event (-1 without
+        events).
 
         Returns None when the response does not exist. The function reads the stream in pages, because the events repeat
         all text several times.
@@ -156,7 +157,7 @@ _ABOUT_THE_KEY = frozenset({401, 402, 403, 407})
 
 
 class Keyless:
-    """Probes upstreams without a key, and caches each clear answer for `_REMEMBERED` seconds."""
+    """Finds out whether upstreams accept requests without a key, and caches each result for `_REMEMBERED` seconds."""
 
     def __init__(
         self, upstream: Upstream, clock: Callable[[], float] = time.monotonic, *, seconds: float = _SECONDS
@@ -169,8 +170,8 @@ class Keyless:
         self._asking: dict[str, asyncio.Lock] = {}
 
     async def ask(self, upstream: str) -> bool | None:
-        """Whether this upstream accepts requests without a key. The result is None if the probe gave no clear
-        answer."""
+        """Whether this upstream accepts requests without a key. The result is None if the probe did not show this, for
+        example because the upstream is unreachable."""
         async with self._asking.setdefault(upstream, asyncio.Lock()):
             known = self._known.get(upstream)
             if known is not None and self._clock() < known[0]:

@@ -2,14 +2,14 @@
 
 This module generates tokens, and checks a key's owner, name and limits. The module also reloads the stored keys after a
 change, and checks keys while the database is unreachable. Not here: the SQL (`stores/client_keys.py`), the keys of the
-settings (`app/keys.py`), the request headers that carry a key (`doors/owners.py`), the callers
+settings (`app/keys.py`), the headers that carry a key (`doors/owners.py`), the admin commands and endpoints
 (`commands/admin/client_keys.py`, `api/admin.py`).
 
 Invariants: a new token is returned only once, to the caller that creates the key. The database stores only the token's
 SHA-256 and its first characters. One transaction stores both a change and its audit row. No error and no log line has a
-token. A process accepts a new key, and refuses a revoked or expired key, at most `POLL_SECONDS` plus the time of two
-queries after the change. While the database is unreachable, the stored keys stay valid for at most `stale` seconds. The
-keys of the settings stay valid without the database.
+token. A process polls for changes of the keys every `POLL_SECONDS`. After such a poll, the process accepts new keys,
+and refuses revoked and expired keys. While the database is unreachable, the stored keys stay valid for at most `stale`
+seconds. The keys of the settings stay valid without the database.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class KeyMissing(NotFound):
 
 
 class KeyEnded(InvalidRequest):
-    """The key is revoked or expired. An operator can neither rotate nor revoke such a key. `problem` names the case."""
+    """The key is revoked or expired. An operator can neither rotate nor revoke such a key. `problem` says whether the
+    key is revoked or expired."""
 
     def __init__(self, key: ClientKey) -> None:
         self.problem = "it is already revoked" if key.revoked_at is not None else "it is expired"
@@ -88,7 +89,8 @@ class KeyEnded(InvalidRequest):
 
 
 class KeyManager:
-    """Changes the stored client keys on behalf of `actor`. Every method raises `StoreError`."""
+    """Changes the stored client keys. Audit rows name `actor` as the operator who changed them. Every method raises
+    `StoreError`."""
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class KeyManager:
         given = token if token is not None else _new_token()
         digest = hashlib.sha256(given.encode()).digest()
         if token is not None and await self._keys.has(digest):
-            raise KeyRefused("token", "a key with this token already exists, and may be revoked")
+            raise KeyRefused("token", "a key with this token already exists (a revoked key counts too)")
         access = Access(wanted.models, wanted.tools)
         named = (wanted.name, NAMED + wanted.owner, wanted.team)
         key = ClientKey(self._new_id("key"), *named, given[:_PREFIX], access, 0.0)
@@ -189,10 +191,10 @@ def _check(wanted: WantedKey) -> None:
     _check_owner(wanted.owner)
     for field, text in (("name", wanted.name), ("team", wanted.team)):
         if len(text) > LONGEST or not text.isprintable():
-            raise KeyRefused(field, f"at most {LONGEST} printable characters")
+            raise KeyRefused(field, f"use at most {LONGEST} printable characters")
     for field, globs in (("models", wanted.models), ("tools", wanted.tools)):
         if len(globs) > _MOST_GLOBS:
-            raise KeyRefused(field, f"at most {_MOST_GLOBS} globs")
+            raise KeyRefused(field, f"use at most {_MOST_GLOBS} globs")
         for number, glob in enumerate(globs):
             if not 0 < len(glob) <= LONGEST or not glob.isprintable():
                 raise KeyRefused(f"{field}[{number}]", f"a glob has 1 to {LONGEST} printable characters")
@@ -205,8 +207,8 @@ _log = structlog.get_logger(__name__)
 
 
 class KeyRing:
-    """The client keys of one process, as `KnownKeys`. A key in `fixed` (from the settings) replaces a stored key with
-    the same token."""
+    """The client keys that one process accepts. Implements `KnownKeys`. A key in `fixed` (from the settings) replaces a
+    stored key with the same token."""
 
     def __init__(
         self,

@@ -3,8 +3,9 @@
 Lives here: the responses that later requests of a WebSocket may continue, as a layer over the response store. Not here:
 the decision to keep or forget a response (`doors/http/websocket.py`), and durable storage.
 
-A remembered response holds the items of this response's turn and of the unstored turns before this turn. Each request
-reads the stored turns from the store and not from memory, so that a deletion in the store takes effect.
+A remembered response holds its own items and the items of the unstored responses that it continues. If the chain begins
+with stored responses, each request reads these from the store. So a later request cannot continue a stored response
+that was deleted.
 
 Invariants: Remembered responses are never written anywhere. Only the owner's connection reads remembered responses. A
 connection holds at most `max_bytes` of items, and drops its oldest responses first. All connections of a process share
@@ -25,9 +26,9 @@ _MAX_RESPONSES = 16
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    """A remembered response. `items` are the items of its turn and of the remembered turns before its turn.
+    """A remembered response. `items` are its own items, after the items of the unstored responses that it continues.
 
-    `stored` is the id of the stored response that the first of these turns continues, or None.
+    `stored` is the id of the stored response that the first of these unstored responses continues, or None.
     """
 
     items: tuple[StoredItem, ...]
@@ -104,7 +105,7 @@ class ConnectionMemory:
         self._size += size
 
     def forget(self, response_id: str | None) -> None:
-        """Forget this response, because a turn that continued the response failed. No later request can continue this
+        """Forget this response, because a response that continued it failed. No later request can continue this
         response."""
         if response_id is not None and response_id in self._known:
             self._drop(response_id)

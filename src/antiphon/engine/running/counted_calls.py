@@ -1,7 +1,7 @@
 """Counts upstream calls that are not model calls of a response, and measures their duration.
 
-This module updates the metrics of those calls, such as calls of the embeddings server. Not here: a response's model
-calls (`observability/observation.py`), and making the call (the wrapped `Upstream`).
+For example, it counts the calls of the embeddings server. Not here: a response's model calls
+(`observability/observation.py`), and making the call (the wrapped `Upstream`).
 
 Invariant: each call counts once, when the call is over. Counting adds no work for each chunk of the answer's body.
 """
@@ -59,4 +59,4 @@ class CountedUpstream:
             self._metrics.upstream_called(upstream, self._operation, status, head)
 
     async def aclose(self) -> None:
-        """Do nothing: the owner of the wrapped upstream closes it."""
+        """Do nothing. The code that created the wrapped upstream closes it."""

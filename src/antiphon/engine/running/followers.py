@@ -30,7 +30,7 @@ _PIECES = 64
 
 @dataclass(eq=False)
 class _Follower:
-    """A client that waits for events after the number `after`."""
+    """A client that waits for events whose `sequence_number` is greater than `after`."""
 
     after: int
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -39,9 +39,8 @@ class _Follower:
 class Followers:
     """All followers of background responses in one process.
 
-    `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. `look` is the
-    number of seconds after which a follower reads the store even without a signal. A follower needs a read without a
-    signal only if a signal was lost.
+    `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. A follower also
+    reads the store `look` seconds after its last read, because a signal may have been lost.
     """
 
     def __init__(
@@ -71,7 +70,8 @@ class Followers:
 
     @contextmanager
     def written_here(self, response_id: str) -> Iterator[None]:
-        """Mark that this process writes the response's stream during the `with` block. The writer calls `changed`."""
+        """Mark that this process writes the response's stream during the `with` block. The writing code calls `changed`
+        after each write."""
         self._here.add(response_id)
         try:
             yield
@@ -87,7 +87,7 @@ class Followers:
             follower.news.set()
 
     async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """Yield the events after the number `after` when the store has them, then `[DONE]`.
+        """Yield the events whose `sequence_number` is greater than `after` when the store has them, then `[DONE]`.
 
         If no event comes for a while, the generator yields a keep-alive comment. After `let_go` or a deletion of the
         response, the generator ends early and without `[DONE]`. Raises `StoreError`.
@@ -141,7 +141,8 @@ class Followers:
         return [response_id for response_id in self._followers if response_id not in self._here]
 
     def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
-        """Wake the followers whose responses have progressed. A response in `asked` without `progress` is deleted."""
+        """Wake the followers whose responses have new events or have ended. `asked` are the ids of the polled
+        responses. If `progress` lacks one of them, that response was deleted."""
         for response_id in asked:
             now = progress.get(response_id)
             for follower in self._followers.get(response_id, ()):

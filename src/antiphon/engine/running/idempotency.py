@@ -1,5 +1,4 @@
-"""Prevents a second effect of a repeated request: holds idempotency keys, and answers with the first request's
-response.
+"""Prevents a second effect of a repeated request. The sidecar answers such a request with the first request's response.
 
 This module reads an `Idempotency-Key`, and claims, holds and releases keys, approvals and tool calls. The module also
 answers a repeated request, and ends responses whose process died with claimed calls. Not here: the format of a key
@@ -7,8 +6,8 @@ answers a repeated request, and ends responses whose process died with claimed c
 (`stores/`), the end of background responses (`workers.py`).
 
 Invariants: a response holds its idempotency key before the sidecar performs any action for the request, except to load
-its prompt. `Leases` renews a held key with the process's other leases. The process releases a key at most once. A
-response whose process died with claimed calls ends as failed, exactly once, with its calls. No process makes these
+its prompt. `Leases` (`stores/leases.py`) renews the keys that responses hold. The process releases a key at most once.
+A response whose process died with claimed calls ends as failed, exactly once, with its calls. No process makes these
 calls a second time.
 """
 
@@ -40,8 +39,8 @@ class Claim:
     """The stored record of the tool calls that a response is about to send. `record` is None for an unstored response.
     `once` is the response's idempotency key.
 
-    `queued` is true for a background response. `LeftCalls` does not save a background response, because that response
-    already has a row in the store, and ends together with its job.
+    `queued` is true for a background response. The store already has a row of such a response. So `LeftCalls` does not
+    save it, and a background worker ends it together with its job.
     """
 
     record: ResponseRecord | None
@@ -160,7 +159,7 @@ class HeldKeys:
             return left.object_id
 
     async def made(self, once: OnceOnly) -> str | None:
-        """Return the id of the response that the same request created earlier, or None."""
+        """Return the id of the response that an earlier, identical request with this key created, or None."""
         return await self._store.made(once)
 
     def of(self, response_id: str) -> OnceOnly | None:
@@ -192,8 +191,8 @@ class HeldKeys:
         return response_id in self._held or response_id in self._answering or response_id in self._calling
 
     def hand_to_store(self, response_id: str) -> None:
-        """Stop renewing the response's leases, because the response is stored, or because another process has taken
-        over the response."""
+        """Stop renewing the response's leases. The response is stored, or another process has taken over the
+        response."""
         self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)
         if self._held.pop(response_id, None) is not None or called is not None:
@@ -213,7 +212,8 @@ class HeldKeys:
                 _log.info("claimed_calls_not_ended", response_id=response_id, error=str(error))
 
     async def release(self, response_id: str, *, counts: bool = False) -> None:
-        """Release the key, approvals and claim of a response that is over and is not stored with its key.
+        """Release the key, approvals and claim of a response that has ended, unless the store has bound the key to this
+        response.
 
         When `counts` is true, the key and the approvals stay used. If the store fails, the key expires later and the
         approvals stay used.
@@ -269,7 +269,7 @@ class KeyedRequest:
 
     async def look_up(self) -> None:
         """Answer with the stored response of an earlier request with the same key, if any. This lookup comes before the
-        prompt is loaded, because the prompt may have been deleted since."""
+        load of the prompt, because the prompt may have been deleted after the earlier request."""
         with _told_of_the_key(self._exchange):
             await self._answer(await self._keys.made(self._once))
 
@@ -280,8 +280,8 @@ class KeyedRequest:
             await self._answer(await self._keys.claim(self._once, self._exchange.known.response_id))
 
     async def _answer(self, made: str | None) -> None:
-        """Answer with the stored response whose id is `made`. None: do nothing. Raises `ApiError` if the response is
-        not stored."""
+        """Answer with the stored response whose id is `made`. If `made` is None, do nothing. Raises `ApiError` if the
+        response is not stored."""
         if made is None:
             return
         found = await self._responses.get(self._once.owner, made)

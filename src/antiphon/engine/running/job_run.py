@@ -2,8 +2,8 @@
 
 This module holds the answer that the exchange sends, and the finished response until the store has it. The module also
 writes the job's stream in batches, and retries the model call while the upstream is unreachable. Not here: the code
-that claims and runs jobs (`workers.py`), the content and the readers of events, SQL. Not here: model calls for which a
-client waits. Such calls fail immediately, without a retry.
+that claims and runs jobs (`workers.py`), the content of events, the code that reads events, SQL. Not here: model calls
+for which a client waits. Such calls fail immediately, without a retry.
 
 With Envoy, a call to an unreachable upstream returns an error answer that Envoy made. Without Envoy, the call raises
 `UpstreamCallFailed`.
@@ -56,8 +56,7 @@ class DoorGone(Exception):
 
 
 class _NoDoor:
-    """The `DoorWatch` without a gateway. Model calls go directly to the model server, so no gateway can break a
-    call."""
+    """A `DoorWatch` for model calls that go directly to the model server. No gateway can break such a call."""
 
     async def gone(self, at: float) -> bool:
         return False
@@ -85,7 +84,7 @@ _ERROR_BODY = msgspec.json.Decoder(_ErrorBody)
 class JobRun:
     """A job that this process runs.
 
-    `lost`: whether the worker no longer holds the job. `ending`: whether the worker is writing the job's final
+    `lost`: whether the worker has lost the job's lease. `ending`: whether the worker is writing the job's final
     transaction.
     """
 
@@ -105,7 +104,7 @@ class JobRun:
 
 @dataclass
 class JobOutcome:
-    """The HTTP answer that an exchange sent without events: its head, its body and its end."""
+    """The HTTP answer of an exchange that sent no event stream: the answer's head, body and end."""
 
     head: SendHead | None = None
     body: list[bytes] = field(default_factory=list)
@@ -115,7 +114,7 @@ class JobOutcome:
 class DeferredHistory:
     """A `History` that holds the finished response in memory, because the job's final transaction writes the response.
 
-    `save` calls `on_save`, because the job's final transaction also writes all later events.
+    `save` calls `on_save`, so that the job's stream writes no further events. The job's final transaction writes them.
     """
 
     def __init__(self, beneath: History, on_save: Callable[[], None]) -> None:
@@ -183,7 +182,8 @@ class JobStream:
         self._outage = Outage(_log, "events_not_written", "events_written_again")
 
     async def add(self, data: bytes) -> None:
-        """Add the next events, without comments and `[DONE]`. The call waits while too many bytes are unwritten."""
+        """Add the next events. The method leaves out keep-alive comments and `[DONE]`. The call waits while too many
+        bytes are unwritten."""
         if data == KEEPALIVE:
             return
         data = data.removesuffix(DONE)
@@ -305,14 +305,14 @@ class PatientUpstream:
         response_id: str = "",
         retried: Callable[[int, str], None] = lambda failures, cause: None,
     ) -> None:
-        """`retried` receives the number of failed attempts of the call and the cause of the last one."""
+        """`retried` receives the number of failed attempts of the call, and why the last attempt failed."""
         self._upstream = upstream
         self._seconds = seconds
         self._metrics = metrics
         self._response_id = response_id
         self._retried = retried
         self.failed_at: float | None = None
-        """The event loop time at which a call failed in transport after all retries. None: no call has failed."""
+        """The event loop time at which a call failed in transport after all retries. None if no call has failed."""
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
@@ -369,7 +369,7 @@ class PatientUpstream:
 
 
 async def _unless_unreachable(answer: UpstreamAnswer) -> UpstreamAnswer | None:
-    """Return the answer. Returns None if Envoy made the answer because the upstream is unreachable."""
+    """Return the answer, or None if Envoy made the answer because the upstream is unreachable."""
     parts: list[bytes] = []
     rest = answer.body()
     size = 0

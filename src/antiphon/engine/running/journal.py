@@ -1,8 +1,7 @@
 """Collects the entries of finished requests in memory, and writes them to the journal once a second.
 
-This module has the queue of a process, limits the queue, and keeps the contents of unstored requests in memory. Not
-here: the tables (`stores/journal.py`), the content of an entry (`observability/`), requests in flight
-(`engine/running/live.py`).
+This module has the bounded queue of a process, and keeps the contents of unstored requests in memory. Not here: the
+tables (`stores/journal.py`), the content of an entry (`observability/`), requests in flight (`engine/running/live.py`).
 
 A write for each request would double the cost of an unstored response. So the recorder writes many entries in one
 batch. A process that is killed loses the entries of its last second.
@@ -135,8 +134,8 @@ class JournalRecorder:
         self._noted.set()
 
     def held(self, request_id: str, owner: str = "") -> Recording | None:
-        """Return the contents of a request with `store: false` that this process served. `owner`: empty for any owner.
-        Contents that belong to another owner count as missing."""
+        """Return the contents of a request with `store: false` that this process served. With an `owner`, the method
+        returns only contents that belong to this owner."""
         self._forget_held()
         found = self._held.get(request_id)
         return found.recording if found is not None and owner in ("", found.entry.owner) else None
@@ -185,7 +184,8 @@ class JournalRecorder:
                 self._noted.set()
 
     def _take(self) -> list[_Noted]:
-        """Return the oldest entries that fit into one batch. The entries stay in the queue until `_put_down`."""
+        """Return the oldest entries that fit into one batch. `_put_down` removes the entries from the queue after the
+        write."""
         unit: list[_Noted] = []
         size = 0
         for one in islice(self._waiting, _UNIT):

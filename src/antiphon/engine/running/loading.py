@@ -1,8 +1,8 @@
 """Loads the objects that a request refers to: history, conversation, prompt, items and files.
 
-This module combines the stores, upstreams and limits of one runner into one value (`Ports`), and chooses the store that
-an action uses. The module also locks and releases a response's conversation, builds the client's error when a store
-fails, and limits the size of a request's files.
+`Ports` combines the stores, upstreams and limits of one runner. `Loader` chooses the stores that an action needs, and
+builds the client's error when a store fails. `LockedConversations` locks and releases a response's conversation.
+`StoredFiles` limits the size of a request's files.
 
 Not here:
 
@@ -11,11 +11,11 @@ Not here:
 - the renewal of a lock's lease (`stores/leases.py`)
 - the decisions to lock and to release (`engine/exchange/phase.py`)
 
-Invariants: `Ports` is immutable. A runner with another history or upstream gets a copy of its `Ports`
-(`dataclasses.replace`). The loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired
-file and another owner's file give the same error. This process renews the lock of a conversation until the response
-that holds the lock is saved or queued, or until the lock is released. After a response is queued, its job holds the
-lock. If the process dies or a release fails, the lock's lease expires.
+Invariants: `Ports` is immutable. `Runner.over` replaces the history or the upstream in a copy of the `Ports`. The
+loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired file and another owner's
+file give the same error. This process renews the lock of a conversation until the response that holds the lock is saved
+or queued, or until the lock is released. After a response is queued, its job holds the lock. If the process dies or a
+release fails, the lock's lease expires.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Ports:
     stored_files: StoredFiles | None = None
     owner_room: StorageQuota | None = None
     over: History | None = None
-    """A history that wraps `store`: the memory of a WebSocket, or a job's `DeferredHistory`. None: nothing wraps the
+    """A history that wraps `store`: the memory of a WebSocket, or a job's `DeferredHistory`. None if nothing wraps the
     store."""
     keeps_locks: bool = False
     """Whether a background job holds the conversation's lock. The job's end then releases the lock."""
@@ -155,8 +155,8 @@ class Loader:
         return replace(context, compared=await self._load_compared(action.owner, action.compared))
 
     async def _load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
-        """Load the response whose prompt the request asks to compare. Without that response the request still gets its
-        answer, so a failure only makes the comparison unavailable."""
+        """Load the response whose prompt the request asks to compare. If the load fails, the sidecar answers the
+        request without the comparison."""
         if not is_name(response_id):
             return None
         try:
@@ -229,7 +229,7 @@ class Loader:
 
 
 def size_of(context: Context | ApiError, action: LoadContext) -> int:
-    """The number of loaded bytes that the exchange must read and translate. The number is 0 if the load failed."""
+    """The number of loaded bytes that the exchange must read and translate, or 0 if the load failed."""
     if isinstance(context, ApiError):
         return 0
     history = context.conversation or (context.chain.items if context.chain is not None else ())

@@ -1,8 +1,8 @@
 """Reserves a request's estimated usage in its quotas before the first model call, and settles the actual usage at the
 end.
 
-This module tracks the amount of one limit that a process leases, and the amounts that one request reserves. Not here:
-leasing, refusing and reporting (`quotas.py`), the choice of the limits that apply to a request
+A `Lease` is the amount of one limit that a process has leased. A `QuotaReservation` is what one request reserves in the
+leases. Not here: leasing, refusing and reporting (`quotas.py`), the choice of the limits that apply to a request
 (`engine/ports/quotas.py`).
 
 Invariant: a request holds a reservation in all of its limits, or in none.
@@ -72,7 +72,7 @@ class Lease:
         self.later: list[tuple[float, int]] = []
 
     def add(self, grant: Grant, now: float) -> None:
-        """Add a grant of the same period."""
+        """Add the amount of a grant to this lease."""
         self.starts = grant.starts
         for queued_at, more in self.later:
             self.correct(queued_at, more)
@@ -83,8 +83,9 @@ class Lease:
             self.ends = now + (grant.ends - grant.now) / 1000
 
     def correct(self, queued_at: float, more: int) -> None:
-        """Settle the difference between the usage and the estimate of a job that was queued at the time `queued_at`. A
-        refund applies only in the period in which the estimate was settled."""
+        """Settle the difference between the usage and the estimate of a job that was queued at the time `queued_at`. If
+        the usage is smaller than the estimate, the difference is refunded only in the period in which the estimate was
+        settled."""
         if self.starts == -1:
             self.later.append((queued_at, more))
         elif more > 0 or queued_at * 1000 >= self.starts:
@@ -150,7 +151,7 @@ class QuotaReservation:
         self._short = False
         self._closed = False
         self.abandoned = False
-        """Whether the request no longer waits for a grant."""
+        """Whether the request has stopped waiting for a grant of the shared counters."""
         self.leases: Sequence[Lease] = ()
         """This process's leases of the limits that apply to the request, in their current periods."""
 
@@ -239,7 +240,7 @@ class QuotaReservation:
             parts[lease] = held + part
 
     def release(self) -> None:
-        """Return all reserved amounts to the leases, because the request is refused."""
+        """Give all reserved amounts back to the leases, because the request is refused."""
         parts = self._parts
         if parts:
             for lease, part in parts.items():

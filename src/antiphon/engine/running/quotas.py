@@ -5,8 +5,8 @@ shared counters. `quota_use` shows operators the use of each quota in its curren
 reservation (`quota_reservation.py`), the choice of the limits that apply to a request (`engine/ports/quotas.py`), the
 shared counters (`stores/quotas.py`), the settings (`config/limits.py`).
 
-A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
-reports settle the usage, and return leases that no request needs.
+A request that fits into the leases of its process needs no database query. Otherwise the process leases more. About
+once a second, the process reports its usage to the shared counters, and returns leases that no request needs.
 
 Invariants: a request begins only if its estimate fits into all limits, except in shadow mode or while the database
 fails. `QuotaStore.sweep` counts the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for the
@@ -54,8 +54,8 @@ DEAD_AFTER: Final = 30.0
 """Seconds without a heartbeat after which the store counts the leases of a process as used."""
 _TRY_AGAIN: Final = 1.0
 _LAST_REPORTS: Final = 3
-"""The number of reports when the process stops. One report may find the current period of a debt, and the next one
-settles the debt."""
+"""The maximum number of reports that a stopping process sends. A debt may need two reports: the first finds the limit's
+current period, and the second settles the debt."""
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
 _PARALLEL_WAIT: Final = 0.25
@@ -122,7 +122,7 @@ class Quotas:
         self._task = asyncio.get_running_loop().create_task(self._report_on())
 
     async def aclose(self) -> None:
-        """Report the remaining usage, and return all leases."""
+        """Report the remaining usage, and give all leases back to the shared counters."""
         self._closing = True
         if self._task is not None:
             # Do not cancel a running report, because its outcome would be unknown.
@@ -318,8 +318,8 @@ class Quotas:
         self._dirty.set()
 
     async def _join(self, *, keep: bool = False) -> None:
-        """Register this process under a new id. Unless `keep` is true, drop its leases, because another process has
-        settled the leases of the old id."""
+        """Register this process under a new id. Unless `keep` is true, drop this process's leases, because another
+        process has settled the leases of the old id."""
         if not keep:
             self._forget()
         holder = self._new_id("process")
@@ -393,8 +393,9 @@ class Quotas:
                 await asyncio.sleep(min(self._seconds, _TRY_AGAIN))
 
     async def flush(self) -> bool:
-        """Report the used amounts of all leases, and return the idle leases. Returns False when the database fails. A
-        later call retries the report, unless the report's outcome is unknown."""
+        """Report the used amounts of all leases, and give the unused amounts of idle leases back to the shared
+        counters. Returns False when the database fails. A later call retries the report, unless the report's outcome is
+        unknown."""
         taken: list[tuple[Lease, Report]] = []
         unknown: list[Lease] = []
         for key, lease in list(self._leases.items()):
@@ -480,7 +481,7 @@ class QuotaUse(Struct, frozen=True):
 
 
 async def quota_use(store: QuotaStore, rules: QuotaRules, subject: str = "", *, most: int = 10_000) -> list[QuotaUse]:
-    """Return at most `most` counters of this subject, or of all subjects. Raises `StoreError`."""
+    """Return the use of at most `most` limits of this subject, or of all subjects. Raises `StoreError`."""
     return [_use(one, rules.limit_of(one.subject, one.measure)) for one in await store.counters(subject, most=most)]
 
 

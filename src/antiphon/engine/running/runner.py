@@ -52,8 +52,8 @@ Work = CallUpstream | RunTools
 
 @dataclass(frozen=True)
 class _Common:
-    """The state that a runner and its views share: tasks that outlive a request, and the lock that throttles flooding
-    streams."""
+    """The state that a runner shares with the runners that its method `over` returns. It has the tasks that outlive a
+    request, and the lock that throttles flooding streams."""
 
     last_save: float
     saves: set[asyncio.Task[object]] = field(default_factory=set)
@@ -74,8 +74,8 @@ class Runner:
         self._saver = Saver(ports, self._common.saves)
 
     def over(self, history: History, upstream: Upstream | None = None, *, keeps_locks: bool = False) -> Runner:
-        """Return a view of this runner with another history, such as the memory of a WebSocket, and optionally another
-        upstream.
+        """Return a runner that shares this runner's state but has another history, such as the memory of a WebSocket.
+        The new runner may also have another upstream.
 
         `keeps_locks`: a background job holds the conversation's lock, and the job's end releases the lock.
         """
@@ -288,8 +288,8 @@ class Runner:
         await self._saver.finish()
 
     async def aclose(self) -> None:
-        """Wait for saves, and stop renewing all leases of the process. Call this method once, because a runner and its
-        views share the leases."""
+        """Wait for saves, and stop renewing all leases of the process. Call this method once, because the runners that
+        `over` returns share the leases."""
         await self._saver.aclose()
 
     async def _run_tools(

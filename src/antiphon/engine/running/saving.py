@@ -1,8 +1,8 @@
 """Saves or queues a response and releases its conversation lock and idempotency key, even if the client disconnects
 meanwhile.
 
-This module keeps the tasks that outlive their requests, and releases the lock and the key. Not here: the decision when
-to save a response with which content (`engine/exchange/response_end.py`), the guarantees of a write
+This module keeps the tasks that outlive their requests, and releases the lock and the key. Not here: the decisions when
+to save a response and what to save (`engine/exchange/response_end.py`), the guarantees of a write
 (`ResponseStore.save`).
 
 Invariants: A save that has begun completes even if the request's task is cancelled. The transaction that stores the
@@ -33,7 +33,8 @@ _Done = TypeVar("_Done")
 class Saver:
     """Saves responses to `ports.history`, and queues background responses through `ports.background`.
 
-    The savers of one runner and its views share the tasks in `under_way`.
+    `under_way` are the running tasks of this saver. Runners that share their state also share `under_way`
+    (`Runner.over`).
     """
 
     def __init__(self, ports: Ports, under_way: set[asyncio.Task[object]], *, patience: float = 1.0) -> None:
@@ -62,7 +63,7 @@ class Saver:
 
     async def _store_record(self, record: ResponseRecord, saved: asyncio.Future[None]) -> None:
         """Save the response, and release its lock and key if the save did not do so. Sets the outcome on the future
-        `saved`, unless a cancelled request has ended that future."""
+        `saved`. If the request was cancelled, that future has already ended, and the method ignores it."""
         try:
             keys = self._ports.keys
             holds = record.conversation_id is not None or keys.holds(record.id)
@@ -122,8 +123,8 @@ class Saver:
         return None
 
     async def enqueue(self, action: Enqueue) -> StoreError | ApiError | None:
-        """Queue the response. The write continues if the request's task is cancelled, because the job takes over the
-        conversation's lock. Returns the error, or None."""
+        """Queue the response. The write continues if the request's task is cancelled. Afterwards, either the queued job
+        holds the conversation's lock, or this method has released the lock. Returns the error, or None."""
         return await asyncio.shield(self.keep_going(self._store_job(action)))
 
     async def _store_job(self, action: Enqueue) -> StoreError | ApiError | None:

@@ -37,7 +37,8 @@ _HEARD_SPREAD = 0.03
 
 
 class SignalWatcher:
-    """The polling task of a process. `Followers` and `Workers` set themselves as `following` and `holding`."""
+    """The polling task of a process. `Followers` assigns itself to the attribute `following`, and `Workers` to
+    `holding`."""
 
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
@@ -151,7 +152,7 @@ class ClaimPace:
         self._not_before = until
 
     def soon(self) -> None:
-        """Make a claim due immediately, because this process queued a job or freed a slot."""
+        """Schedule an immediate claim, because this process queued a job or freed a slot."""
         self._at = self._seconds = 0.0
 
     def heard(self, now: float) -> None:
@@ -160,7 +161,7 @@ class ClaimPace:
         self._at = min(self._at, max(self._last + _HEARD_APART, now + self._draw() * _HEARD_SPREAD))
 
     def asks(self, now: float) -> None:
-        """Record a claim at the time `now`, and schedule the next. The pause grows until a claim finds jobs."""
+        """Record a claim at the time `now`, and schedule the next claim. The pause grows until a claim finds jobs."""
         pace = self._pace()
         self._last = now
         self._seconds = min(pace.claim_most, max(pace.claim, self._seconds * _GROWTH))

@@ -50,9 +50,8 @@ class Unattended:
 
     async def end(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
         """Wait for the end of a request whose client disconnected, and return its `Finish`. Returns None if there is no
-        such request, or if the request failed or was broken off. A cancellation of the caller does not end this wait.
-        But if the process is `stopping`, the first cancellation cancels the request, and the wait ends with the
-        request."""
+        such request, or if the request failed or was broken off. If the calling task is cancelled, the method continues
+        to wait. If the process is `stopping`, the first cancellation also cancels the request."""
         task = self._tasks.get(exchange)
         if task is None:
             return None

@@ -30,9 +30,9 @@ Part = TypeVar("Part")
 class PartQueue(Generic[Part]):
     """A bounded queue between one writing task and one reading task. The reader waits with a timeout.
 
-    `asyncio.Queue` with `asyncio.timeout` creates and cancels a timer for every part of every stream. This queue reuses
-    one timer for all waits. If the timer fires before the current wait's deadline, the queue restarts the timer for the
-    remaining time.
+    This queue reuses one timer for all waits. By contrast, `asyncio.Queue` with `asyncio.timeout` would create and
+    cancel a timer for every part of every stream. If the timer fires before the current wait's deadline, the queue
+    restarts the timer for the remaining time.
     """
 
     __slots__ = ("_given_until", "_parts", "_room", "_size", "_timer", "_waiter")
@@ -142,8 +142,8 @@ class UpstreamPump:
         self._task = asyncio.get_running_loop().create_task(self._read())
 
     async def next(self, seconds: float) -> SendHead | bytes | UpstreamError | None:
-        """Return the next part. The head comes first, then bytes, then None or an error. Raises `TimeoutError` after
-        `seconds`."""
+        """Return the next part. The head comes first, then bytes, then None or an error. Raises `TimeoutError` if no
+        part comes within `seconds`."""
         if self._taken >= self._piece_bytes:
             self._taken = 0
             await self._others()
@@ -170,7 +170,8 @@ class UpstreamPump:
         return piece
 
     async def stop(self, *, whole: bool) -> None:
-        """End the call. After a `whole` answer, the task first has 50 ms to read the bytes after `[DONE]`."""
+        """End the call. If `whole` is true, the answer is complete, and the task first has 50 ms to read the bytes
+        after `[DONE]`."""
         # A cancelled task references its stack frames, and the frames reference this pump. Without `self._task`, no
         # cycle keeps the answer in memory.
         self._queue.close()

@@ -72,8 +72,8 @@ class Pauses:
 class Workers:
     """The worker of one process. `name` is unique among all workers, including dead workers.
 
-    `admit` counts a running response as a request in flight of its owner, so that a draining process waits for it.
-    `bodies` is the memory budget in which a running job reserves its share.
+    `admit` counts a running response as a request in flight of its owner, so that a draining process waits for it. Each
+    running job reserves memory for its request in the budget `bodies`.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Workers:
             self._task = asyncio.get_running_loop().create_task(self._look_after())
 
     def wake(self) -> None:
-        """Make a claim due and check the running jobs immediately, because this process has ended a response."""
+        """Claim jobs and check the running jobs immediately, because this process has ended a response."""
         self._claims.soon()
         self._woken.set()
         if self._running:
@@ -154,8 +154,8 @@ class Workers:
         self._woken.set()
 
     def keep(self, asked: Collection[str], held: Collection[str]) -> None:
-        """Stop each response in `asked` that is not in `held`, because this worker has lost its job. A response whose
-        end is being written continues."""
+        """Stop each response in `asked` that is not in `held`, because this worker no longer holds the lease of the
+        response's job. A response whose end is being written continues."""
         for response_id in asked:
             if response_id not in held and (lost := self._running.get(response_id)) is not None and not lost.ending:
                 lost.lose()
@@ -216,8 +216,7 @@ class Workers:
         return self._settings.workers - len(self._running) if self._claiming else 0
 
     def _seconds_left(self) -> float | None:
-        """Seconds until the next renewal or claim. The result is None if nothing is due until another method sets
-        `_woken`."""
+        """Seconds until the next renewal or claim. The result is None if neither is scheduled."""
         now = asyncio.get_running_loop().time()
         renewal = [max(0.0, self._renew_at - now)] if self._running else []
         claim = [self._claims.left(now)] if self._free() > 0 else []

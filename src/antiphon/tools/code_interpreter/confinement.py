@@ -39,7 +39,8 @@ class CannotConfine(Exception):
 
 class Limits(NamedTuple):
     """The limits of a sandboxed process. `memory`: bytes of address space. `file_bytes`: bytes of one file. `threads`,
-    `descriptors`: maximum numbers. `uid`: the user id to change to; 0 keeps the user."""
+    `descriptors`: the maximum numbers of threads and of open file descriptors. `uid`: the user id to change to; 0 keeps
+    the user."""
 
     memory: int
     file_bytes: int
@@ -112,8 +113,8 @@ accept a file system without attributes. The filter rejects `fallocate`, because
 size. When `fallocate` fails, libraries write zeros to the file."""
 
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
-"""The filter makes these calls return EINVAL, as for a path that is not a link, because Landlock does not control
-reading a link."""
+"""The filter makes these calls return EINVAL, as if the path were not a link. The filter does this because Landlock
+does not control who reads a link."""
 
 _CLONE, _KILL, _TGKILL, _FCNTL, _RENAMEAT2 = (56, 220), (62, 129), (234, 131), (72, 25), (316, 276)
 _CLOCK_CALLS = ((228, 113), (229, 114), (230, 115))
@@ -135,7 +136,7 @@ kernel memory outside every limit. Locks are unnecessary, because no other proce
 
 _RENAMINGS = (0, 1, 2)
 """The allowed flags of renameat2: none, RENAME_NOREPLACE and RENAME_EXCHANGE. RENAME_WHITEOUT would create a file that
-the counter does not see."""
+the counter process (`space.py`) does not see."""
 
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """The allowed ioctl requests: terminal attributes, terminal size, the number of readable bytes, non-blocking mode,
@@ -195,9 +196,9 @@ def confine(
     """Confine this process: afterwards it can only read the interpreter's libraries and write in `folders`. Raises
     `CannotConfine`.
 
-    `start_counter` starts the counter process of `space.py` after the change of user. The result of `start_counter` is
-    a function that sends the seccomp listener to the counter process. Through this listener the counter process allows
-    or rejects system calls that create files.
+    After the change of user, `confine` calls `start_counter`, which starts the counter process (`space.py`).
+    `start_counter` returns a function that sends the seccomp listener to the counter process. Through this listener,
+    the counter process allows or rejects system calls that create files.
     """
     if kernel.system != "linux" or kernel.machine not in _ARCHITECTURES or kernel.pointer_bytes != 8:
         raise CannotConfine("the sandbox needs Linux on x86_64 or aarch64")
@@ -429,8 +430,8 @@ def steps_of_all_calls(machine: str) -> list[Step]:
 
 
 def steps_that_show_making(machine: str) -> list[Step]:
-    """Build the seccomp filter for mode `counted`. Each system call that creates a file or folder waits for a decision
-    of the counter process."""
+    """Build the seccomp filter for the mode `counted`, in which a counter process limits the number of files
+    (`space.py`). Each system call that creates a file or folder waits for a decision of the counter process."""
     _, column = _ARCHITECTURES[machine]
     steps: list[Step] = [(_LOAD, 0, 0, 0)]
     for numbers in _MAKING:

@@ -143,8 +143,8 @@ class ContainerRooms:
         file_ids: Sequence[str] = (),
         make: ContainerRequest | None = None,
     ) -> Ran | None:
-        """Run code in a container, after copying in those of the uploaded files `file_ids` that the container lacks.
-        Returns None if the owner has no such container. Raises `ContainerFailed`.
+        """Run code in a container. The method first copies the uploaded files `file_ids` into the container, unless it
+        already has them. Returns None if the owner has no such container. Raises `ContainerFailed`.
 
         `make`: the properties with which this call creates the container if it does not exist. With `make`, the
         `container_id` must come from `new_container_id`.
@@ -222,8 +222,8 @@ class ContainerRooms:
         return found.name
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete expired containers that are not in use, and files on this machine without a container. Returns a tuple
-        with one element, the number of deleted containers."""
+        """Delete expired containers that are not in use, and files on this machine that belong to no container. Returns
+        the number of deleted containers, as a tuple with one element."""
         gone = 0
         for head in await self._rows.every(expired=True):
             with suppress(InUse):
@@ -252,8 +252,9 @@ class ContainerRooms:
     async def drop(
         self, container_id: str, owner: str | None = None, *, expired: bool = False, patience: float = PATIENCE
     ) -> bool:
-        """Wait until no request uses the container, then delete it. Returns whether the container existed. `owner`:
-        delete only a container of this owner. `expired`: delete only an expired container. Raises `ContainerFailed`."""
+        """Wait until no request uses the container, then delete it. Returns False if there is no such container.
+        `owner`: delete only a container of this owner. `expired`: delete only an expired container. Raises
+        `ContainerFailed`."""
         async with self.uses.alone(container_id, patience=patience) as use:
             row = await use.take(
                 lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner, expired=expired)

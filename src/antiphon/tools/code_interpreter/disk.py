@@ -5,8 +5,8 @@ This module measures, lists, reads, writes, copies and deletes files. `local.py`
 operations.
 
 All access uses descriptors of folders and never follows links. The sandbox prevents code from creating links and pipes,
-but this module does not rely on that. All functions block, so call them in a thread. A `Folder` is a path, or a
-descriptor of a folder in a file system in memory, which has no path outside the sandbox.
+but this module does not rely on that. All functions block, so call them in a thread. A `Folder` is a path or a
+descriptor. A folder in a file system in memory has only a descriptor, because it has no path outside the sandbox.
 
 File names may contain bytes that are not UTF-8. Python's `os` functions return bytes that are not UTF-8 as lone
 surrogates. `SandboxFile.path` escapes such bytes, so other modules never receive surrogates.

@@ -49,8 +49,8 @@ class Interpreter:
         self._shorter += [(path + "/", "") for path in sorted(libraries, key=len, reverse=True)]
 
     def run(self, code: str) -> dict[str, object]:
-        """Run code like a notebook: print the value of a final expression, or its picture. Print errors to standard
-        error. Returns whether the code failed, and the names of new pictures."""
+        """Run code like a notebook: print the value of a final expression, or save its picture. Print errors to
+        standard error. Returns whether the code failed, and the names of new pictures."""
         self._count += 1
         name = f"<code {self._count}>"
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
@@ -197,8 +197,8 @@ def main() -> None:
 
 def _room(given: dict[str, Any], space: Any) -> Any:
     """Prepare the limited disk space for the files of the code. In mode `counted`, return a function that starts the
-    counter. In mode `memory`, mount a file system, send its descriptor to the parent, and wait until the parent has
-    copied the files in."""
+    counter process. In mode `memory`, mount a file system, send its descriptor to the parent, and wait until the parent
+    has copied the files in."""
     control = given["control"]
     if given["space"] == "counted":
         return lambda: space.counter(control)

@@ -201,8 +201,8 @@ class LocalSandbox:
 
 
 async def _retire(machine: Machine) -> None:
-    """End a sandboxed process that no call uses. An error while copying the process's files out does not fail the
-    current call: `MachineFiles` logs the error."""
+    """End a sandboxed process that no call uses. If the process's files cannot be copied out, `MachineFiles` logs the
+    error, and the current call continues."""
     with suppress(SandboxFailed):
         await machine.end()
 

@@ -5,9 +5,9 @@ This module starts the process, sends code to it, collects its output, applies t
 `local.py` has the list of sandboxed processes, `starting.py` makes the command line, and `machine_files.py` copies
 files. `interpreter.py` and `confinement.py` run inside the process.
 
-In mode `memory`, code works on copies in a file system in memory. This module copies the container's files in before a
-run, and copies changed files out after the run, while the process is stopped. In mode `counted`, code works on the
-files on disk.
+In mode `memory`, code works on copies in a file system in memory. While the process is stopped, this module copies
+files. Before a run, this module copies the container's files into the file system in memory. After the run, it copies
+changed files back. In mode `counted`, code works on the files on disk.
 
 SIGSTOP stops the process between two runs, and the process cannot continue by itself. So threads that code has started
 neither run nor write files between runs. This module kills a process that it cannot stop.
@@ -257,8 +257,8 @@ class Machine:
         self._control.send(b"g")
 
     async def _prepare(self) -> None:
-        """Prepare the next run while the process is stopped: copy changed files in, or tell the counter how many files
-        the code may create."""
+        """Prepare the next run while the process is stopped: copy changed files in, or tell the counter process how
+        many files the code may create."""
         if self.files.copied:
             await SANDBOX.run(self.files.bring_in)
         elif self._room == "counted":

@@ -92,7 +92,7 @@ class MachineFiles:
     @contextmanager
     def inner(self, name: str) -> Iterator[int]:
         """Open a folder of the process's file system in memory, and yield its descriptor. The file system stays open
-        inside the block. Raises `SandboxFailed` after `leave`."""
+        inside the block. Raises `SandboxFailed` if `leave` has closed the file system."""
         with self._inside_lock:
             if self._inside is None:
                 raise SandboxFailed("The container was stopped.")

@@ -5,9 +5,10 @@ process. `containers.py` checks owners, and gives one request exclusive use of a
 files, because all worker processes share the folder of the containers.
 
 Each worker process listens on a Unix socket in a shared folder. A container's row names the process that ran its code
-last. The first byte of each connection is the named process's hello byte. If the named process has ended or sends no
-hello byte, the variables are lost, and this process runs the code in a new interpreter. After a process has received
-code, no other process runs the same code again, even after an error. A second run could repeat changes to files.
+last. The named process first sends one byte, the hello byte, on each connection. If the named process has ended or
+sends no hello byte, the variables are lost, and this process runs the code in a new interpreter. After a process has
+received code, no other process runs the same code again, even after an error. A second run could repeat changes to
+files.
 
 A message is its length as four big-endian bytes, followed by MessagePack. Sender and receiver have the same version of
 Antiphon, because they are worker processes of one sidecar.
@@ -69,7 +70,8 @@ class Ask(Struct, array_like=True):
 
 
 class RunReply(Struct, array_like=True):
-    """The reply to an `Ask`: the result of the code, or in `refused` the message of a `SandboxFailed`."""
+    """The reply to an `Ask`: the result of the code. If the sandbox raised `SandboxFailed`, `refused` is its
+    message."""
 
     run: CodeRun
     refused: str = ""
@@ -304,7 +306,7 @@ async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) 
     `asyncio.IncompleteReadError` or `OSError` if the connection ends before the message does."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > limit:
-        raise NoMessage(f"a message of {length} bytes, {limit} are the limit")
+        raise NoMessage(f"the message has {length} bytes, more than the limit of {limit}")
     try:
         return msgspec.msgpack.decode(await reader.readexactly(length), type=kind)
     except msgspec.DecodeError as error:
@@ -312,8 +314,8 @@ async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) 
 
 
 async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close the sending side, and wait until the other process closes the connection. By that time the other process
-    has ended the code of a cancelled call."""
+    """Close the sending side, and wait until the other process closes the connection. If the call was cancelled, the
+    other process has then ended the code."""
     with suppress(OSError, TimeoutError, RuntimeError):
         writer.write_eof()
         async with asyncio.timeout(_LEAVE_SECONDS):

@@ -5,10 +5,10 @@ module also defines the format of a snapshot, and checks whether this machine ha
 the operations on a container in use, and `local.py` has the files on disk. `ContainerRows` and
 `stores/blobs/pending.py` store leases and snapshots.
 
-A machine saves a snapshot after a use that creates or changes a file. Another machine restores the snapshot before its
-use. A snapshot is one blob that contains all files of a container, one after the other. The container's row has the
-offset of each file. A new snapshot replaces the previous one. If only one machine uses the state, Antiphon saves no
-snapshots.
+A machine saves a snapshot after a use that creates or changes a file. Another machine restores the snapshot before it
+uses the container. A snapshot is one blob that contains all files of a container, one after the other. The container's
+row has the offset of each file. A new snapshot replaces the previous one. If only one machine uses the database,
+Antiphon saves no snapshots.
 
 Snapshots contain only files. Empty folders, variables and open files are lost when a container changes machines.
 
@@ -125,9 +125,9 @@ class ContainerUse:
         self.container_id = container_id
 
     async def take(self, taking: Callable[[str, float], Awaitable[ContainerRow | None]]) -> ContainerRow | None:
-        """Wait for the lease on the container, and renew the lease until the use ends. `taking` requests the lease for
-        a holder and a number of seconds. Returns the container's row, or None if `taking` returns None because the
-        container does not exist. Raises `InUse` and `StoreError`."""
+        """Wait for the lease on the container, and renew the lease until the use ends. `taking` requests the lease. Its
+        arguments are the holder's name and the lease's duration in seconds. Returns the container's row, or None if
+        `taking` returns None because the container does not exist. Raises `InUse` and `StoreError`."""
         clock, pause = asyncio.get_running_loop().time, _FIRST_LOOK
         while True:
             # The holder in another process sends no notice when it releases the lease, so try again after a pause.
@@ -245,8 +245,8 @@ class Snapshots:
 
     async def keep(self, row: ContainerRow, use: ContainerUse) -> None:
         """Store the row and end the use, after saving a new snapshot if files have changed. If saving the snapshot
-        fails, log an error. The changed files are then only on this machine, and the next use tries again. Raises
-        `ContainerFailed` and `StoreError`."""
+        fails, log an error. The changed files are then only on this machine, and the next use tries again to save a
+        snapshot. Raises `ContainerFailed` and `StoreError`."""
         async with AsyncExitStack() as opened:
             snapshot = None
             fitting = self._fitting(row)

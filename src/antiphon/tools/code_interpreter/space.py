@@ -1,9 +1,9 @@
 """Limits the disk space of sandboxed code from inside the sandboxed process.
 
 In mode `memory`, this module mounts a file system, and in mode `counted` it starts the counter process. The sandboxed
-process calls this module before it runs the model's code. `machine.py` has the parent's side, and `confinement.py` has
-the seccomp filters. This module imports only the standard library, because it runs with the Python that the operator
-configured.
+process calls this module before it runs the model's code. `machine.py` has the code of the parent process, and
+`confinement.py` has the seccomp filters. This module imports only the standard library, because it runs with the Python
+that the operator configured.
 
 - `memory`: a file system in memory with a fixed size and a fixed number of files, which only this process sees. Mode
   `memory` needs the right to mount (root), or unprivileged user namespaces.
@@ -11,7 +11,8 @@ configured.
   each file. Each system call that creates a file or folder waits until a second process, the counter, allows it. The
   parent process sets how many calls the counter may allow.
 
-Invariant: the files that the process has created never use more disk space than its limit, also after its end.
+Invariant: the files that the process has created never use more disk space than its limit, even after the process has
+ended.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ Room = Literal["memory", "counted"]
 PROGRAM = Path(__file__).with_name("interpreter.py")
 """The script that the sandboxed process runs."""
 MORE_FILES = 16
-"""The number of files beyond the limit that code may create during a run."""
+"""The number of files by which code may exceed the container's limit of files during a run."""
 COUNTED_FILES = 64
 """In mode `counted`, a file may use at most 1/64 of the disk space, so that 64 files of maximum size fill it."""
 _DESCRIPTORS = 256
@@ -83,8 +83,9 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def user_of(key: str, root: bool | None = None) -> int:
-    """Return a separate user id for each container if this process is root, else 0: the sandboxed process keeps the
-    current user. `root`: whether this process is root; None: ask the operating system."""
+    """If this process is root, return a user id for this container, computed from `key`. Otherwise return 0, and the
+    sandboxed process keeps the current user. `root`: whether this process is root. If `root` is None, the function asks
+    the operating system."""
     if not (os.geteuid() == 0 if root is None else root):
         return 0
     return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")

@@ -114,8 +114,8 @@ class CodeInterpreter:
         await self.rooms.aclose()
 
     async def _chosen(self, owner: str, response_id: str, tool: HostedTool) -> _ContainerChoice:
-        """Return the container for all calls of a declaration. The first call of this method chooses the container, and
-        later calls return the same container."""
+        """Return the container for all tool calls of a declaration. When this method first sees a declaration, it
+        chooses the container. Afterwards it returns the same container."""
         key = (response_id, tool.index)
         known = self._choices.get(key)
         if known is not None:
