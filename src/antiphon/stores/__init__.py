@@ -60,7 +60,8 @@ async def check_deployment(state: StateSettings, data: Path, keys: KeyFingerprin
 
 
 async def check_migrated(state: StateSettings, data: Path) -> None:
-    """Raise `StoreError` when `state.migrate` is `check` and a database lacks a schema step of this build."""
+    """Raise `StoreError` when `state.migrate` is `check` and a database lacks a database migration ("schema step") that
+    this build contains."""
     if state.migrate == "auto" or state.place.kind == "memory":
         return
     async with backend_of(state, data).open_schemas(seconds=state.deadline, within=state.start_within) as schemas:
@@ -101,7 +102,9 @@ async def _schema_and_keys(state: StateSettings, data: Path, keys: KeyFingerprin
                 )
             elif applied:
                 yield StateFinding(
-                    "note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them"
+                    "note",
+                    f"{schema.name} lacks {len(missing)} schema steps",
+                    "the next start of Antiphon applies the missing steps",
                 )
             else:
                 yield StateFinding("ok", f"{schema.name} is new: the first start creates its schema")

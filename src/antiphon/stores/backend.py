@@ -233,7 +233,7 @@ class Stores(ABC):
         ended: ChangeListener = notify_nobody,
     ) -> None:
         """Build the stores over these tables. `options` must have all keys (`all_options` adds the defaults). The
-        keyword arguments are the SQL and the writers that each backend implements itself."""
+        keyword arguments are the SQL and the classes that differ by backend."""
         self.keys = keys
         self.signals = signals
         bodies, page_bytes, owner_bytes = options["bodies"], options["page_bytes"], options["owner_bytes"]
@@ -369,6 +369,6 @@ class Backend(ABC):
 
 def _no_archives(state: StateSettings) -> ConfigError:
     return ConfigError(
-        f"state.url: archives are of SQLite, not of {state.place.shown}; PostgreSQL is backed up with its own tools "
-        "(pg_dump), together with the contents of files and the keys"
+        f"state.url: Antiphon can archive only SQLite, not {state.place.shown}; back up PostgreSQL with pg_dump, and "
+        "also the contents of files and the keys"
     )

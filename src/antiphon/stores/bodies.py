@@ -53,7 +53,8 @@ def is_sealed(stored: bytes) -> bool:
 
 
 class Bodies:
-    """Encrypts bodies with the first secret if `seals` is set. Decrypts bodies that any of the secrets has sealed.
+    """Encrypts and decrypts stored bodies. `secrets` are the values of `sealing.keys`. If `seals` is set, the first
+    secret encrypts. Every secret decrypts.
 
     The cipher is AES-256-GCM with a derived key for each body. `open` returns an unsealed body unchanged, so an
     operator can turn `state.seal` on or off.
@@ -103,7 +104,7 @@ class Bodies:
         return with_status(body, status) if status == "in_progress" else body
 
     def seal_item(self, item: StoredItem) -> StoredItem:
-        """Return the item with its `body` and `shown` in stored form."""
+        """Return the item with its fields `body` and `shown` in stored form (encrypted if `seals` was set)."""
         if self._first is None:
             return item
         return StoredItem(
@@ -111,7 +112,7 @@ class Bodies:
         )
 
     def open_item(self, item: StoredItem) -> StoredItem:
-        """Return the stored item with its `body` and `shown` decrypted. Raises `StoreError`."""
+        """Return the stored item with its fields `body` and `shown` decrypted. Raises `StoreError`."""
         if not is_sealed(item.body) and (item.shown is None or not is_sealed(item.shown)):
             return item
         return StoredItem(
@@ -147,7 +148,7 @@ def _cipher(key: bytes, head: bytes) -> AESGCM:
 
 MOST_RECORDED_BYTES = 160 << 20
 """The maximum bytes of the recorded contents of one request. The limit is twice the largest allowed value of the
-setting `console.record_request_bytes`, plus space for the metadata of many small parts."""
+setting `console.record_request_bytes`, plus space for the metadata of the recorded parts."""
 _THREAD = Pool("journal", 1)
 """The thread that compresses and decompresses recorded contents."""
 

@@ -7,11 +7,11 @@ backend's `stores/<backend>/migrate.py`), the SQL of the recorded keys, the purp
 `sealing.py`), the command line.
 
 During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
-line of a step may name the oldest schema version whose builds can still serve requests. For example, step 5 may begin
-with `-- serves: 3`, because step 5 only adds tables or columns. Then builds that know only the steps up to 3, or up to
-4, can still serve. Without a line `-- serves`, only builds that know the step can serve. If a step removes a table or a
-column, developers add the step one release after the last build that uses the table or column. The SQL file that undoes
-a step has the step's name and the ending .down.sql.
+line of a step's SQL file may allow older builds to use the changed database. For example, the first line of step 5 may
+be `-- serves: 3`, because step 5 only adds tables or columns. Then builds whose newest step is 3 or 4 can still serve
+requests. Without a line `-- serves`, only builds that contain the step can serve requests. If a step removes a table or
+a column, developers add the step one release after the last build that uses the table or column. The SQL file that
+undoes a step has the step's name and the ending .down.sql.
 
 If a process had a different `owner.key`, clients would not find their stored data through this process. Other machines
 would not find the data that this process stores. If a process lacked a sealing key of the other machines, the process
@@ -46,8 +46,8 @@ _SERVES = re.compile(r"-- serves: (\d+)\n")
 _STEP_NAME = re.compile(r"[a-z0-9_]{1,60}")
 _EMPTY = """\
 -- serves: {number}
--- Describe the change and its reason here. The number above is the oldest schema whose builds work with this step.
--- Lower the number to the previous schema if the step only adds tables, columns or indexes, and no trigger.
+-- Describe the change and its reason here. The number above is the newest step that a build must contain to work with
+-- this step. Lower the number by one if the step only adds tables, columns or indexes, and no trigger.
 """
 
 
@@ -68,7 +68,7 @@ class SchemaStep:
 
     @property
     def serves(self) -> int:
-        """The oldest schema version whose builds can still serve requests after this step."""
+        """The number of the newest step that a build must contain to serve requests after this step."""
         said = _SERVES.match(self.sql)
         return int(said[1]) if said else self.version
 
@@ -142,7 +142,8 @@ def missing_steps(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) -
 
 
 def oldest_schema(applied: Sequence[AppliedStep]) -> int:
-    """Return the oldest schema version whose builds can use the database, or 0 for an empty database."""
+    """Return the number of the newest step that a build must contain to use the database, or 0 for an empty
+    database."""
     return max((one.serves for one in applied), default=0)
 
 
@@ -190,19 +191,21 @@ _ACCEPT = (
 )
 
 Recorded = Mapping[str, str]
-"""The recorded rows by name: the fingerprint of the owner key, and the use (`seals` or `opens`) of each sealing key."""
+"""The rows about keys in the database. A row has the fingerprint of the owner key, or a sealing key's use: `seals` or
+`opens` (only decrypts)."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFingerprints:
-    """Fingerprints of a process's keys. `owner` is the fingerprint of the owner key, or None when no owner id is the
-    hash of a token. The process seals with the first key in `sealing`, and decrypts with all keys in `sealing`."""
+    """Fingerprints of a process's keys. `owner` is the fingerprint of the owner key, or None when this process derives
+    no owner id from a token. The process seals with the first key in `sealing`, and decrypts with all keys in
+    `sealing`."""
 
     owner: str | None
     sealing: tuple[str, ...]
 
     def recorded(self) -> dict[str, str]:
-        """Return the rows with which a database records exactly these keys."""
+        """Return the database rows for these keys."""
         rows = {} if self.owner is None else {OWNER: self.owner}
         first = self.sealing[:1]
         return rows | {_SEALING + one: _SEALS if one in first else _OPENS for one in self.sealing}

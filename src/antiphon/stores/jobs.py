@@ -407,8 +407,8 @@ def end_parameters(
 
 
 class PollingSignals:
-    """Implements `Signals` for a database without notifications (SQLite). Each process polls the database at the
-    intervals of `pace`."""
+    """Implements `Signals` for a database without notifications (SQLite). Each process polls the database. `pace` has
+    the intervals between polls."""
 
     def __init__(self, tables: Tables, pace: Pace) -> None:
         self._tables = tables

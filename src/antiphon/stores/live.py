@@ -109,7 +109,7 @@ class LiveStore:
 
     async def publish(self, process: str, requests: Sequence[LiveRequest], *, more: int = 0) -> None:
         """Replace the snapshot of this process. If there are more than `MOST_LIVE` requests, the snapshot has only the
-        oldest ones. `more`: the number of further requests that the caller leaves out."""
+        oldest ones. `more`: the number of requests in progress that `requests` lacks."""
         kept = sorted(requests, key=lambda one: -one.age)[:MOST_LIVE] if len(requests) > MOST_LIVE else requests
         snapshot = _Snapshot(tuple(kept), more + len(requests) - len(kept))
         try:

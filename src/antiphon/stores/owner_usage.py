@@ -9,11 +9,11 @@ An owner id may come from a key's name, a request header or a token's claim. The
 the owner's name. If the console is enabled, the journal row of an owner's last request has the name and the team from
 the token's claims. An owner whose id is a hash has no name.
 
-Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. Otherwise
-absurd token counts of one upstream would make the transaction fail that also adds the sums of all other upstreams.
-Statements update rows in the order of the rows' keys (day, owner, model, upstream). So processes that add to the same
-days wait for each other but never deadlock. One query for names reads at most `_OWNERS` owners, and at most one key and
-one request of each.
+Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. One
+transaction adds the sums of all upstreams. Without the maximum, absurd token counts of one upstream would make the
+whole transaction fail. Statements update rows in the order of the rows' keys (day, owner, model, upstream). So
+processes that add to the same days wait for each other but never deadlock. One query for names reads at most `_OWNERS`
+owners. For each owner, the query reads at most one key and one request.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class UsageStore:
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 
     async def has_data(self, owner: str) -> bool:
-        """Return whether the owner has sums, or other stored data besides vector stores and containers."""
+        """Return whether the owner has usage sums or other stored data. This check ignores vector stores and
+        containers."""
         return bool((await self._tables.fetch(HAS_DATA, {"owner": owner}, own=True))[0][0])
 
     async def forget(self, before: str) -> int:
@@ -181,12 +182,12 @@ class StorageQuota:
 
 
 _WORDS: dict[Stock, tuple[str, str]] = {
-    "file_bytes": ("files", "Delete some"),
-    "containers": ("containers", "Delete some, or wait until unused ones expire"),
+    "file_bytes": ("files", "Delete some files"),
+    "containers": ("containers", "Delete some containers, or wait until unused containers expire"),
     "vector_chunks": ("chunks in vector stores", "Remove files from vector stores"),
 }
-"""For each kind of data, the noun in an error message, and the advice to a client that has reached the limit.
-`OwnerFull` has the words for `stored_bytes`."""
+"""For each kind of data, the noun in an error message, and the advice to a client that has reached the limit. The
+default arguments of `OwnerFull` are the texts for `stored_bytes`."""
 
 
 _OWNERS = 500

@@ -146,8 +146,8 @@ class S3Blobs:
             await self.remove([f"{key}/{name}" for name in pieces])
         if late:
             raise StoreError(
-                f"A file in {self._where} may not be completely deleted, because S3 may still store a piece that was "
-                "sent. Antiphon deletes the file again later."
+                f"A part of a deleted file may still appear in {self._where}, because S3 did not answer one of the "
+                "upload's requests. Antiphon deletes the file again later."
             )
 
     async def aclose(self) -> None:
@@ -255,7 +255,11 @@ class S3BlobWriter:
         self._places.release()
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None and self._failure is None:
-            self._failure = error if isinstance(error, StoreError) else StoreError("Storing a file failed.")
+            self._failure = (
+                error
+                if isinstance(error, StoreError)
+                else StoreError("Storing a file failed: a request to S3 was cancelled or failed.")
+            )
 
     async def _until_sent(self, most: int) -> None:
         """Wait until at most `most` PUT requests are in progress. Raises `StoreError` if a PUT request failed."""
@@ -267,7 +271,7 @@ class S3BlobWriter:
         if self._failure is not None:
             raise self._failure
         if self._closed:
-            raise StoreError("This file is closed.")
+            raise StoreError("This file is closed: its upload has already ended.")
 
 
 class S3BlobReader:
@@ -291,7 +295,7 @@ class S3BlobReader:
     async def read(self, start: int, limit: int) -> bytes:
         """Return `limit` bytes from offset `start`, or fewer at the end of the blob. Raises `StoreError`."""
         if self._closed:
-            raise StoreError("This file is closed.")
+            raise StoreError("This file is closed: it cannot be read any more.")
         end = min(start + limit, self.size)
         parts = []
         at = start

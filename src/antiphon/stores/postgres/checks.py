@@ -5,9 +5,10 @@ from their SQL. Without one of these indexes, results are correct, but many quer
 start (`migrate.py`), the schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
 recreates itself (`vectors/table.py`).
 
-Process ids reveal a connection pooler (pgbouncer). At login, a server sends the id of its backend process, but a pooler
-sends an invented id. If the pooler runs in transaction mode, two clients that send queries in turn get the same backend
-process. The checks cannot read the pooler's limits, because a pooler shows them only to its administrators.
+The checks recognize a connection pooler (pgbouncer) by the process ids of the connections. At login, a PostgreSQL
+server sends the id of its backend process, but a pooler sends an invented id. If the pooler runs in transaction mode,
+two clients that send queries in turn get the same backend process. The checks cannot read the pooler's limits, because
+a pooler shows them only to its administrators.
 
 Invariant: the checks only read the database.
 """
@@ -81,7 +82,7 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 
 async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
     """Yield all findings of `antiphon doctor` about the server at `state.url`. After a finding with the verdict
-    `problem`, the caller stops. Raises `StoreError`."""
+    `problem`, `antiphon doctor` runs no further checks of the database. Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
     try:
