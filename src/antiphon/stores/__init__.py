@@ -6,7 +6,8 @@ database before a process starts, and yields what `antiphon doctor` reports abou
 (`sqlite/`, `postgres/`). Not here: file contents (`blobs/`), and the rules for schemas and keys (`compatibility.py`).
 
 Invariants: a process imports the modules of a backend only when `state.url` selects that backend. The functions that
-yield findings for `antiphon doctor` read the database and never write to it. No finding contains a password.
+yield findings for `antiphon doctor` read the database and never write to it. No finding of `antiphon doctor` contains a
+password.
 """
 
 from __future__ import annotations

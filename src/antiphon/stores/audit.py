@@ -140,8 +140,8 @@ async def note_operator_read(store: AuditStore, noted: AuditEntry, seconds: floa
 
 
 class AuditStore:
-    """Stores the audit log in a database that the caller closes. Every method except `statement` raises
-    `StoreError`."""
+    """Stores the audit log in a database that the caller closes. Every method except `statement` raises `StoreError`
+    when the database fails."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""

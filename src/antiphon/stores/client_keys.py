@@ -74,7 +74,8 @@ class ValidKeys(msgspec.Struct, frozen=True):
 
 
 class ClientKeyStore:
-    """Stores client keys in a database that the caller closes. Every method raises `StoreError`.
+    """Stores client keys in a database that the caller closes. Every method raises `StoreError` when the database
+    fails.
 
     A digest is the SHA-256 of a token (32 bytes). A key is valid if it is neither expired nor revoked.
     """

@@ -124,8 +124,8 @@ SWEEP_GONE = _SWEEP.format(
 
 
 class IdempotencyStore:
-    """Stores the idempotency keys of all owners in a database that the caller closes. Every method raises
-    `StoreError`."""
+    """Stores the idempotency keys of all owners in a database that the caller closes. Every method raises `StoreError`
+    when the database fails."""
 
     def __init__(
         self,

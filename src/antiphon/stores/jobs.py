@@ -164,7 +164,8 @@ def _left(until: datetime | int | None, at: datetime | int) -> float:
 
 class JobWriter(Protocol):
     """Writes jobs and streams for `JobStore`, with SQL that differs by backend. `JobStore` has a method of the same
-    name for each method. Bodies in arguments and results are encrypted. Every method raises `StoreError`."""
+    name for each method. Bodies in arguments and results are encrypted. Every method raises `StoreError` when the
+    database fails."""
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
@@ -185,7 +186,7 @@ class JobWriter(Protocol):
 
 class JobStore:
     """Stores the jobs and event streams of background responses in a database that the caller closes. The database's
-    clock decides when a lease expires. Every method raises `StoreError`."""
+    clock decides when a lease expires. Every method raises `StoreError` when the database fails."""
 
     def __init__(
         self,

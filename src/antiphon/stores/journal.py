@@ -168,7 +168,8 @@ By = Literal["model", "owner", "upstream"]
 
 
 class JournalStore:
-    """Stores the journal in a database that the caller closes. Every method raises `StoreError`."""
+    """Stores the journal in a database that the caller closes. Every method raises `StoreError` when the database
+    fails."""
 
     def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
         """`bodies` encrypts and decrypts recorded contents. `clock`: the function that returns the current time on

@@ -86,7 +86,8 @@ _DECODER = msgspec.json.Decoder(_Snapshot)
 
 
 class LiveStore:
-    """Stores the requests in progress in a database that the caller closes. Every method raises `StoreError`."""
+    """Stores the requests in progress in a database that the caller closes. Every method raises `StoreError` when the
+    database fails."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""

@@ -56,7 +56,8 @@ SELECT CAST(coalesce(sum(greatest(size, {LEAST_ROOM})), 0) AS bigint) FROM files
 
 
 class UsageStore:
-    """Stores the usage sums in a database that the caller closes. Every method raises `StoreError`."""
+    """Stores the usage sums in a database that the caller closes. Every method raises `StoreError` when the database
+    fails."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables

@@ -121,7 +121,7 @@ class StoredCounter(msgspec.Struct, frozen=True):
 
 class QuotaStore:
     """Implements `QuotaCounters`, the counters that all processes share. The caller closes the database. Every method
-    raises `StoreError`."""
+    raises `StoreError` when the database fails."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""

@@ -1,4 +1,4 @@
-"""Defines the interface to one database through which the shared stores run their SQL, and builds pages of lists.
+"""Defines the database interface with which the shared stores run their SQL, and builds pages of lists.
 
 Lives here: SQL statements and transactions ("units"), the interface that each backend implements to run them, and the
 SQL macros that every backend expands. This module also converts rows to items. Not here: how a backend runs a unit
@@ -83,7 +83,7 @@ class RowsMissing(StoreError):
 
 
 class Tables(Protocol):
-    """Reads from and writes to one database. Every method raises `StoreError`.
+    """Reads from and writes to one database. Every method raises `StoreError` when the database fails.
 
     Example: `await tables.run([Statement(SQL, {"owner": "alice"}, rows=1)])` changes one row or raises
     `RowsMissing`."""
@@ -112,8 +112,8 @@ async def run_required(tables: Tables, statement: Statement, *beside: Statement)
 
 
 async def renew_leases(tables: Tables, sql: str, holders: Sequence[str], seconds: float) -> frozenset[str]:
-    """Extend the leases of these holders to `seconds` from now. Returns the holders that still had a lease, as `sql`
-    returns them."""
+    """Extend the leases of these holders to `seconds` from now. `sql` is the statement that renews the leases and
+    returns the holders that still had a lease. This function returns those holders."""
     rows: list[Row] = []
     await tables.run(
         [Statement(sql, {"holders": list(holders), "lease": milliseconds(seconds)}, into=rows)], again=True
@@ -136,7 +136,8 @@ def byte_limit(order: str, most: str = ":bytes") -> str:
 
 
 def both_orders(sql: str) -> tuple[str, str]:
-    """Return a list's query in ascending and in descending order, so that `queries[page.backward]` is the right one.
+    """Return two queries for a list: one in ascending and one in descending order. `page.backward` is the index of the
+    query for a page.
 
     `{order}` in the SQL becomes the direction, and `{after}` the matching comparison operator (`>` or `<`).
     """

@@ -61,7 +61,7 @@ FORGET = "DELETE FROM pending_blobs WHERE key = :key"
 class PendingRows:
     """The rows of the table `pending_blobs`. Each row has a lease, or is *taken*. A sweep has reserved a taken row for
     deletion, and no process can undo the reservation. On PostgreSQL the database's clock decides when a lease expires,
-    and on SQLite this machine's clock. Every method raises `StoreError`."""
+    and on SQLite this machine's clock. Every method raises `StoreError` when the database fails."""
 
     taking: tuple[Statement, ...] = (Statement(TAKE_OVERDUE, {}),)
     """The transaction that reserves all rows with an expired lease."""

@@ -102,8 +102,8 @@ class Database:
         """The times of the last successful read and of the last successful write, by `time.monotonic`."""
 
     def setting_of(self, url: str) -> str:
-        """Return the name of the setting with this URL, for error messages. Any URL except the pool's URL is the
-        server's direct URL."""
+        """Return the name of the setting that contains this URL, for error messages. A URL that differs from the pool's
+        URL comes from `state.direct_url`."""
         return self.setting if url == self._servers.url else DIRECT_URL
 
     @property
@@ -394,7 +394,7 @@ class _NothingDone(Exception):
 
 
 class _ConnectionLost(Exception):
-    """The connection was lost during an operation. `nothing_done`: the operation certainly had no effect."""
+    """The connection was lost during an operation. `nothing_done`: whether the operation certainly had no effect."""
 
     def __init__(self, cause: BaseException, *, nothing_done: bool = False) -> None:
         super().__init__(str(cause))

@@ -15,8 +15,8 @@ response. The column `last_seq` of a job is the sequence number of the last stor
 
 A PostgreSQL statement reads the snapshot that it took when it started. If the statement waits for a row lock, the
 snapshot may be older than the locked row. So some statements compare the locked row with the row in the snapshot. The
-part `fresh` of the SQL selects the rows that are equal. If the two rows differ, the statement writes nothing, and the
-caller runs the statement again.
+common table expression `fresh` selects the rows that are equal. If the two rows differ, the statement writes nothing,
+and the caller runs the statement again.
 
 Invariants: the statement that deletes a job's row also writes the response's final state and its last event. Every SQL
 statement that a worker runs on a job requires that this worker holds the job.
@@ -255,7 +255,7 @@ _DIVISION_BY_ZERO = "22012"
 @dataclass(frozen=True, slots=True, eq=False)
 class NewJob:
     """A response that `enqueue` stores together with its job. `record`: the response's row, without the conversation.
-    The response joins `conversation_id` only when it ends."""
+    The database adds the response to the conversation `conversation_id` only when the response ends."""
 
     record: ResponseRecord
     conversation_id: str | None

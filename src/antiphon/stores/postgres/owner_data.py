@@ -60,7 +60,8 @@ ELSEWHERE = frozenset(
 )
 """The tables with an owner column that an export omits. These tables hold parts or counts of exported tables,
 idempotency keys, files and containers. The file store exports the files, and the sandbox manages the containers. Client
-keys and the audit belong to the operator. The recorded contents of requests repeat exported data for a short time."""
+keys and the audit log belong to the operator. The recorded contents of requests are short-lived copies of exported
+data."""
 
 # Disables the statement timeout, because the duration of a count grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"

@@ -64,8 +64,8 @@ class PostgresTables:
         return await self._database.fetch(text, *order(named))
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """See `Tables.run`. This backend ignores `undo`, because it asks the server for the outcome of a lost
-        commit."""
+        """See `Tables.run`. This backend ignores `undo`, because it asks the server for the outcome of a commit when
+        the connection is lost."""
 
         async def work(connection: Connection) -> Counts:
             return await run_steps(connection, unit)
@@ -78,8 +78,8 @@ class PostgresTables:
 
 
 async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts:
-    """Run the statements of a unit in order and return the counts of changed rows. Raises `RowsMissing`, after which
-    the caller must roll the transaction back."""
+    """Run the statements of a unit in order and return the counts of changed rows. Raises `RowsMissing` when a
+    statement changes another number of rows than it requires. The caller must then roll the transaction back."""
     counts: list[int] = []
     for step in unit:
         text, order = postgres_sql(step.sql)
@@ -96,6 +96,6 @@ async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts
             count = (await connection.execute(text, *given)).rpartition(" ")[2]
             changed = int(count) if count.isdigit() else 0
         if step.rows is not None and changed != step.rows:
-            raise RowsMissing("A row that must exist is missing.")
+            raise RowsMissing("A statement did not change the number of rows that it requires.")
         counts.append(changed)
     return tuple(counts)

@@ -196,7 +196,9 @@ class MemoryBackend(Backend):
 
 
 def _of_one_process() -> ConfigError:
-    return ConfigError("state.url: memory: only the running process can see this state. Name a database in state.url")
+    return ConfigError(
+        "state.url is 'memory:', so only the running process can see this state. Name a database in state.url"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +336,8 @@ async def open_sqlite(
     file (mode 0600) and the schema if they are missing.
 
     `blobs`: the storage for file contents, which the stores close. Without `blobs`, the stores use the subfolder
-    `files`, or memory. `leases`: the lease clock, which all processes of the machine share. For `options` see
-    `StoreOptions`. Raises `StoreError`.
+    `files`, or memory. `leases`: the function that returns the time for leases, the same in all processes of the
+    machine. For `options` see `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
     preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES, leases=leases)
@@ -359,8 +361,8 @@ async def open_vector_database(
     """Open `vectors.db` in this folder, or a database in memory if `folder` is None. Create the database if it is
     missing. Raises `StoreError`.
 
-    `leases`: the lease clock. `keep_keys`: seconds for which an idempotency key is stored. `matrix_bytes`: the maximum
-    memory for vectors of searches.
+    `leases`: the function that returns the time for leases. `keep_keys`: seconds for which an idempotency key is
+    stored. `matrix_bytes`: the maximum memory for vectors of searches.
     """
     preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES, leases=leases)
     tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers, leases)

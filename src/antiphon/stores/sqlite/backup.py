@@ -88,7 +88,8 @@ def make_archive(
 
     The archive includes the key files that exist in `data`, unless `with_keys` is False. The manifest always has the
     fingerprints of all keys. `with_contents`: whether `data` contains the file contents. If False (the contents are in
-    S3), the archive includes only the file rows. `report` receives the archived bytes. `link` creates a hard link.
+    S3), the archive includes only the file rows. `report` receives the number of archived bytes. `link` creates a hard
+    link.
 
     Raises `StoreError`, for example when `target` exists or another backup is running.
     """
@@ -124,7 +125,7 @@ def make_archive(
 
 def open_archive(source: Path, data: Path, keys: KeyFiles, *, report: Report = ignore_progress) -> BackupSummary:
     """Restore the data folder from an archive. `keys`: the keys from the settings, by their file name in the data
-    folder. `report` receives the restored bytes.
+    folder. `report` receives the number of restored bytes.
 
     Raises `StoreError`. A failed restore removes every file that it wrote.
     """

@@ -86,8 +86,9 @@ class FolderExport:
                 raise
 
     def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
-        """Yield each row of a table after a position, with its position, in order of position. Several rows may share a
-        position. The `EXTRA` columns of `stores/move_format.py` come last. Raises `StoreError`."""
+        """Yield the rows of a table whose position is greater than `after`, each with its position, sorted by position.
+        Several rows may share a position. The `EXTRA` columns of `stores/move_format.py` come last. Raises
+        `StoreError`."""
         sql = _OTHERS.get(kind) or _select(kind)
         if kind in VECTORS:
             if self._vectors is not None:
@@ -107,8 +108,8 @@ class FolderExport:
         return next(self.rows("chunk_vectors", 0), None) is not None
 
     def numbers(self) -> int:
-        """Return the highest number that a vector store or a vector store file ever had. The target assigns only larger
-        numbers, because numbers are never reused."""
+        """Return the highest integer key that a vector store or a vector store file ever had. The target assigns only
+        larger keys, because keys are never reused."""
         if self._vectors is None:
             return 0
         (last,) = self._vectors.execute(

@@ -11,7 +11,8 @@ the rows of all owners.
 Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with equal checksums. A newer build
 may have added further steps that this build can work with. This module rejects a database with any other steps before
 changing the database. One transaction under the write lock applies all missing steps, so several processes may start
-concurrently. Before `check_schema` has compared the schema, it reads only `sqlite_schema` and `schema_migrations`.
+concurrently. Before `check_schema` has compared the schema, this module reads only the tables `sqlite_schema` and
+`schema_migrations`.
 """
 
 from __future__ import annotations

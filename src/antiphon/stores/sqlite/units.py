@@ -220,7 +220,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> int:
     else:
         changed = connection.execute(step.sql, step.parameters).rowcount
     if step.rows is not None and changed != step.rows:
-        raise RowsMissing("A row that must exist is missing.")
+        raise RowsMissing("A statement did not change the number of rows that it requires.")
     return changed
 
 
@@ -235,7 +235,7 @@ def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[
             some = next((many for many in _MANY if many <= some), _FEW)
         given = values if some == count else values[at * width : (at + some) * width]
         if connection.execute(insertion.sql(some), given).rowcount != some:
-            raise RowsMissing("A row that must exist is missing.")
+            raise RowsMissing("A statement did not change the number of rows that it requires.")
         at += some
     return count
 

@@ -60,8 +60,8 @@ def chunk_words(title: str, text: str) -> tuple[list[str], int]:
 
 
 def query_words(store: int, query: str) -> tuple[list[int], list[str], list[int]]:
-    """Return the index lookups for a query as three parallel lists. Each lookup has the position of a word in the
-    query, an index entry of the word, and the word's count in this entry."""
+    """Return the index lookups for a query as three parallel lists. Each lookup has a word's position
+    in the query, an index entry of this word, and the word's count in this entry."""
     words = [word for term in query_terms(query) for word in _query_words(term)]
     numbers, entries, counts = [], [], []
     for number, word in enumerate(words):

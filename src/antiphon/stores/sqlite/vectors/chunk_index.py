@@ -4,8 +4,8 @@ Lives here: full-text search ranked by BM25, the query for the files that match 
 here: the code that all backends share (`stores/vector_stores.py`), comparing vectors (`matrices.py`), writing
 (`ingestion.py`).
 
-Invariant: a search returns only chunks of completed files. The ranking statement itself applies the filter, so the
-filter never shortens the list of results.
+Invariant: a search returns only chunks of completed files. The statement that ranks the chunks also applies the filter,
+so the result has `limit` chunks if that many chunks match.
 """
 
 from __future__ import annotations
