@@ -61,8 +61,7 @@ async def check_deployment(state: StateSettings, data: Path, keys: KeyFingerprin
 
 
 async def check_migrated(state: StateSettings, data: Path) -> None:
-    """Raise `StoreError` when `state.migrate` is `check` and a database lacks a database migration ("schema step") that
-    this build contains."""
+    """Raise `StoreError` when `state.migrate` is `check` and a database lacks a migration that this build contains."""
     if state.migrate == "auto" or state.place.kind == "memory":
         return
     async with backend_of(state, data).open_schemas(seconds=state.deadline, within=state.start_within) as schemas:

@@ -109,8 +109,8 @@ class StoreOptions(TypedDict, total=False):
     owner_bytes: int | None
     """The maximum bytes of one owner's data other than files; None: no limit."""
     storage: tuple[QuotaRules, Mapping[str, Sequence[str]]]
-    """The quotas in the settings, and the owner ids of each team in the settings. The store uses both to limit stored
-    data."""
+    """The quotas in the settings, and the owner ids of each team in the settings. The store uses these quotas and owner
+    ids to limit stored data."""
     kept: RetentionSettings
     """The periods after which the sweep deletes responses, conversations and event streams."""
     timeouts: TimeoutSettings
@@ -321,7 +321,7 @@ class Backend(ABC):
 
     @abstractmethod
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
-        """Open all database schemas of this state. `seconds`: the timeout of one schema step. `within`: the seconds to
+        """Open all database schemas of this state. `seconds`: the timeout of one migration. `within`: the seconds to
         wait for a server that does not answer."""
 
     async def recorded_keys(self) -> Recorded | None:

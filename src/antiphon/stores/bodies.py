@@ -9,8 +9,9 @@ and numbers, because the database searches and counts by them.
 Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
 event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. The store encrypts each body
 with a separate key, which it derives from a configured key and the salt. So one configured key can seal any number of
-bodies. The store does not compress bodies. So a sealed body has almost the size of the plain body, and limits in bytes
-apply to both. Only recorded contents are compressed. Their format is msgpack, compressed with zstd, and then sealed.
+bodies. The store does not compress bodies. So a sealed body has almost the size of the plain body, and a limit in bytes
+allows as much data with sealing as without. Only recorded contents are compressed. Their format is msgpack, compressed
+with zstd, and then sealed.
 
 Invariants: a read of a sealed body that no key decrypts raises `StoreError` and never returns the encrypted bytes. With
 `state.seal` on, a store seals each body that it writes. With `state.seal` off, the store writes the body unchanged. A

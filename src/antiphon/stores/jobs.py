@@ -155,8 +155,8 @@ class QueuedJob(Struct, frozen=True):
 
 
 def _left(until: datetime | int | None, at: datetime | int) -> float:
-    """Return the seconds from `at` to `until`, or 0 if `until` is None. PostgreSQL gives both as `datetime`, and SQLite
-    gives both in milliseconds."""
+    """Return the seconds from `at` to `until`, or 0 if `until` is None. On PostgreSQL, `at` and `until` are `datetime`
+    values. On SQLite they are milliseconds since the same moment."""
     if isinstance(until, datetime) and isinstance(at, datetime):
         return (until - at).total_seconds()
     return (until - at) / 1000 if isinstance(until, int) and isinstance(at, int) else 0.0

@@ -16,8 +16,8 @@ could read the old owner before the move, and then fail to find the file after t
 Invariants: `owned_rows` covers every table with an owner column, except tables that hold only parts or counts of
 covered tables. Tests compare `owned_rows` with the schemas. A move to another owner consists of several transactions.
 Each transaction leaves the byte counts of both owners correct. Each transaction moves only rows that still belong to
-the old owner, so a repeated move moves the rest. No transaction moves a chain with an unfinished background response,
-or a conversation that a response has locked.
+the old owner, so a repeated move moves the rows that the first move left. No transaction moves a chain with an
+unfinished background response, or a conversation that a response has locked.
 """
 
 from __future__ import annotations
@@ -229,11 +229,11 @@ USAGE_COLUMNS = ("day", "owner", "model", "upstream", *NUMBERS)
 class MoveSql:
     """The statements of a move that differ by backend. Each tuple has the statements of one transaction.
 
-    `chains` moves the responses of the chains `:ids`, and `conversations` moves the conversations `:ids`. Both skip
-    rows that a request uses now. `files` moves all files, and `usage` moves all usage sums. `rest` deletes the old
-    owner's counters that are now 0. `indexing` finds the vector store files of the old owner that a process indexes
-    now. `hold` delays the indexing of waiting files by `:lease` milliseconds, and `let_go` ends the delay for both
-    owners.
+    `chains` moves the responses of the chains `:ids`, and `conversations` moves the conversations `:ids`. Rows that a
+    request uses now stay with the old owner. `files` moves all files, and `usage` moves all usage sums. `rest` deletes
+    the old owner's counters that are now 0. `indexing` finds the vector store files of the old owner that a process
+    indexes now. `hold` delays the indexing of waiting files by `:lease` milliseconds, and `let_go` ends the delay for
+    both owners.
     """
 
     chains: tuple[str, ...]

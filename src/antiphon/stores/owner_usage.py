@@ -9,8 +9,8 @@ An owner id may come from a key's name, a request header or a token's claim. The
 the owner's name. If the console is enabled, the journal row of an owner's last request has the name and the team from
 the token's claims. An owner whose id is a hash has no name.
 
-Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. One
-transaction adds the sums of all upstreams. Without the maximum, absurd token counts of one upstream would make the
+Invariants: every amount that this module adds to a sum is at most 10^15, so that the sum never overflows its column.
+One transaction adds the sums of all upstreams. Without the maximum, absurd token counts of one upstream would make the
 whole transaction fail. Statements update rows in the order of the rows' keys (day, owner, model, upstream). So
 processes that add to the same days wait for each other but never deadlock. One query for names reads at most `_OWNERS`
 owners. For each owner, the query reads at most one key and one request.
@@ -29,7 +29,7 @@ from antiphon.stores.files import LEAST_ROOM
 from antiphon.stores.tables import Statement, Tables
 
 MOST = 10**15
-"""The maximum value of every stored number."""
+"""The maximum of an amount that is added to a stored sum."""
 MOST_SUMS = 1_000_000
 """The maximum number of sums in one list."""
 _COLUMNS = (*KEY, *NUMBERS)
@@ -63,7 +63,7 @@ class UsageStore:
         self._tables = tables
 
     async def add(self, sums: Sequence[UsageSum]) -> None:
-        """Add these numbers to the sums of the same day, owner, model and upstream, in one transaction."""
+        """Add these usage amounts to the stored sums of the same day, owner, model and upstream, in one transaction."""
         rows = [
             {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), MOST) for name in NUMBERS}
             for one in sorted(sums, key=attrgetter(*KEY))

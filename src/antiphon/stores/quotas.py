@@ -108,8 +108,8 @@ class StoredCounter(msgspec.Struct, frozen=True):
 
     `subject` is the id of the owner, key, team or model with the limit, for example `owner:n:anna`. `measure` is the
     measured amount, for example `tokens_per_minute`. `starts` is the start of the period in milliseconds since the
-    epoch, or 0 if the limit has no period. `used` is the settled amount, and `leased` the amount that processes hold.
-    Costs are in millionths of the prices' currency.
+    epoch, or 0 if the limit has no period. `used` is the amount that requests have used, and `leased` the amount that
+    processes reserve in leases. Costs are in millionths of the prices' currency.
     """
 
     subject: str

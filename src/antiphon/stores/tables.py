@@ -30,8 +30,8 @@ A page of a list has limits for the number of rows and for their bytes. If a row
 query returns the row without its body. The first row always fits. If the first row is larger than a page, the page has
 only this row.
 
-Invariants: either all statements of a unit take effect, or none does. The limit of bytes only removes rows at the end
-of a page.
+Invariants: either all statements of a transaction take effect, or none does. The limit of bytes only removes rows at
+the end of a page.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Row(Protocol):
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
-"""The number of rows that each statement of a unit changed. A statement with `many` may report 0."""
+"""The number of rows that each statement of a transaction changed. A statement with `many` may report 0."""
 
 
 class Statement(Struct, frozen=True):
@@ -65,10 +65,10 @@ class Statement(Struct, frozen=True):
 
     With `many`, `parameters` is a list, and the statement runs once per element.
 
-    `rows`: the number of rows that a statement without `many` must change. Any other number rolls the unit back and
-    raises `RowsMissing`. `into`: a list that receives the rows of a SELECT or a RETURNING clause. With `into`, `rows`
-    is the required number of returned rows. Read `into` only after the unit succeeded, because a transaction may run
-    more than once.
+    `rows`: the number of rows that a statement without `many` must change. If the statement changes another number of
+    rows, the backend rolls the transaction back and raises `RowsMissing`. `into`: a list that receives the rows of a
+    SELECT or a RETURNING clause. With `into`, `rows` is the required number of returned rows. Read `into` only after
+    the transaction succeeded, because the backend may run the transaction more than once.
     """
 
     sql: str
@@ -79,7 +79,8 @@ class Statement(Struct, frozen=True):
 
 
 class RowsMissing(StoreError):
-    """A statement changed another number of rows than its `rows` requires, so the backend rolled the unit back."""
+    """A statement changed another number of rows than its `rows` requires, so the backend rolled the transaction
+    back."""
 
 
 class Tables(Protocol):
@@ -93,11 +94,12 @@ class Tables(Protocol):
         queues behind reads for clients."""
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """Run a unit in one transaction. Returns the number of changed rows of each statement when the transaction is
-        durable. Raises `RowsMissing`.
+        """Run the statements in `unit` in one transaction. Returns the number of changed rows of each statement when
+        the transaction is durable. Raises `RowsMissing`.
 
-        `undo`: statements that revert the unit. The backend runs them if the commit succeeds after the caller already
-        got an error with an unknown outcome. `again`: the unit is idempotent, so the backend may run it twice.
+        `undo`: statements that revert the transaction. The backend runs them if the commit succeeds after the caller
+        already got an error with an unknown outcome. `again`: the transaction is idempotent, so the backend may run it
+        twice.
         """
 
 

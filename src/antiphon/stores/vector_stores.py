@@ -53,7 +53,8 @@ from antiphon.types.search import Attributes
 _ACTIVE_MS = 60_000
 _TOUCHED = 10_000
 HELD = "claim = :claim AND {number} = :no AND status = 'in_progress'"
-"""SQL: selects the file that a worker holds, by the claim and by the file number that the claim returned."""
+"""SQL: selects the file that a worker holds, by the id of the claim and by the file's integer key, which the claim
+returned."""
 KNOWN = """
 SELECT id, {number}, version, coalesce(expires_at <= now_ms(), false) FROM vector_stores
 WHERE owner = :owner AND id IN (:ids...)
@@ -429,7 +430,7 @@ class SqlChunkIndex:
     """The name of the column with a vector store's integer key."""
     hits_sql: str
     """The query that selects the chunks with the keys `:chunks`, if they belong to the vector stores `:stores`. Its
-    columns are the number, the file, the file name, the attributes, the text and the store."""
+    columns are the chunk's integer key, the file, the file name, the attributes, the text and the vector store."""
 
     def __init__(self, tables: Tables, stores: VectorStores, *, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""

@@ -1,8 +1,8 @@
 """Diagnoses a PostgreSQL server for `antiphon doctor`, with more checks than a start requires.
 
-Lives here: the queries, the reported results ("findings"), and the list of indexes that a schema's steps create, parsed
+Lives here: the queries, the reported results ("findings"), and the list of indexes that the migrations create, parsed
 from their SQL. Without one of these indexes, results are correct, but many queries are slow. Not here: the checks at a
-start (`migrate.py`), the schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
+start (`migrate.py`), the migrations (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
 recreates itself (`vectors/table.py`).
 
 The checks recognize a connection pooler (pgbouncer) by the process ids of the connections. At login, a PostgreSQL
@@ -299,8 +299,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
 
 
 async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
-    """Yield the findings of `antiphon doctor` about the indexes that the applied schema steps create. Yields no finding
-    if a newer build has applied steps, because those steps may have dropped indexes."""
+    """Yield the findings of `antiphon doctor` about the indexes that the applied migrations create. Yields no finding
+    if a newer build has applied migrations, because those migrations may have dropped indexes."""
     steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
     for table, known in steps.items():
@@ -321,7 +321,7 @@ async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
 
 
 def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
-    """Return the indexes that exist after these steps, by name, each with the statement that recreates the index.
+    """Return the indexes that exist after these migrations, by name, each with the statement that recreates the index.
     Indexes of primary keys and unique constraints have PostgreSQL's default names."""
     made: dict[str, str] = {}
     for step in steps:

@@ -113,7 +113,7 @@ class WriteQueue(Protocol):
 
     @property
     def waiting(self) -> int:
-        """The number of objects in the queue that no writer has taken yet."""
+        """The number of objects in the queue, whose write has not begun."""
 
     async def aclose(self) -> None:
         """Wait until all accepted objects are written, or until their deadlines."""
@@ -134,7 +134,7 @@ class GroupCommit(Generic[U]):
 
     @property
     def waiting(self) -> int:
-        """The number of objects in the queue that no writer has taken yet."""
+        """The number of objects in the queue, whose write has not begun."""
         return len(self._queue)
 
     async def run(self, unit: U) -> None:
@@ -267,8 +267,8 @@ class GroupCommit(Generic[U]):
         return [waiting for waiting in left if waiting.unit.id not in ids]
 
     async def _refuse(self, left: list[_Waiting[U]]) -> None:
-        """Fail the objects that the statement did not store. If a lost earlier statement may have stored an object, ask
-        the database for the object before failing the object."""
+        """Report a failure to the callers of the objects that the statement did not store. If a lost earlier statement
+        may have stored an object, ask the database first whether the object is stored."""
         unsure = [waiting for waiting in left if waiting.unsure]
         if unsure:
             stored = await self._units.stored([waiting.unit for waiting in unsure])
@@ -278,7 +278,8 @@ class GroupCommit(Generic[U]):
             self._fail(waiting, await self._units.explain(waiting.unit))
 
     def _give_up(self, left: list[_Waiting[U]], error: StoreError) -> list[_Waiting[U]]:
-        """Fail the objects whose deadline has passed, or whose error allows no retry. Returns the objects to retry."""
+        """Report a failure to the callers of the objects whose deadline has passed, or whose error allows no retry.
+        Returns the objects to retry."""
         now = asyncio.get_running_loop().time()
         on = []
         for waiting in left:

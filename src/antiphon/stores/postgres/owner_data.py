@@ -104,8 +104,8 @@ class PostgresOwnerData:
                 await connection.execute("CLOSE exported")
 
     async def delete(self, owner: str) -> int:
-        """Delete all data of an owner except files, in small transactions, so that requests can run in between. Returns
-        the number of deleted objects."""
+        """Delete all data of an owner except files, in small transactions, so that requests can run between two
+        transactions. Returns the number of deleted objects."""
         tables = PostgresTables(self._database)
         async with aclosing(open_vectors(self._database, IdempotencyStore(tables), direct_url=self._url)) as vectors:
             gone = await delete_vector_stores(vectors, tables, owner)

@@ -8,7 +8,7 @@ A data folder contains `sessions.db` (responses, items, conversations, jobs, the
 contents of files). Vector stores have a separate database, `vectors.db`. SQLite has one write lock per database, and
 the ingestion of documents must not delay responses.
 
-Invariants: an open database has all schema steps of this build. Any number of processes may open the same folder. Some
+Invariants: an open database has all migrations of this build. Any number of processes may open the same folder. Some
 modules are only for an operator's command (backup, owner data). The command imports such a module on its first use, and
 servers never import it.
 """
@@ -336,8 +336,8 @@ async def open_sqlite(
     file (mode 0600) and the schema if they are missing.
 
     `blobs`: the storage for file contents, which the stores close. Without `blobs`, the stores use the subfolder
-    `files`, or memory. `leases`: the function that returns the time for leases, the same in all processes of the
-    machine. For `options` see `StoreOptions`. Raises `StoreError`.
+    `files`, or memory. `leases`: the function that returns the time for leases. All processes of the machine use the
+    same clock for leases. For `options` see `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
     preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES, leases=leases)
@@ -376,7 +376,7 @@ async def open_vector_database(
 def prepare(
     connection: sqlite3.Connection, folder: str, end_leases: Sequence[str], leases: LeaseClock = lease_now
 ) -> None:
-    """Prepare a new writer connection: apply the schema steps in the package's subfolder `folder`, and define the SQL
+    """Prepare a new writer connection: apply the migrations in the package's subfolder `folder`, and define the SQL
     function `lease_now()`. `end_leases`: the statements that run after a reboot (see `prepare_lease_clock`)."""
     steps = packaged_steps(folder)
     migrate(connection, steps)

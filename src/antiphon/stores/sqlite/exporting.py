@@ -137,7 +137,7 @@ def _read(connection: sqlite3.Connection, sql: str, after: int) -> Iterator[tupl
 
 
 def _taken(path: Path, folder: str) -> sqlite3.Connection:
-    """Open the database with an exclusive lock, and apply missing schema steps. Raises `StoreError`."""
+    """Open the database with an exclusive lock, and apply missing migrations. Raises `StoreError`."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
     try:
         # This PRAGMA must precede any read, so that the connection takes the exclusive lock.

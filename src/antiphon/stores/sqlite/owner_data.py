@@ -170,7 +170,8 @@ def vacuum(path: Path) -> tuple[int, int]:
     """Return unused disk space of a database to the file system. Returns the size in bytes before and after, including
     the write-ahead log. Raises `StoreError`.
 
-    SQLite rewrites the whole file. Other writers wait meanwhile, and the disk needs free space for a second copy.
+    SQLite rewrites the whole file. Other writers wait until the rewrite ends, and the disk needs free space for a
+    second copy of the file.
     """
     before = _size(path)
     with open_connection(path, "Rewriting", writes=True) as connection:

@@ -1,6 +1,6 @@
 """Implements `Tables`, the database interface of the stores, with a `SqliteWriter` and `SqliteReaders`.
 
-Lives here: translating the shared SQL dialect into SQLite's, opening and closing both of these objects, and their
+Lives here: translating the shared SQL dialect into SQLite's, opening and closing the writer and the readers, and their
 metrics. This module also has the lease clock, which decides when a lease on this machine expires. After a reboot, this
 module ends all leases. Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`,
 `readers.py`), the purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come

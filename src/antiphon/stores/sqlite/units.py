@@ -261,7 +261,7 @@ def _bunches(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
-    """Return whether two units have the same statements with different values, and all their rows are `light`."""
+    """Return whether two units have the same statements (with any values), and all their rows are `light`."""
     if len(one) != len(other):
         return False
     for step, beside in zip(one, other, strict=True):

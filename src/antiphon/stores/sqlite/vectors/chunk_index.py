@@ -102,8 +102,8 @@ class SqliteChunkIndex(SqlChunkIndex):
             self._matrices.forget(store_id)
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """Return the file numbers of the vector store's completed files that have vectors of this model and match the
-        filter."""
+        """Return the integer keys (file numbers) of the vector store's completed files that have vectors of this model
+        and match the filter."""
         condition, named = ATTRIBUTES.condition(filters)
         named |= {"store": store.number, "model": model}
         return frozenset(row[0] for row in await self._tables.fetch(FILES.format(condition=condition), named))
