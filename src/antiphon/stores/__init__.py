@@ -119,4 +119,4 @@ async def _schema_and_keys(state: StateSettings, data: Path, keys: KeyFingerprin
         yield StateFinding("ok", "no process has started on this database yet: the first start records its keys")
         return
     keys_to_record(recorded, keys)
-    yield StateFinding("ok", "owner.key and sealing.keys match the other machines'")
+    yield StateFinding("ok", "owner.key and sealing.keys are the same as on the other machines")

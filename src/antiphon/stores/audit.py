@@ -206,5 +206,5 @@ def _noted(row: Row) -> AuditEntry:
     try:
         detail = msgspec.json.decode(row["detail"], type=dict[str, object])
     except msgspec.DecodeError as error:
-        raise StoreError(f"the row {row['id']} of the audit is damaged: {error}") from error
+        raise StoreError(f"the row {row['id']} of the audit log is damaged: {error}") from error
     return AuditEntry(row["actor"], row["action"], row["object"], row["owner"], detail, row["at"] / 1000)

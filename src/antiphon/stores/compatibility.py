@@ -1,10 +1,10 @@
 """Decides which processes may use a database: by the schema that their build knows, and by their keys.
 
 Lives here: reading the numbered database migrations, comparing them with the migrations that a database records, and
-creating an empty migration. The class `Schema` is the interface of a schema. This module also compares the owner key
-and the sealing keys of a process with the keys that the database records. Not here: applying migrations (each backend's
-`stores/<backend>/migrate.py`), the SQL of the recorded keys, the purpose of a key (`doors/owners.py`, `sealing.py`),
-the command line.
+creating an empty migration. Each backend implements the class `Schema`, which applies and undoes migrations. This
+module also compares the owner key and the sealing keys of a process with the keys that the database records. Not here:
+applying migrations (each backend's `stores/<backend>/migrate.py`), the SQL of the recorded keys, the purpose of a key
+(`doors/owners.py`, `sealing.py`), the command line.
 
 During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
 line of a migration's SQL file may allow older builds to use the changed database. For example, the first line of

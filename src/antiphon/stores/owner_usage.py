@@ -145,9 +145,10 @@ class StorageQuota:
         self._teams = teams
         self._general = general
         self.count_chunks: Callable[[Sequence[str]], Awaitable[int]] | None = None
-        """Returns the number of chunks in the vector stores of these owners. None: there are no vector stores."""
+        """Returns the number of chunks in the vector stores of these owners. None means that there are no vector
+        stores."""
         self.count_containers: Callable[[Sequence[str]], Awaitable[int]] | None = None
-        """Returns the number of containers of these owners. None: there are no containers."""
+        """Returns the number of containers of these owners. None means that there are no containers."""
 
     async def check(
         self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes", file: int | None = None

@@ -1,7 +1,8 @@
 """Stores the counters of quotas, and the leases of processes on these counters, in SQLite or PostgreSQL.
 
-Lives here: the SQL. Not here: which limits apply to a request (`engine/ports/quotas.py`), the leases in the memory of a
-process (`engine/running/quotas.py`), the settings (`config/limits.py`).
+Lives here: the SQL of the counters and of the leases. Not here: which limits apply to a request
+(`engine/ports/quotas.py`), the leases in the memory of a process (`engine/running/quotas.py`), the settings
+(`config/limits.py`).
 
 A process leases a part of a limit, and then serves requests within this lease without a query. The closer a counter is
 to its limit, the smaller are the leases that the store grants. So the unused leases of one process delay few requests

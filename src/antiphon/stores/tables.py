@@ -1,8 +1,8 @@
 """Defines the database interface with which the shared stores run their SQL, and builds pages of lists.
 
 Lives here: SQL statements and transactions ("units"), the interface that each backend implements to run them, and the
-SQL macros that every backend expands. This module also converts rows to items. Not here: how a backend runs a unit
-(`sqlite/tables.py`, `postgres/tables.py`), the SQL of the stores.
+SQL macros that every backend expands. This module also converts rows to items. Not here: how a backend runs a
+transaction (`sqlite/tables.py`, `postgres/tables.py`), the SQL of the stores.
 
 A shared store (`prompts.py`, `conversations.py`) has one set of SQL statements, in the dialect that SQLite and
 PostgreSQL share, with named parameters (`:owner`). Where the two dialects differ, the SQL uses these macros, which each

@@ -6,9 +6,9 @@ SQL (`vector_sql.py`), the workers and the ranking (`search/`). Each backend cla
 and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
 Invariants: every transaction for a client checks the owner. Either each statement of the transaction checks the owner,
-or the first statement does. If that statement finds no row, the transaction fails. Only the database's lease clock
-decides whether a lease is expired. A search finds a file only after a worker has completed the file. A search
-identifies a vector store by its integer key, which `known` returns only for the vector store's owner.
+or the first statement does. If that statement finds no row, the transaction fails. Only the clock of the database (on
+SQLite, of the machine) decides whether a lease is expired. A search finds a file only after a worker has completed the
+file. A search identifies a vector store by its integer key, which `known` returns only for the vector store's owner.
 """
 
 from __future__ import annotations

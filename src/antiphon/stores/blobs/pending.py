@@ -76,7 +76,7 @@ class PendingRows:
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Renew the leases of the blobs with these keys for `seconds`. This method also renews an expired lease, unless
-        a sweep has already reserved its row for deletion. Returns the renewed keys."""
+        a sweep has already reserved its row for deletion. Returns the keys of the blobs whose leases were renewed."""
         return await renew_leases(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:

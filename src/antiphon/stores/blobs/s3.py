@@ -15,10 +15,10 @@ Invariants: a blob without a last piece is never read. An upload buffers one pie
 in progress. All uploads together have at most `_SENDING_ALL` requests in progress. A sequential download buffers one
 byte range ("stretch") and fetches the next byte range in advance. While many blobs are open, each upload sends smaller
 pieces and each download fetches smaller byte ranges. So the sum of all buffers stays bounded. The function `_share`
-computes these sizes. Every request has a timeout. A closed writer sends no piece. After a failed PUT, S3 may still
-store the piece later. So the first deletion of a blob with a failed PUT reports a failure, and a sweep later deletes
-the blob a second time. An error message contains only the S3 error code, the HTTP status or advice for the operator. So
-no access key, signature or address of another server reaches a log or a response.
+computes these sizes. Every request to S3 has a timeout. A closed writer sends no piece. After a failed PUT, S3 may
+still store the piece later. So the first deletion of a blob with a failed PUT reports a failure, and a sweep later
+deletes the blob a second time. An error message contains only the S3 error code, the HTTP status or advice for the
+operator. So no access key, signature or address of another server reaches a log or a response.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
         yield StateFinding(
             "note",
             f"tables belong to {', '.join(owners)}, not to the role of state.url",
-            "run 'antiphon migrate up' as the owner, and set state.migrate: check here",
+            "run 'antiphon migrate up' as the owner of the tables, and set state.migrate: check here",
         )
     try:
         (row,) = await database.fetch(_OLDEST)

@@ -142,8 +142,9 @@ class Database:
     async def transaction(
         self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False, again: bool = False
     ) -> T:
-        """Run `work` in one transaction. `snapshot`: the statements read one snapshot and write nothing. `again`: the
-        statements are idempotent, so this method repeats them when the connection is lost at the commit.
+        """Run `work` in one transaction. `snapshot`: whether the statements write nothing and must read one snapshot.
+        `again`: whether the statements are idempotent. If so, this method repeats them when the connection is lost at
+        the commit.
 
         After a serialization failure or a deadlock, this method repeats `work`, so `work` must have no effects outside
         the transaction. Raises `StoreError`, and the errors of `work`. The reason `unknown` means that the connection

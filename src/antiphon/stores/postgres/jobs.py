@@ -7,7 +7,7 @@ operations that all backends share (`../jobs.py`), the SQL of finished responses
 Like finished responses, queued responses and new stream events go through a write queue that forms groups
 (`group_commit.py`). A group of queued responses contains only one response, because the statement `ENQUEUE` checks the
 owner's limit of jobs for a single response. A group of new events may contain the events of many streams of this
-process. Each other operation on a job is one SQL statement.
+process. Every other operation on a job is one SQL statement.
 
 The row of a job is the lock for its response and its stream. A statement that appends to the stream, ends the response
 or deletes the response locks the job's row first. The statement then locks the conversation, the chain and the

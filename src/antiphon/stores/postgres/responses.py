@@ -18,9 +18,9 @@ deletes the placeholder later.
 
 Invariants: the statement stores either a whole response or no part of a response. A whole response includes its items,
 the items that join its conversation, the release of the conversation's lock, and the binding of its idempotency key.
-All responses of a chain have the same owner. At most `most` withdrawals wait for the database at one time. The process
-logs each response whose withdrawal it gives up. If withdrawals have to wait for the database, the process logs the
-beginning and the end of the wait.
+All responses of a chain have the same owner. To withdraw a response is to delete a response whose client got an error.
+At most `most` responses wait for their withdrawal at one time. The process logs each response that it could not
+withdraw. If the database is unreachable, the process logs when the withdrawals begin to wait and when they have run.
 """
 
 from __future__ import annotations

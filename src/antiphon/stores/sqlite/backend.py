@@ -2,7 +2,7 @@
 
 Lives here: the `Backend` classes, the names of the database files, the creation of the stores with their connections,
 and the `Schema` of each file. Not here: the stores (`../responses.py`, …), access to SQLite (`database.py`,
-`writer.py`, `readers.py`), the `Schema` interface (`stores/compatibility.py`), running migration steps (`migrate.py`).
+`writer.py`, `readers.py`), the `Schema` interface (`stores/compatibility.py`), running migrations (`migrate.py`).
 
 A data folder contains `sessions.db` (responses, items, conversations, jobs, the metadata of files) and `files/` (the
 contents of files). Vector stores have a separate database, `vectors.db`. SQLite has one write lock per database, and

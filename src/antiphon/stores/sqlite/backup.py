@@ -362,9 +362,9 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
         there = [*given.get(name, ()), *([path.read_bytes().strip()] if path.exists() else [])]
         if missing := set(fingerprints) - {fingerprint(key) for key in there}:
             raise StoreError(
-                f"The backup lacks the key {name}, and the settings do not give it (fingerprint "
-                f"{sorted(missing)[0]}): without this key the stored objects are unreadable. Give the "
-                "settings of the original server (--config), or restore a backup that contains its keys."
+                f"The backup lacks the key {name}, and the settings do not contain it (fingerprint "
+                f"{sorted(missing)[0]}). Without this key the stored objects are unreadable. Use the settings of the "
+                "original server (--config), or restore a backup that contains its keys."
             )
 
 

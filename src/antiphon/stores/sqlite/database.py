@@ -101,7 +101,8 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         (mode,) = wait_for_lock(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone())
         if mode != "wal":
             raise StoreError(
-                f"The database {path} cannot use a write-ahead log here (journal mode {mode}). Move it to a local disk."
+                f"The database {path} cannot use a write-ahead log here (journal mode {mode}). Move the data folder to "
+                "a local disk."
             )
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")

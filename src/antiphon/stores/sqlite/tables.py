@@ -175,7 +175,7 @@ class SqliteTables:
 
 
 def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
-    """Translate statements of shared stores into steps for the writer."""
+    """Translate statements of the shared stores into SQLite's dialect, in the form that the writer runs."""
     return [
         Statement(sqlite_sql(step.sql), _given(step.parameters), many=step.many, rows=step.rows, into=step.into)
         for step in unit

@@ -2,7 +2,7 @@
 
 Lives here: the steps of a unit (a statement, or rows to insert), a unit's state and deadline, and running the steps.
 This module also merges the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`),
-other statements (`../tables.py`), SQL of any store.
+the class `Statement` (`../tables.py`), SQL of any store.
 
 For each statement, Python's sqlite3 releases the GIL several times. To acquire the GIL again, the thread must wait
 while the event loop is busy. So this module merges INSERT statements: one statement inserts the rows that several units

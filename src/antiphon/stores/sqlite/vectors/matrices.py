@@ -91,7 +91,8 @@ class Matrices:
         return await SEARCH.run(_nearest, chunks, vectors, vector, allowed, limit)
 
     async def _current(self, store: KnownStore, model: str) -> tuple[Numbers, Floats]:
-        """Return the chunk numbers and vectors of the vector store, updated at least to `store.version`."""
+        """Return the chunk numbers and vectors of the vector store. If the cached matrix is older than `store.version`,
+        update it first."""
         key = (store.id, model)
         matrix = self._matrices.get(key)
         if matrix is None:
