@@ -197,7 +197,7 @@ class MemoryBackend(Backend):
 
 def _of_one_process() -> ConfigError:
     return ConfigError(
-        "state.url is 'memory:', so only the running process can see this state. Name a database in state.url"
+        "state.url: only the running process can see state in memory ('memory:'); name a database in state.url"
     )
 
 
