@@ -84,8 +84,8 @@ def ignore_progress(done: int, total: int | None) -> None:
 @dataclass(frozen=True, slots=True)
 class BackupSummary:
     """A summary of a backup archive of the data folder. `contents`: the number of file contents in the archive. `size`:
-    the total bytes. `keys`: the names of the key files in the archive. `vanished`: the number of files that the archive
-    lacks, because clients deleted them during the backup."""
+    the size of the archive in bytes. `keys`: the names of the key files in the archive. `vanished`: the number of files
+    that the archive lacks, because clients deleted them during the backup."""
 
     contents: int
     size: int

@@ -27,8 +27,8 @@ PostgreSQL cannot infer the type of a parameter in an expression like `:after IS
 `CAST(:after AS text)`.
 
 A page of a list has limits for the number of rows and for their bytes. If a row exceeds the page's limit of bytes, the
-query returns the row without its body. The first row always fits. If the first row is larger than a page, the page has
-only this row.
+query returns the row without its body. A page always has at least one row. If the first row is larger than the limit,
+the page has only this row.
 
 Invariants: either all statements of a transaction take effect, or none does. The limit of bytes only removes rows at
 the end of a page.

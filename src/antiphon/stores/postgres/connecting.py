@@ -108,8 +108,8 @@ async def connect(url: str, seconds: float, **settings: str) -> Connection:
 
 
 async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
-    """Return the kind of each server in a URL with several servers, by host and port. The result is empty for a URL
-    with one server."""
+    """Return the kind of each server (`primary`, `read-only` or `unusable`) in a URL with several servers, by host and
+    port. The result is empty for a URL with one server."""
     found: dict[str, Kind] = {}
     for host, port in read_state_url(url).servers:
         kind: Kind = "primary"

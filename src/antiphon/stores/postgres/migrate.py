@@ -232,7 +232,7 @@ async def _alone(
             if loop.time() > ends:
                 raise StoreError(
                     f"Schema step {name}: another process is changing the schema and does not finish. Find this "
-                    "process in pg_stat_activity (application_name antiphon). Try again when it has ended.",
+                    "process in pg_stat_activity (application_name antiphon). Try again when that process has ended.",
                     reason="locked",
                 ) from None
             await asyncio.sleep(_TURN_SECONDS)

@@ -15,7 +15,7 @@ the poll after the mark reads these events.
 
 PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
 serialize the writes of all processes. Instead, a separate statement sends one notification after several writes. The
-notification covers all changes since the previous notification. Two of these notifying statements are at least `_APART`
+notification covers all changes since the previous notification. Two notifications of one process are at least `_APART`
 seconds apart, and further apart on a slow server. If a notification is lost, other processes notice the changes later,
 by their polls.
 
