@@ -12,7 +12,7 @@ If the outcome of a group is unknown, the writer opens a new connection and asks
 The writer writes the missing objects again. If the database then refuses an object, the writer asks again whether the
 object is stored, because the lost statement may have stored it meanwhile. Writing an object again is safe, because
 storing an object is idempotent. If the outcome of an object is still unknown at the deadline, the writer withdraws the
-object: it deletes the object, and prevents the lost statement from storing the object later.
+object. A withdrawal deletes the object, and prevents the lost statement from storing the object later.
 
 Invariants: each accepted object gets exactly one result, in bounded time, also while the store closes. Success means
 that the object is stored. An error means that the object is not stored and will not be stored. No object waits while a
