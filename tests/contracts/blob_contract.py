@@ -180,10 +180,10 @@ class BlobStoreContract:
 
     async def test_a_key_that_is_none(self, blobs: BlobStore) -> None:
         for key in ("", "x" * 48, "../" * 16, "0" * 47):
-            with pytest.raises(StoreError, match="has a form that Antiphon does not write"):
+            with pytest.raises(StoreError, match="storage key is not 48 hexadecimal digits"):
                 await blobs.open(key)
-            with pytest.raises(StoreError, match="has a form that Antiphon does not write"):
+            with pytest.raises(StoreError, match="storage key is not 48 hexadecimal digits"):
                 await blobs.delete(key)
-            with pytest.raises(StoreError, match="has a form that Antiphon does not write"):
+            with pytest.raises(StoreError, match="storage key is not 48 hexadecimal digits"):
                 async with blobs.writing(key):
                     pass

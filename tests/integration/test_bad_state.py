@@ -299,7 +299,7 @@ async def test_the_doctor_says_what_there_is(
         assert any(one.startswith("ok: ") and words in one for one in said), (words, said)
     await (await build(settings(tmp_path / "data", url), door="http")).aclose()
     said, _ = await doctor(tmp_path, capsys, url)
-    assert "ok: owner.key and sealing.keys match the other machines'" in said
+    assert "ok: owner.key and sealing.keys are the same as on the other machines" in said
     said, _ = await doctor(tmp_path, capsys, url, owner={"key": "another"})
     assert any(one.startswith("problem: owner.key differs") for one in said)
     if pooler_program() is not None:

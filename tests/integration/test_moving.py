@@ -265,7 +265,9 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(url: str, tmp_
     with pytest.raises(ConnectionAbortedError):
         await go(_AbortedAtTheEnd)
     await go()
-    with pytest.raises(ConfigError, match=r"was moved to postgresql://.*Set state\.url to it.*delete .*moved\.json"):
+    with pytest.raises(
+        ConfigError, match=r"was moved to postgresql://.*Set state\.url to the URL.*delete .*moved\.json"
+    ):
         await start()
     with pytest.raises(StoreError, match="already has chains"):
         await go()

@@ -6,7 +6,8 @@ database before a process starts, and yields what `antiphon doctor` reports abou
 (`sqlite/`, `postgres/`). Not here: file contents (`blobs/`), and the rules for schemas and keys (`compatibility.py`).
 
 Invariants: a process imports the modules of a backend only when `state.url` selects that backend. The functions that
-yield findings for `antiphon doctor` read the database and never write to it. No finding contains a password.
+yield findings for `antiphon doctor` read the database and never write to it. No finding of `antiphon doctor` contains a
+password.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ async def check_deployment(state: StateSettings, data: Path, keys: KeyFingerprin
 
 
 async def check_migrated(state: StateSettings, data: Path) -> None:
-    """Raise `StoreError` when `state.migrate` is `check` and a database lacks a schema step of this build."""
+    """Raise `StoreError` when `state.migrate` is `check` and a database lacks a migration that this build contains."""
     if state.migrate == "auto" or state.place.kind == "memory":
         return
     async with backend_of(state, data).open_schemas(seconds=state.deadline, within=state.start_within) as schemas:
@@ -101,7 +102,9 @@ async def _schema_and_keys(state: StateSettings, data: Path, keys: KeyFingerprin
                 )
             elif applied:
                 yield StateFinding(
-                    "note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them"
+                    "note",
+                    f"{schema.name} lacks {len(missing)} schema steps",
+                    "the next start of Antiphon applies the missing steps",
                 )
             else:
                 yield StateFinding("ok", f"{schema.name} is new: the first start creates its schema")
@@ -116,4 +119,4 @@ async def _schema_and_keys(state: StateSettings, data: Path, keys: KeyFingerprin
         yield StateFinding("ok", "no process has started on this database yet: the first start records its keys")
         return
     keys_to_record(recorded, keys)
-    yield StateFinding("ok", "owner.key and sealing.keys match the other machines'")
+    yield StateFinding("ok", "owner.key and sealing.keys are the same as on the other machines")

@@ -5,9 +5,9 @@ row. Not here: the code that records the actions (`commands/admin/audit.py`, `ap
 `engine/running/client_keys.py`), the schedule of the sweep that deletes old rows (`app/build.py`).
 
 Invariants: no row contains a client's token or stored data. If the change is in the same database, one transaction
-writes the change and its audit row. If an operator repeats the same read within one period, all processes together
-store one row. The sweep keeps the newest `MOST_ROWS` changes and the newest `MOST_ROWS` reads, so reads never displace
-changes. The time of a row comes from the database's clock.
+writes the change and its audit row. If an operator repeats the same read within `CONTENTS_SECONDS` or `LIST_SECONDS`,
+all processes together store one row. The sweep keeps the newest `MOST_ROWS` changes and the newest `MOST_ROWS` reads,
+so reads never displace changes. The time of a row comes from the database's clock.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ ChangeAction = Literal[
     "vector-store delete",
     "vector-store detach",
 ]
-"""What an operator or a process changed. The list includes `export`, which returns all data of an owner."""
+"""The names of the actions that the audit log counts as changes. `export` changes nothing, but it returns all data of
+an owner."""
 ReadAction = Literal[
     "read audit",
     "read conversation",
@@ -62,15 +63,16 @@ ReadAction = Literal[
     "read usage",
     "read vector-store",
 ]
-"""What an operator read in the console or by the admin API. Each name begins with `read `."""
+"""The names of an operator's reads in the console or by the admin API. Each name begins with `read `."""
 Action = ChangeAction | ReadAction
 
 MOST_ROWS = 100_000
 """The maximum number of changes that a sweep keeps, and the maximum number of reads."""
 CONTENTS_SECONDS: Final = 60.0
-"""The period in which repeated reads of the same contents leave one row."""
+"""The length of a period in seconds. An operator's repeated reads of the same contents in one period store one row."""
 LIST_SECONDS: Final = 3600.0
-"""The period in which repeated reads of the same list leave one row. Monitoring programs read lists all day."""
+"""The length of a period in seconds. An operator's repeated reads of the same list in one period store one row. The
+period is long, because monitoring programs read lists all day."""
 _PIECE = 1000
 _IS_READ = "substr(action, 1, 5) = 'read '"
 _log = structlog.get_logger(__name__)
@@ -138,8 +140,8 @@ async def note_operator_read(store: AuditStore, noted: AuditEntry, seconds: floa
 
 
 class AuditStore:
-    """Stores the audit log in a database that the caller closes. Every method except `statement` raises
-    `StoreError`."""
+    """Stores the audit log in a database that the caller closes. Every method except `statement` raises `StoreError`
+    when the database fails."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""
@@ -157,8 +159,8 @@ class AuditStore:
         await self._tables.run([self.statement(noted)])
 
     async def note_read(self, noted: AuditEntry, seconds: float = CONTENTS_SECONDS) -> bool:
-        """Store the row of a read, unless the table has an equal row of the same period of `seconds`. Returns whether
-        this call stored a row. The period begins at a multiple of `seconds` since the epoch."""
+        """Store the row of a read, unless the table already has such a row from the current period of `seconds`.
+        Returns whether this call stored a row. The period begins at a multiple of `seconds` since the epoch."""
         named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
         detail = msgspec.json.encode(noted.detail).decode()
         equal = hashlib.sha256(msgspec.json.encode([*named.values(), detail])).hexdigest()[:32]
@@ -204,5 +206,5 @@ def _noted(row: Row) -> AuditEntry:
     try:
         detail = msgspec.json.decode(row["detail"], type=dict[str, object])
     except msgspec.DecodeError as error:
-        raise StoreError(f"the row {row['id']} of the audit is damaged: {error}") from error
+        raise StoreError(f"the row {row['id']} of the audit log is damaged: {error}") from error
     return AuditEntry(row["actor"], row["action"], row["object"], row["owner"], detail, row["at"] / 1000)

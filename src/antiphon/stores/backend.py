@@ -84,8 +84,8 @@ def ignore_progress(done: int, total: int | None) -> None:
 @dataclass(frozen=True, slots=True)
 class BackupSummary:
     """A summary of a backup archive of the data folder. `contents`: the number of file contents in the archive. `size`:
-    the total bytes. `keys`: the names of the key files in the archive. `vanished`: the number of files that the archive
-    lacks, because clients deleted them during the backup."""
+    the size of the archive in bytes. `keys`: the names of the key files in the archive. `vanished`: the number of files
+    that the archive lacks, because clients deleted them during the backup."""
 
     contents: int
     size: int
@@ -109,8 +109,8 @@ class StoreOptions(TypedDict, total=False):
     owner_bytes: int | None
     """The maximum bytes of one owner's data other than files; None: no limit."""
     storage: tuple[QuotaRules, Mapping[str, Sequence[str]]]
-    """The quotas in the settings, and the owner ids of each team in the settings. The store uses both to limit stored
-    data."""
+    """The quotas in the settings, and the owner ids of each team in the settings. The store uses these quotas and owner
+    ids to limit stored data."""
     kept: RetentionSettings
     """The periods after which the sweep deletes responses, conversations and event streams."""
     timeouts: TimeoutSettings
@@ -233,7 +233,7 @@ class Stores(ABC):
         ended: ChangeListener = notify_nobody,
     ) -> None:
         """Build the stores over these tables. `options` must have all keys (`all_options` adds the defaults). The
-        keyword arguments are the SQL and the writers that each backend implements itself."""
+        keyword arguments are the SQL and the classes that differ by backend."""
         self.keys = keys
         self.signals = signals
         bodies, page_bytes, owner_bytes = options["bodies"], options["page_bytes"], options["owner_bytes"]
@@ -321,7 +321,7 @@ class Backend(ABC):
 
     @abstractmethod
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
-        """Open all database schemas of this state. `seconds`: the timeout of one schema step. `within`: the seconds to
+        """Open all database schemas of this state. `seconds`: the timeout of one migration. `within`: the seconds to
         wait for a server that does not answer."""
 
     async def recorded_keys(self) -> Recorded | None:
@@ -369,6 +369,6 @@ class Backend(ABC):
 
 def _no_archives(state: StateSettings) -> ConfigError:
     return ConfigError(
-        f"state.url: archives are of SQLite, not of {state.place.shown}; PostgreSQL is backed up with its own tools "
-        "(pg_dump), together with the contents of files and the keys"
+        f"state.url: Antiphon can archive only SQLite, not {state.place.shown}; back up PostgreSQL with pg_dump, and "
+        "also the contents of files and the keys"
     )

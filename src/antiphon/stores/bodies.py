@@ -9,8 +9,9 @@ and numbers, because the database searches and counts by them.
 Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
 event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. The store encrypts each body
 with a separate key, which it derives from a configured key and the salt. So one configured key can seal any number of
-bodies. The store does not compress bodies. So a sealed body has almost the size of the plain body, and limits in bytes
-apply to both. Only recorded contents are compressed. Their format is msgpack, compressed with zstd, and then sealed.
+bodies. The store does not compress bodies. So a sealed body has almost the size of the plain body, and a limit in bytes
+allows as much data with sealing as without. Only recorded contents are compressed. Their format is msgpack, compressed
+with zstd, and then sealed.
 
 Invariants: a read of a sealed body that no key decrypts raises `StoreError` and never returns the encrypted bytes. With
 `state.seal` on, a store seals each body that it writes. With `state.seal` off, the store writes the body unchanged. A
@@ -53,7 +54,8 @@ def is_sealed(stored: bytes) -> bool:
 
 
 class Bodies:
-    """Encrypts bodies with the first secret if `seals` is set. Decrypts bodies that any of the secrets has sealed.
+    """Encrypts and decrypts stored bodies. `secrets` are the values of `sealing.keys`. If `seals` is set, the first
+    secret encrypts. Every secret decrypts.
 
     The cipher is AES-256-GCM with a derived key for each body. `open` returns an unsealed body unchanged, so an
     operator can turn `state.seal` on or off.
@@ -103,7 +105,7 @@ class Bodies:
         return with_status(body, status) if status == "in_progress" else body
 
     def seal_item(self, item: StoredItem) -> StoredItem:
-        """Return the item with its `body` and `shown` in stored form."""
+        """Return the item with its fields `body` and `shown` in stored form (encrypted if `seals` was set)."""
         if self._first is None:
             return item
         return StoredItem(
@@ -111,7 +113,7 @@ class Bodies:
         )
 
     def open_item(self, item: StoredItem) -> StoredItem:
-        """Return the stored item with its `body` and `shown` decrypted. Raises `StoreError`."""
+        """Return the stored item with its fields `body` and `shown` decrypted. Raises `StoreError`."""
         if not is_sealed(item.body) and (item.shown is None or not is_sealed(item.shown)):
             return item
         return StoredItem(
@@ -147,7 +149,7 @@ def _cipher(key: bytes, head: bytes) -> AESGCM:
 
 MOST_RECORDED_BYTES = 160 << 20
 """The maximum bytes of the recorded contents of one request. The limit is twice the largest allowed value of the
-setting `console.record_request_bytes`, plus space for the metadata of many small parts."""
+setting `console.record_request_bytes`, plus space for the metadata of the recorded parts."""
 _THREAD = Pool("journal", 1)
 """The thread that compresses and decompresses recorded contents."""
 

@@ -1,7 +1,6 @@
-"""Selects the backend by the scheme of `state.url`.
-
-Lives here: the list of backends. Not here: the interface of a backend (`backend.py`), the backends. Each backend is a
-package that contains all of its SQL (`sqlite/`, `postgres/`).
+"""Selects the database backend (SQLite or PostgreSQL) by the scheme of `state.url`. Lives here: the list of backends.
+Not here: the interface of a backend (`backend.py`). Each backend is a package that contains all of its SQL (`sqlite/`,
+`postgres/`).
 
 Invariant: outside a backend's package, only this file imports the backend, and only when `state.url` selects it.
 """

@@ -62,7 +62,8 @@ _LIST: msgspec.json.Decoder[tuple[str, ...]] = msgspec.json.Decoder(tuple[str, .
 
 
 class ValidKeys(msgspec.Struct, frozen=True):
-    """All keys that are valid at one moment. `callers` has the caller of each key, by the SHA-256 of the key's token.
+    """All keys that are valid at one moment. `callers` maps the SHA-256 of a key's token to the key's owner, team and
+    access (`Caller`).
 
     `expires_at` is the earliest time at which one of these keys expires, or None if no key expires. This time is in
     milliseconds since the epoch, by the database's clock.
@@ -73,7 +74,8 @@ class ValidKeys(msgspec.Struct, frozen=True):
 
 
 class ClientKeyStore:
-    """Stores client keys in a database that the caller closes. Every method raises `StoreError`.
+    """Stores client keys in a database that the caller closes. Every method raises `StoreError` when the database
+    fails.
 
     A digest is the SHA-256 of a token (32 bytes). A key is valid if it is neither expired nor revoked.
     """
@@ -151,7 +153,7 @@ class ClientKeyStore:
     async def _change(self, *statements: Statement) -> bool:
         """Run the statements in one transaction. Before them, the transaction increments the change counter, which
         locks the counter's row. This lock serializes all changes, so that two concurrent changes cannot exceed `most`
-        together. Returns False when a statement found no row."""
+        together. Returns False when a statement changed no row."""
         try:
             await self._tables.run([Statement(CHANGE, {}), *statements])
         except RowsMissing:

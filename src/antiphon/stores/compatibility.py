@@ -1,17 +1,17 @@
 """Decides which processes may use a database: by the schema that their build knows, and by their keys.
 
-Lives here: reading the numbered database migrations ("schema steps"), comparing them with the steps that a database
-records, and creating an empty step. The class `Schema` is the interface of a schema. This module also compares the
-owner key and the sealing keys of a process with the keys that the database records. Not here: applying steps (each
-backend's `stores/<backend>/migrate.py`), the SQL of the recorded keys, the purpose of a key (`doors/owners.py`,
-`sealing.py`), the command line.
+Lives here: reading the numbered database migrations, comparing them with the migrations that a database records, and
+creating an empty migration. Each backend implements the class `Schema`, which applies and undoes migrations. This
+module also compares the owner key and the sealing keys of a process with the keys that the database records. Not here:
+applying migrations (each backend's `stores/<backend>/migrate.py`), the SQL of the recorded keys, the purpose of a key
+(`doors/owners.py`, `sealing.py`), the command line.
 
 During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
-line of a step may name the oldest schema version whose builds can still serve requests. For example, step 5 may begin
-with `-- serves: 3`, because step 5 only adds tables or columns. Then builds that know only the steps up to 3, or up to
-4, can still serve. Without a line `-- serves`, only builds that know the step can serve. If a step removes a table or a
-column, developers add the step one release after the last build that uses the table or column. The SQL file that undoes
-a step has the step's name and the ending .down.sql.
+line of a migration's SQL file may allow older builds to use the changed database. For example, the first line of
+migration 5 may be `-- serves: 3`, because migration 5 only adds tables or columns. Then builds whose newest migration
+is 3 or 4 can still serve requests. Without a line `-- serves`, only builds that contain the migration can serve
+requests. If a migration removes a table or a column, developers add the migration one release after the last build that
+uses the table or column. The SQL file that undoes a migration has the migration's name and the ending .down.sql.
 
 If a process had a different `owner.key`, clients would not find their stored data through this process. Other machines
 would not find the data that this process stores. If a process lacked a sealing key of the other machines, the process
@@ -23,8 +23,9 @@ An operator rotates sealing keys while the machines serve. First the operator ad
 operator makes the new key the first key in `sealing.keys`, so that the machines seal with the new key.
 `antiphon admin deployment-keys --accept` removes an old sealing key from the record.
 
-Invariants: steps are numbered 1, 2, 3, … without a gap. A step never changes after any database has applied it. A
-process does not start if it lacks a key with which another process seals bodies.
+The code and the error messages call a migration a "schema step". Invariants: migrations are numbered 1, 2, 3, … without
+a gap. A migration never changes after any database has applied it. A process does not start if it lacks a key with
+which another process seals bodies.
 """
 
 from __future__ import annotations
@@ -46,15 +47,15 @@ _SERVES = re.compile(r"-- serves: (\d+)\n")
 _STEP_NAME = re.compile(r"[a-z0-9_]{1,60}")
 _EMPTY = """\
 -- serves: {number}
--- Describe the change and its reason here. The number above is the oldest schema whose builds work with this step.
--- Lower the number to the previous schema if the step only adds tables, columns or indexes, and no trigger.
+-- Describe the change and its reason here. The number above is the newest step that a build must contain to work with
+-- this step. Lower the number by one if the step only adds tables, columns or indexes, and no trigger.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaStep:
-    """One numbered step of the schema. `sql` applies the step, and `down` undoes it. `down` is empty if an undo is
-    impossible."""
+    """One numbered migration of the schema. `sql` applies the migration, and `down` undoes it. `down` is empty if an
+    undo is impossible."""
 
     version: int
     name: str
@@ -63,20 +64,20 @@ class SchemaStep:
 
     @property
     def sha256(self) -> str:
-        """The checksum that the database records when it applies the step, in hexadecimal digits."""
+        """The checksum that the database records when it applies the migration, in hexadecimal digits."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @property
     def serves(self) -> int:
-        """The oldest schema version whose builds can still serve requests after this step."""
+        """The number of the newest migration that a build must contain to serve requests after this migration."""
         said = _SERVES.match(self.sql)
         return int(said[1]) if said else self.version
 
 
 @dataclass(frozen=True, slots=True)
 class AppliedStep:
-    """A step that a database has applied. `name` and `serves` come from the database's record, because a newer build
-    may have applied the step."""
+    """A migration that a database has applied. `name` and `serves` come from the database's record, because a newer
+    build may have applied the migration."""
 
     version: int
     name: str
@@ -86,8 +87,8 @@ class AppliedStep:
 
 @dataclass(frozen=True, slots=True)
 class Schema(ABC):
-    """The schema of one database. `name`: the database's name in messages. `steps`: the steps of this build. `folder`:
-    the folder with the steps' files in this installation."""
+    """The schema of one database. `name`: the database's name in messages. `steps`: the migrations of this build.
+    `folder`: the folder with the migrations' files in this installation."""
 
     name: str
     steps: tuple[SchemaStep, ...]
@@ -95,21 +96,21 @@ class Schema(ABC):
 
     @abstractmethod
     async def applied(self) -> Sequence[AppliedStep]:
-        """Return the steps that the database has applied. The result is empty when the database does not exist. Raises
-        `StoreError`."""
+        """Return the migrations that the database has applied. The result is empty when the database does not exist.
+        Raises `StoreError`."""
 
     @abstractmethod
     async def up(self) -> Sequence[SchemaStep]:
-        """Apply the steps that the database lacks, and return these steps. Raises `StoreError`."""
+        """Apply the migrations that the database lacks, and return these migrations. Raises `StoreError`."""
 
     @abstractmethod
     async def undo(self) -> SchemaStep:
-        """Undo the last applied step, and return it. Raises `StoreError` when the step cannot be undone."""
+        """Undo the last applied migration, and return it. Raises `StoreError` when the migration cannot be undone."""
 
 
 def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
-    """Read the steps in this folder, in order. Raises `StoreError` when the folder has no step, or a number is
-    missing."""
+    """Read the migrations in this folder, in order. Raises `StoreError` when the folder has no migration, or a number
+    is missing."""
     texts = {entry.name: entry for entry in folder.iterdir()}
     steps = []
     for name, entry in texts.items():
@@ -124,7 +125,7 @@ def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
 
 
 def missing_steps(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) -> Sequence[SchemaStep]:
-    """Return the steps that this database lacks. Raises `StoreError` when this build cannot use the database."""
+    """Return the migrations that this database lacks. Raises `StoreError` when this build cannot use the database."""
     for known, step in zip(applied, steps, strict=False):
         if (known.version, known.sha256) != (step.version, step.sha256):
             raise StoreError(
@@ -142,12 +143,13 @@ def missing_steps(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) -
 
 
 def oldest_schema(applied: Sequence[AppliedStep]) -> int:
-    """Return the oldest schema version whose builds can use the database, or 0 for an empty database."""
+    """Return the number of the newest migration that a build must contain to use the database. Returns 0 for an empty
+    database."""
     return max((one.serves for one in applied), default=0)
 
 
 def step_to_undo(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) -> SchemaStep:
-    """Return the last applied step. Raises `StoreError` when the step cannot be undone."""
+    """Return the last applied migration. Raises `StoreError` when the migration cannot be undone."""
     missing_steps(applied, steps)
     if not applied:
         raise StoreError("The database has no schema: there is nothing to undo.")
@@ -167,8 +169,8 @@ def step_to_undo(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) ->
 
 
 def create_step(schema: Schema, name: str) -> Path:
-    """Create a file for an empty step in the source tree, and return its path. Raises `ConfigError` for an invalid name
-    or an installed package."""
+    """Create a file for an empty migration in the source tree, and return its path. Raises `ConfigError` for an invalid
+    name or an installed package."""
     if not _STEP_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is not a valid name of a step: use small letters, digits and _")
     if not (schema.folder.parents[4] / "pyproject.toml").exists():
@@ -190,19 +192,21 @@ _ACCEPT = (
 )
 
 Recorded = Mapping[str, str]
-"""The recorded rows by name: the fingerprint of the owner key, and the use (`seals` or `opens`) of each sealing key."""
+"""The rows about keys in the database. A row has the fingerprint of the owner key, or a sealing key's use: `seals` or
+`opens` (only decrypts)."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFingerprints:
-    """Fingerprints of a process's keys. `owner` is the fingerprint of the owner key, or None when no owner id is the
-    hash of a token. The process seals with the first key in `sealing`, and decrypts with all keys in `sealing`."""
+    """Fingerprints of a process's keys. `owner` is the fingerprint of the owner key, or None when this process derives
+    no owner id from a token. The process seals with the first key in `sealing`, and decrypts with all keys in
+    `sealing`."""
 
     owner: str | None
     sealing: tuple[str, ...]
 
     def recorded(self) -> dict[str, str]:
-        """Return the rows with which a database records exactly these keys."""
+        """Return the database rows for these keys."""
         rows = {} if self.owner is None else {OWNER: self.owner}
         first = self.sealing[:1]
         return rows | {_SEALING + one: _SEALS if one in first else _OPENS for one in self.sealing}

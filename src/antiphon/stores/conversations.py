@@ -6,9 +6,9 @@ transaction that stores a response and appends its items to the conversation (`s
 
 The lock of a conversation is a lease. The column `locked_by` names the response that runs on the conversation. The
 column `locked_until` is the time at which the lease expires. A later response overwrites both columns when it takes the
-lock. The previous holder no longer matches `locked_by`, so the database rejects its items. A response keeps an expired
-lock until another response takes the lock. A background response keeps its conversation locked as long as its job
-exists.
+lock. The earlier response no longer matches `locked_by`, so the database rejects that response's items. A response
+keeps an expired lock until another response takes the lock. A background response keeps its conversation locked as long
+as its job exists.
 
 Clients may choose conversation ids, so a client may delete a conversation and create another with the same id. The
 positions of the new conversation's items start above all positions of the old items. So a response of the old
@@ -211,8 +211,8 @@ class ConversationStore:
 
     async def made(self, once: OnceOnly) -> str | None:
         """Return the id of the conversation that an earlier request with the same idempotency key created, or None.
-        Call this method before you read the objects to which the request refers. Those objects may be deleted by
-        now."""
+        When a client repeats a request, the objects to which the request refers may already be deleted. So call this
+        method before you read those objects."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
@@ -229,7 +229,7 @@ class ConversationStore:
 
     async def delete(self, owner: str, conversation_id: str) -> bool:
         """Delete the conversation with its items. Returns False when the conversation does not exist. The responses of
-        the conversation stay."""
+        the conversation stay stored."""
         deleted = await self._change(DELETE, {"owner": owner, "id": conversation_id})
         return deleted or await self._missing(owner, conversation_id)
 

@@ -203,8 +203,9 @@ class FileStore:
             raise ContentSwept from None
 
     async def check(self, room: Callable[[int], Awaitable[None]], size: int, once: OnceOnly | None) -> None:
-        """Call `room` with the size of a new file. Raises the `OwnerFull` that `room` raises, unless the idempotency
-        key `once` is in use. If the key is in use, raises the errors of `IdempotencyStore.make`."""
+        """Check that the owner may store a new file of `size` bytes. The callback `room` makes the check and raises
+        `OwnerFull`. This method raises `OwnerFull` too, unless the idempotency key `once` is in use. If the key is in
+        use, raises the errors of `IdempotencyStore.make`."""
         try:
             await room(size)
         except OwnerFull:

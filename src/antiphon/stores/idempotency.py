@@ -124,8 +124,8 @@ SWEEP_GONE = _SWEEP.format(
 
 
 class IdempotencyStore:
-    """Stores the idempotency keys of all owners in a database that the caller closes. Every method raises
-    `StoreError`."""
+    """Stores the idempotency keys of all owners in a database that the caller closes. Every method raises `StoreError`
+    when the database fails."""
 
     def __init__(
         self,
@@ -137,8 +137,8 @@ class IdempotencyStore:
         piece: int = _PIECE,
     ) -> None:
         """`keep`: seconds for which the store keeps a key after the request created an object. `bodies` encrypts the
-        records of claimed calls. `clock`: the function that returns the current time on SQLite. PostgreSQL uses the
-        server's clock. `piece`: the number of rows that a sweep deletes per statement."""
+        records that `claim_calls` stores. `clock`: the function that returns the current time on SQLite. PostgreSQL
+        uses the server's clock. `piece`: the number of rows that a sweep deletes per statement."""
         self._tables = tables
         self.keep = keep
         self._bodies = bodies
@@ -146,9 +146,9 @@ class IdempotencyStore:
         self._piece = piece
 
     def bound(self, once: OnceOnly | None, object_id: str) -> tuple[list[Statement], list[Statement]]:
-        """Return the statements that bind the key to the object whose request holds the key, and the statements that
-        undo the binding. The caller adds the statements to the transaction that stores the object. Both lists are empty
-        if `once` is None."""
+        """Return two lists of statements: the first binds the key to an object, and the second undoes the binding. The
+        request that creates the object must already hold the key. The caller adds the statements to the transaction
+        that stores the object. Both lists are empty if `once` is None."""
         if once is None:
             return [], []
         named = self._named(once, object_id)
@@ -219,12 +219,13 @@ class IdempotencyStore:
         explain(once, [(row[0], row[1], row[2], row[3]) for row in rows])
 
     async def release(self, once: OnceOnly, object_id: str) -> None:
-        """Release the key if this object's request holds it and the store has not stored the object."""
+        """Release the key that `claim` reserved for this object, unless the object is already stored."""
         await self._tables.run([Statement(RELEASE, self._named(once, object_id))], again=True)
 
     async def stay(self, once: OnceOnly, object_id: str) -> None:
-        """Bind the key to `object_id`, although the store has no object with this id. `object_id` must already hold the
-        key. Afterwards the key has no lease."""
+        """Bind the key to the object `object_id`, although the store has no such object. The request that creates the
+        object must already hold the key. Afterwards the key has no lease, so a repeated request cannot create the
+        object again."""
         await self._tables.run([Statement(BIND, self._named(once, object_id))], again=True)
 
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
@@ -281,8 +282,8 @@ class IdempotencyStore:
         await self._tables.run([Statement(END_CALLS, {"owner": owner, "key": calls_key(response_id)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Renew these objects' leases on their idempotency keys, so that the leases expire `seconds` from now. Returns
-        the objects that still held their key."""
+        """Renew the leases of the idempotency keys that requests for these objects hold. The leases then expire
+        `seconds` from now. Returns the ids of the objects whose requests still held their key."""
         return await renew_leases(self._tables, RENEW, holders, seconds)
 
     async def sweep(self) -> tuple[int]:

@@ -155,8 +155,8 @@ class QueuedJob(Struct, frozen=True):
 
 
 def _left(until: datetime | int | None, at: datetime | int) -> float:
-    """Return the seconds from `at` to `until`, or 0 if `until` is None. PostgreSQL gives both as `datetime`, and SQLite
-    gives both in milliseconds."""
+    """Return the seconds from `at` to `until`, or 0 if `until` is None. On PostgreSQL, `at` and `until` are `datetime`
+    values. On SQLite they are milliseconds since the same moment."""
     if isinstance(until, datetime) and isinstance(at, datetime):
         return (until - at).total_seconds()
     return (until - at) / 1000 if isinstance(until, int) and isinstance(at, int) else 0.0
@@ -164,7 +164,8 @@ def _left(until: datetime | int | None, at: datetime | int) -> float:
 
 class JobWriter(Protocol):
     """Writes jobs and streams for `JobStore`, with SQL that differs by backend. `JobStore` has a method of the same
-    name for each method. Bodies in arguments and results are encrypted. Every method raises `StoreError`."""
+    name for each method. Bodies in arguments and results are encrypted. Every method raises `StoreError` when the
+    database fails."""
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
@@ -185,7 +186,7 @@ class JobWriter(Protocol):
 
 class JobStore:
     """Stores the jobs and event streams of background responses in a database that the caller closes. The database's
-    clock decides when a lease expires. Every method raises `StoreError`."""
+    clock decides when a lease expires. Every method raises `StoreError` when the database fails."""
 
     def __init__(
         self,
@@ -407,8 +408,8 @@ def end_parameters(
 
 
 class PollingSignals:
-    """Implements `Signals` for a database without notifications (SQLite). Each process polls the database at the
-    intervals of `pace`."""
+    """Implements `Signals` for a database without notifications (SQLite). Each process polls the database. `pace` has
+    the intervals between polls."""
 
     def __init__(self, tables: Tables, pace: Pace) -> None:
         self._tables = tables

@@ -41,8 +41,8 @@ from antiphon.stores.bodies import PLAIN, Bodies, pack_recording, unpack_recordi
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 LEAST_SIZE = 4096
-"""The minimum bytes that each recorded request counts. This minimum limits the number of recorded requests. So one
-statement can always free enough space for one transaction."""
+"""The minimum number of bytes that one recorded request counts toward the size limit. Without this minimum, one
+statement would have to delete very many small recordings to make room for a new one."""
 MOST_WRITTEN = 16 << 20
 """The maximum bytes of recorded contents in one transaction."""
 _MOST = 10**15
@@ -60,8 +60,8 @@ _TEXTS = {
     **dict.fromkeys(("key_name", "team", "model", "upstream"), 200),
     **dict.fromkeys(("door", "outcome", "fault", "code"), 64),
 }
-"""The maximum bytes of each text. PostgreSQL refuses an index row of more than 2700 bytes. Antiphon never shortens the
-id of an owner, because the id decides who may read the row."""
+"""The maximum bytes of each text column in a row of the journal. PostgreSQL refuses an index row of more than 2700
+bytes. Antiphon never shortens the id of an owner, because the id decides who may read the row."""
 _NUMBERS = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
 _COLUMNS = (
     *("id", "owner", "request_id", "key_id", "key_name", "team", "door", "model", "upstream", "response_id"),
@@ -168,7 +168,8 @@ By = Literal["model", "owner", "upstream"]
 
 
 class JournalStore:
-    """Stores the journal in a database that the caller closes. Every method raises `StoreError`."""
+    """Stores the journal in a database that the caller closes. Every method raises `StoreError` when the database
+    fails."""
 
     def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
         """`bodies` encrypts and decrypts recorded contents. `clock`: the function that returns the current time on
@@ -233,8 +234,8 @@ class JournalStore:
         return tuple([_entry(row) for row in rows])
 
     async def neighbours(self, chosen: EntryFilter, entry: Entry) -> tuple[str, str]:
-        """Return the ids of the next newer and the next older entry than this stored entry, among those that the filter
-        selects. An id is empty if there is no such entry."""
+        """Return two ids of entries that the filter selects: the entry directly after this stored entry in time, and
+        the entry directly before. An id is empty if there is no such entry."""
         where, named = _selected(chosen)
         named["at"], named["last"] = _place(cursor_of(entry))
         ids = []

@@ -60,7 +60,8 @@ class Leases:
             self._task = None
 
     def holds(self, store: Leased, holder: str) -> bool:
-        """Return whether the task still renews the lease of `holder`. False after a drop or a loss of the lease."""
+        """Return whether the task still renews the lease of `holder`. Returns False after `drop`, and after the store
+        has reported the lease as lost."""
         return holder in self._held.get(store, ())
 
     def held_in(self, store: Leased) -> int:

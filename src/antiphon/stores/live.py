@@ -86,7 +86,8 @@ _DECODER = msgspec.json.Decoder(_Snapshot)
 
 
 class LiveStore:
-    """Stores the requests in progress in a database that the caller closes. Every method raises `StoreError`."""
+    """Stores the requests in progress in a database that the caller closes. Every method raises `StoreError` when the
+    database fails."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""
@@ -109,7 +110,7 @@ class LiveStore:
 
     async def publish(self, process: str, requests: Sequence[LiveRequest], *, more: int = 0) -> None:
         """Replace the snapshot of this process. If there are more than `MOST_LIVE` requests, the snapshot has only the
-        oldest ones. `more`: the number of further requests that the caller leaves out."""
+        oldest ones. `more`: the number of requests in progress that `requests` lacks."""
         kept = sorted(requests, key=lambda one: -one.age)[:MOST_LIVE] if len(requests) > MOST_LIVE else requests
         snapshot = _Snapshot(tuple(kept), more + len(requests) - len(kept))
         try:

@@ -181,8 +181,8 @@ def check_not_moved(folder: Path) -> None:
     path = folder / MARK_FILE
     if mark.whole:
         raise ConfigError(
-            f"Everything in {folder} was moved to {mark.target}. Set state.url to it. To return to the "
-            f"folder's old state, without anything stored since the move, delete {path}."
+            f"Everything in {folder} was moved to {mark.target}. Set state.url to the URL of that database. To return "
+            f"to the folder's old state, without anything stored since the move, delete {path}."
         )
     raise ConfigError(
         f"The move of {folder} to {mark.target} is unfinished. Run `antiphon admin move` until it completes. "

@@ -16,8 +16,8 @@ could read the old owner before the move, and then fail to find the file after t
 Invariants: `owned_rows` covers every table with an owner column, except tables that hold only parts or counts of
 covered tables. Tests compare `owned_rows` with the schemas. A move to another owner consists of several transactions.
 Each transaction leaves the byte counts of both owners correct. Each transaction moves only rows that still belong to
-the old owner, so a repeated move moves the rest. No transaction moves a chain with an unfinished background response,
-or a conversation that a response has locked.
+the old owner, so a repeated move moves the rows that the first move left. No transaction moves a chain with an
+unfinished background response, or a conversation that a response has locked.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def owned_rows(place: str) -> dict[str, str]:
 
 def owned_vector_rows(number: str, store: str) -> dict[str, str]:
     """Return the queries that export vector stores, by kind, in the form of `owned_rows`. `number`: the name of the
-    column with a vector store's number. `store`: the name of the column that refers to a vector store."""
+    column with a vector store's integer primary key. `store`: the name of the column that refers to a vector store."""
     return {
         "vector_stores": f"""
             SELECT id, created_at, name, description, metadata, expires_days
@@ -177,7 +177,7 @@ async def delete_vector_stores(vectors: VectorDatabase, tables: Tables, owner: s
 
 _SHOWN = 5
 """The maximum number of ids that a message lists."""
-_LATER, _AGAIN = " Try again when they have ended.", " Run the move again."
+_LATER, _AGAIN = " Try again later.", " Run the move again."
 _INDEXED = "A process is indexing these files of vector stores"
 # The duration in seconds of the delay in which no process begins to index a file of the old owner. After the move of
 # the files, the statement `let_go` ends the delay early.
@@ -229,10 +229,11 @@ USAGE_COLUMNS = ("day", "owner", "model", "upstream", *NUMBERS)
 class MoveSql:
     """The statements of a move that differ by backend. Each tuple has the statements of one transaction.
 
-    `chains` and `conversations` move those rows with the ids `:ids` that no request uses. `files` moves all files, and
-    `usage` moves all usage sums. `rest` deletes the old owner's counters that are now 0. `indexing` finds the vector
-    store files of the old owner that a process indexes now. `hold` delays the indexing of waiting files by `:lease`
-    milliseconds, and `let_go` ends the delay for both owners.
+    `chains` moves the responses of the chains `:ids`, and `conversations` moves the conversations `:ids`. Rows that a
+    request uses now stay with the old owner. `files` moves all files, and `usage` moves all usage sums. `rest` deletes
+    the old owner's counters that are now 0. `indexing` finds the vector store files of the old owner that a process
+    indexes now. `hold` delays the indexing of waiting files by `:lease` milliseconds, and `let_go` ends the delay for
+    both owners.
     """
 
     chains: tuple[str, ...]

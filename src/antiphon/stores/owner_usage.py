@@ -9,11 +9,11 @@ An owner id may come from a key's name, a request header or a token's claim. The
 the owner's name. If the console is enabled, the journal row of an owner's last request has the name and the team from
 the token's claims. An owner whose id is a hash has no name.
 
-Invariants: every number that this module adds is at most 10^15, so that a sum never overflows its column. Otherwise
-absurd token counts of one upstream would make the transaction fail that also adds the sums of all other upstreams.
-Statements update rows in the order of the rows' keys (day, owner, model, upstream). So processes that add to the same
-days wait for each other but never deadlock. One query for names reads at most `_OWNERS` owners, and at most one key and
-one request of each.
+Invariants: every amount that this module adds to a sum is at most 10^15, so that the sum never overflows its column.
+One transaction adds the sums of all upstreams. Without the maximum, absurd token counts of one upstream would make the
+whole transaction fail. Statements update rows in the order of the rows' keys (day, owner, model, upstream). So
+processes that add to the same days wait for each other but never deadlock. One query for names reads at most `_OWNERS`
+owners. For each owner, the query reads at most one key and one request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from antiphon.stores.files import LEAST_ROOM
 from antiphon.stores.tables import Statement, Tables
 
 MOST = 10**15
-"""The maximum value of every stored number."""
+"""The maximum of an amount that is added to a stored sum."""
 MOST_SUMS = 1_000_000
 """The maximum number of sums in one list."""
 _COLUMNS = (*KEY, *NUMBERS)
@@ -56,13 +56,14 @@ SELECT CAST(coalesce(sum(greatest(size, {LEAST_ROOM})), 0) AS bigint) FROM files
 
 
 class UsageStore:
-    """Stores the usage sums in a database that the caller closes. Every method raises `StoreError`."""
+    """Stores the usage sums in a database that the caller closes. Every method raises `StoreError` when the database
+    fails."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     async def add(self, sums: Sequence[UsageSum]) -> None:
-        """Add these numbers to the sums of the same day, owner, model and upstream, in one transaction."""
+        """Add these usage amounts to the stored sums of the same day, owner, model and upstream, in one transaction."""
         rows = [
             {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), MOST) for name in NUMBERS}
             for one in sorted(sums, key=attrgetter(*KEY))
@@ -88,7 +89,8 @@ class UsageStore:
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 
     async def has_data(self, owner: str) -> bool:
-        """Return whether the owner has sums, or other stored data besides vector stores and containers."""
+        """Return whether the owner has usage sums or other stored data. This check ignores vector stores and
+        containers."""
         return bool((await self._tables.fetch(HAS_DATA, {"owner": owner}, own=True))[0][0])
 
     async def forget(self, before: str) -> int:
@@ -143,9 +145,10 @@ class StorageQuota:
         self._teams = teams
         self._general = general
         self.count_chunks: Callable[[Sequence[str]], Awaitable[int]] | None = None
-        """Returns the number of chunks in the vector stores of these owners. None: there are no vector stores."""
+        """Returns the number of chunks in the vector stores of these owners. None means that there are no vector
+        stores."""
         self.count_containers: Callable[[Sequence[str]], Awaitable[int]] | None = None
-        """Returns the number of containers of these owners. None: there are no containers."""
+        """Returns the number of containers of these owners. None means that there are no containers."""
 
     async def check(
         self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes", file: int | None = None
@@ -181,12 +184,12 @@ class StorageQuota:
 
 
 _WORDS: dict[Stock, tuple[str, str]] = {
-    "file_bytes": ("files", "Delete some"),
-    "containers": ("containers", "Delete some, or wait until unused ones expire"),
+    "file_bytes": ("files", "Delete some files"),
+    "containers": ("containers", "Delete some containers, or wait until unused containers expire"),
     "vector_chunks": ("chunks in vector stores", "Remove files from vector stores"),
 }
-"""For each kind of data, the noun in an error message, and the advice to a client that has reached the limit.
-`OwnerFull` has the words for `stored_bytes`."""
+"""For each kind of data, the noun in an error message, and the advice to a client that has reached the limit. The
+default arguments of `OwnerFull` are the texts for `stored_bytes`."""
 
 
 _OWNERS = 500

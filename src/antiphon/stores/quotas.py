@@ -1,7 +1,8 @@
 """Stores the counters of quotas, and the leases of processes on these counters, in SQLite or PostgreSQL.
 
-Lives here: the SQL. Not here: which limits apply to a request (`engine/ports/quotas.py`), the leases in the memory of a
-process (`engine/running/quotas.py`), the settings (`config/limits.py`).
+Lives here: the SQL of the counters and of the leases. Not here: which limits apply to a request
+(`engine/ports/quotas.py`), the leases in the memory of a process (`engine/running/quotas.py`), the settings
+(`config/limits.py`).
 
 A process leases a part of a limit, and then serves requests within this lease without a query. The closer a counter is
 to its limit, the smaller are the leases that the store grants. So the unused leases of one process delay few requests
@@ -108,8 +109,8 @@ class StoredCounter(msgspec.Struct, frozen=True):
 
     `subject` is the id of the owner, key, team or model with the limit, for example `owner:n:anna`. `measure` is the
     measured amount, for example `tokens_per_minute`. `starts` is the start of the period in milliseconds since the
-    epoch, or 0 if the limit has no period. `used` is the settled amount, and `leased` the amount that processes hold.
-    Costs are in millionths of the prices' currency.
+    epoch, or 0 if the limit has no period. `used` is the amount that requests have used, and `leased` the amount that
+    processes reserve in leases. Costs are in millionths of the prices' currency.
     """
 
     subject: str
@@ -121,7 +122,7 @@ class StoredCounter(msgspec.Struct, frozen=True):
 
 class QuotaStore:
     """Implements `QuotaCounters`, the counters that all processes share. The caller closes the database. Every method
-    raises `StoreError`."""
+    raises `StoreError` when the database fails."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""

@@ -180,8 +180,8 @@ class ChainedResponse(Struct, frozen=True):
 
 
 class ResponseWriter(Protocol):
-    """Stores a response and checks the database's health, which each backend implements itself. Every method raises
-    `StoreError`."""
+    """Stores a response and checks the database's health. Each backend has its own implementation of this class. Every
+    method raises `StoreError` when the database fails."""
 
     def save(self, record: ResponseRecord) -> Coroutine[object, object, None]:
         """See `History.save`."""
@@ -226,7 +226,8 @@ class ResponseStore:
         return self._writer.save(self._bodies.seal_record(record))
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """Return the history that ends with `response_id`, or None. See `History.load_chain`.
+        """Return the history that ends with the response `response_id`, or None if the owner has no such response. See
+        `History.load_chain`.
 
         Raises `ChainTooLong` (400) or `HistoryTooLarge` (413) for a history over a limit. Raises `ChainBroken` (400)
         for a history from which a response was deleted. Raises `unfinished_response` (400) for a response that has not

@@ -10,7 +10,7 @@ its middle. Running background responses and locked conversations never count as
 
 A sweep may need several batches for one large chain or conversation. The transaction of the first batch makes this
 chain or conversation unusable for clients. A chain then accepts no more responses and loses its first response. A
-conversation stays locked until the sweep has deleted it.
+conversation stays locked until the sweep has deleted the conversation.
 
 Invariant: a batch deletes a bounded number of rows, or one response with its items and events. The batch's transaction
 checks again that each row is still expired.
@@ -38,8 +38,9 @@ Piece = tuple[int, int]
 
 
 class Pieces(Protocol):
-    """Deletes one batch of the data that is older than `age` milliseconds. A method returns `(0, 0)` when no data is
-    old enough, or when other transactions have locked all old data. Every method raises `StoreError`."""
+    """Deletes one batch of the data that is older than `age` milliseconds. A method changes nothing and returns
+    `(0, 0)` when no data is old enough, or when other transactions have locked all old data. Every method raises
+    `StoreError` when the database fails."""
 
     async def chains(self, age: int) -> Piece:
         """Delete old chains of responses, or delete the first responses of one large chain."""
@@ -53,8 +54,8 @@ class Pieces(Protocol):
 
 
 class Retention:
-    """Deletes data after its retention period from a database that the caller closes. Every method raises
-    `StoreError`."""
+    """Deletes data after its retention period from a database that the caller closes. Every method raises `StoreError`
+    when the database fails."""
 
     def __init__(self, tables: Tables, pieces: Pieces, kept: RetentionSettings) -> None:
         self._tables = tables
@@ -93,8 +94,9 @@ async def _sweep(delete: Callable[[int], Awaitable[Piece]], seconds: float | Non
 
 
 def rows_within(rows: Sequence[R], most: int) -> Sequence[R]:
-    """Return the longest prefix of the rows whose column `rows` sums up to at most `most`. The prefix has at least the
-    first row."""
+    """Each row stands for one object, and its column `rows` is the number of the object's database rows. Return the
+    first objects that have at most `most` database rows together. The result always has the first object, even if this
+    object has more rows."""
     total = 0
     for number, row in enumerate(rows):
         total += row["rows"]

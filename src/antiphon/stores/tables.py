@@ -1,8 +1,8 @@
-"""Defines the interface to one database through which the shared stores run their SQL, and builds pages of lists.
+"""Defines the database interface with which the shared stores run their SQL, and builds pages of lists.
 
 Lives here: SQL statements and transactions ("units"), the interface that each backend implements to run them, and the
-SQL macros that every backend expands. This module also converts rows to items. Not here: how a backend runs a unit
-(`sqlite/tables.py`, `postgres/tables.py`), the SQL of the stores.
+SQL macros that every backend expands. This module also converts rows to items. Not here: how a backend runs a
+transaction (`sqlite/tables.py`, `postgres/tables.py`), the SQL of the stores.
 
 A shared store (`prompts.py`, `conversations.py`) has one set of SQL statements, in the dialect that SQLite and
 PostgreSQL share, with named parameters (`:owner`). Where the two dialects differ, the SQL uses these macros, which each
@@ -27,11 +27,11 @@ PostgreSQL cannot infer the type of a parameter in an expression like `:after IS
 `CAST(:after AS text)`.
 
 A page of a list has limits for the number of rows and for their bytes. If a row exceeds the page's limit of bytes, the
-query returns the row without its body. The first row always fits. If the first row is larger than a page, the page has
-only this row.
+query returns the row without its body. A page always has at least one row. If the first row is larger than the limit,
+the page has only this row.
 
-Invariants: either all statements of a unit take effect, or none does. The limit of bytes only removes rows at the end
-of a page.
+Invariants: either all statements of a transaction take effect, or none does. The limit of bytes only removes rows at
+the end of a page.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Row(Protocol):
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
-"""The number of rows that each statement of a unit changed. A statement with `many` may report 0."""
+"""The number of rows that each statement of a transaction changed. A statement with `many` may report 0."""
 
 
 class Statement(Struct, frozen=True):
@@ -65,10 +65,10 @@ class Statement(Struct, frozen=True):
 
     With `many`, `parameters` is a list, and the statement runs once per element.
 
-    `rows`: the number of rows that a statement without `many` must change. Any other number rolls the unit back and
-    raises `RowsMissing`. `into`: a list that receives the rows of a SELECT or a RETURNING clause. With `into`, `rows`
-    is the required number of returned rows. Read `into` only after the unit succeeded, because a transaction may run
-    more than once.
+    `rows`: the number of rows that a statement without `many` must change. If the statement changes another number of
+    rows, the backend rolls the transaction back and raises `RowsMissing`. `into`: a list that receives the rows of a
+    SELECT or a RETURNING clause. With `into`, `rows` is the required number of returned rows. Read `into` only after
+    the transaction succeeded, because the backend may run the transaction more than once.
     """
 
     sql: str
@@ -79,11 +79,12 @@ class Statement(Struct, frozen=True):
 
 
 class RowsMissing(StoreError):
-    """A statement changed another number of rows than its `rows` requires, so the backend rolled the unit back."""
+    """A statement changed another number of rows than its `rows` requires, so the backend rolled the transaction
+    back."""
 
 
 class Tables(Protocol):
-    """Reads from and writes to one database. Every method raises `StoreError`.
+    """Reads from and writes to one database. Every method raises `StoreError` when the database fails.
 
     Example: `await tables.run([Statement(SQL, {"owner": "alice"}, rows=1)])` changes one row or raises
     `RowsMissing`."""
@@ -93,11 +94,12 @@ class Tables(Protocol):
         queues behind reads for clients."""
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """Run a unit in one transaction. Returns the number of changed rows of each statement when the transaction is
-        durable. Raises `RowsMissing`.
+        """Run the statements in `unit` in one transaction. Returns the number of changed rows of each statement when
+        the transaction is durable. Raises `RowsMissing`.
 
-        `undo`: statements that revert the unit. The backend runs them if the commit succeeds after the caller already
-        got an error with an unknown outcome. `again`: the unit is idempotent, so the backend may run it twice.
+        `undo`: statements that revert the transaction. The backend runs them if the commit succeeds after the caller
+        already got an error with an unknown outcome. `again`: the transaction is idempotent, so the backend may run it
+        twice.
         """
 
 
@@ -112,8 +114,8 @@ async def run_required(tables: Tables, statement: Statement, *beside: Statement)
 
 
 async def renew_leases(tables: Tables, sql: str, holders: Sequence[str], seconds: float) -> frozenset[str]:
-    """Extend the leases of these holders to `seconds` from now. Returns the holders that still had a lease, as `sql`
-    returns them."""
+    """Extend the leases of these holders to `seconds` from now. `sql` is the statement that renews the leases and
+    returns the holders that still had a lease. This function returns those holders."""
     rows: list[Row] = []
     await tables.run(
         [Statement(sql, {"holders": list(holders), "lease": milliseconds(seconds)}, into=rows)], again=True
@@ -136,7 +138,8 @@ def byte_limit(order: str, most: str = ":bytes") -> str:
 
 
 def both_orders(sql: str) -> tuple[str, str]:
-    """Return a list's query in ascending and in descending order, so that `queries[page.backward]` is the right one.
+    """Return two queries for a list: one in ascending and one in descending order. `page.backward` is the index of the
+    query for a page.
 
     `{order}` in the SQL becomes the direction, and `{after}` the matching comparison operator (`>` or `<`).
     """

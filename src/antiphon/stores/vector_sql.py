@@ -1,4 +1,5 @@
-"""Builds the SQL of vector stores and of file attributes that differs by backend only in names of columns.
+"""Builds the SQL of vector stores and of file attributes. This SQL has the same form in each backend, with other column
+names.
 
 Lives here: the statements of `VectorStores`, the SQL of each comparison operator of an attribute filter, and the
 conversion of attributes to rows. Not here: the SQL of one backend (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`),
@@ -95,8 +96,8 @@ class VectorSql(ABC):
     """The SQL statements of the vector stores in one backend."""
 
     def __init__(self, attributes: AttributeSql, *, number: str, store: str, batch_file: str) -> None:
-        """`number`: the name of the column with the number of a vector store or of an ingested file. `store`: the name
-        of the column that refers to a vector store. `batch_file`: the SQL condition that joins a row of
+        """`number`: the name of the column with the integer key of a vector store or of an ingested file. `store`: the
+        name of the column that refers to a vector store. `batch_file`: the SQL condition that joins a row of
         `vector_batch_files` (`m`) to its file (`f`)."""
         self._attributes = attributes
         self.count_chunks = f"""

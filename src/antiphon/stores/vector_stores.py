@@ -5,10 +5,10 @@ that a worker has claimed. `SqlChunkIndex` reads the vector stores of an owner a
 SQL (`vector_sql.py`), the workers and the ranking (`search/`). Each backend claims files, writes and deletes chunks,
 and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
-Invariants: every transaction for a client checks the owner. Either each statement checks the owner, or an earlier
-statement does and must find a row. Only the database's lease clock decides whether a lease is expired. A search finds a
-file only after a worker has completed the file. A search identifies a vector store by its number, which `known` returns
-only for the vector store's owner.
+Invariants: every transaction for a client checks the owner. Either each statement of the transaction checks the owner,
+or the first statement does. If that statement finds no row, the transaction fails. Only the clock of the database (on
+SQLite, of the machine) decides whether a lease is expired. A search finds a file only after a worker has completed the
+file. A search identifies a vector store by its integer key, which `known` returns only for the vector store's owner.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ from antiphon.types.search import Attributes
 _ACTIVE_MS = 60_000
 _TOUCHED = 10_000
 HELD = "claim = :claim AND {number} = :no AND status = 'in_progress'"
-"""SQL: selects the file that a worker holds, by the claim and by the file number that the claim returned."""
+"""SQL: selects the file that a worker holds, by the id of the claim and by the file's integer key, which the claim
+returned."""
 KNOWN = """
 SELECT id, {number}, version, coalesce(expires_at <= now_ms(), false) FROM vector_stores
 WHERE owner = :owner AND id IN (:ids...)
@@ -107,8 +108,9 @@ class VectorStores:
         return made
 
     async def made(self, once: OnceOnly) -> str | None:
-        """Return the id of the object that an earlier request with the same idempotency key created, or None. Call this
-        method before you read the objects to which the request refers. Those objects may be deleted by now."""
+        """Return the id of the object that an earlier request with the same idempotency key created, or None. When a
+        client repeats a request, the objects to which the request refers may already be deleted. So call this method
+        before you read those objects."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
@@ -337,9 +339,9 @@ class SqlIngestion:
     `sweep`."""
 
     def __init__(self, tables: Tables, *, number: str, store: str, key: str, trash: str, counted: str = "") -> None:
-        """`number`: the name of the column with the number of a vector store or of an ingested file. `store`: the name
-        of the column that refers to a vector store. `key`: the name of the column whose value stays the same in all
-        attempts to ingest a file. `trash`: the statement that marks the chunks of a claimed file for deletion by a
+        """`number`: the name of the column with the integer key of a vector store or of an ingested file. `store`: the
+        name of the column that refers to a vector store. `key`: the name of the column whose value stays the same in
+        all attempts to ingest a file. `trash`: the statement that marks the chunks of a claimed file for deletion by a
         sweep. `counted`: the SET clauses of further columns that a backend updates when a worker completes a file."""
         self._tables = tables
         held = HELD.format(number=number)
@@ -425,10 +427,10 @@ class SqlChunkIndex:
     `nearest`."""
 
     number: str
-    """The name of the column with a vector store's number."""
+    """The name of the column with a vector store's integer key."""
     hits_sql: str
-    """The query that selects number, file, file name, attributes, text and store of those `:chunks` that are in
-    `:stores`."""
+    """The query that selects the chunks with the keys `:chunks`, if they belong to the vector stores `:stores`. Its
+    columns are the chunk's integer key, the file, the file name, the attributes, the text and the vector store."""
 
     def __init__(self, tables: Tables, stores: VectorStores, *, clock: Clock = now) -> None:
         """`clock`: the function that returns the current time on SQLite. PostgreSQL uses the server's clock."""

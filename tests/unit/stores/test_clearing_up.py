@@ -335,7 +335,7 @@ async def test_contents_that_are_closed_say_so_and_close_once(tmp_path: Path) ->
         with pytest.raises(StoreError, match="closed"):
             await reader.read(0, 1)
         await disk.delete(kept.key)
-        with pytest.raises(StoreError, match="has a form that Antiphon does not write"):
+        with pytest.raises(StoreError, match="storage key is not 48 hexadecimal digits"):
             disk.place("x" * 48)
     with pytest.raises(StoreError, match="closed"):
         await disk.open(kept.key)

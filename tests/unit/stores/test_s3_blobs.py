@@ -143,7 +143,7 @@ async def test_a_piece_that_fails_fails_the_upload_and_its_content_counts_as_lat
             with pytest.raises(StoreError, match="AccessDenied"):
                 await late
     server.refuse = lambda asked: None
-    with pytest.raises(StoreError, match="S3 may still store a piece that was sent"):
+    with pytest.raises(StoreError, match="A part of a deleted file may still appear"):
         await blobs.delete(key)
     assert not server.objects
     await blobs.delete(key)

@@ -5,8 +5,8 @@ Lives here: writing, opening, deleting and listing blobs. Not here: deciding whi
 A writer writes a blob to `new/<key>`, flushes the file to disk, and renames it to `ab/cd/<key>`. The folder names `ab`
 and `cd` are the first four digits of the key.
 
-Invariants: a file at `ab/cd/<key>` is complete. One lock guards the use and the closing of a file descriptor. So the
-last write of a cancelled caller never goes to another file that got the number of a closed descriptor. All disk
+Invariants: a file at `ab/cd/<key>` is complete. One lock guards the use and the closing of a file descriptor. Without
+the lock, a cancelled caller's write could hit a closed descriptor whose number now belongs to another file. All disk
 operations, including closing, run in this module's thread pool, so a slow disk never blocks the event loop.
 """
 
@@ -52,9 +52,7 @@ def checked_key(key: str) -> str:
     """Return the key unchanged. Raises `StoreError` unless the key has the form that `new_blob_key` creates: 48
     hexadecimal digits."""
     if not KEY.fullmatch(key):
-        raise StoreError(
-            "The key of a stored file has a form that Antiphon does not write. The database row of the file is damaged."
-        )
+        raise StoreError("The database row of a file is damaged: its storage key is not 48 hexadecimal digits.")
     return key
 
 
@@ -230,7 +228,7 @@ class DiskBlobWriter:
 
     def _check(self) -> None:
         if self._descriptor < 0:
-            raise StoreError("This file is closed.")
+            raise StoreError("This file is closed: its upload has already ended.")
 
 
 class DiskBlobReader:
@@ -261,7 +259,7 @@ class DiskBlobReader:
     def _read(self, start: int, limit: int) -> bytes:
         with self._using:
             if self._descriptor < 0:
-                raise StoreError("This file is closed.")
+                raise StoreError("This file is closed: it cannot be read any more.")
             parts = []
             while limit > 0 and (part := os.pread(self._descriptor, limit, start)):
                 parts.append(part)

@@ -3,7 +3,8 @@
 Lives here: the bytes of all blobs. Not here: deciding which blobs to delete (`pending.py`), the size limit (setting
 `files.owner_bytes`).
 
-Invariant: a blob is readable from `seal` until `delete`. A reader that is open can still read a deleted blob.
+Invariant: a blob is readable from `seal` until `delete`. A `MemoryBlobReader` that was opened before the deletion can
+still read the blob.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class MemoryBlobWriter:
     async def write(self, data: bytes) -> None:
         """Append `data`. Raises `StoreError` after the upload has ended."""
         if self.closed:
-            raise StoreError("This content is closed.")
+            raise StoreError("This file is closed: its upload has already ended.")
         self._blobs.drafts[self._key] += data
         self._hash.update(data)
         self.size += len(data)
@@ -72,7 +73,7 @@ class MemoryBlobWriter:
         """Complete the blob, which makes it readable. Returns the blob's size and SHA-256. Raises `StoreError` after
         the upload has ended."""
         if self.closed:
-            raise StoreError("This content is closed.")
+            raise StoreError("This file is closed: its upload has already ended.")
         self._blobs.contents[self._key] = bytes(self._blobs.drafts.pop(self._key))
         return Blob(self._key, self.size, self._hash.hexdigest())
 
@@ -90,7 +91,7 @@ class MemoryBlobReader:
     async def read(self, start: int, limit: int) -> bytes:
         """Return at most `limit` bytes from offset `start`. Raises `StoreError` after `aclose`."""
         if self._closed:
-            raise StoreError("This content is closed.")
+            raise StoreError("This file is closed: it cannot be read any more.")
         return self._data[start : start + max(0, limit)]
 
     async def aclose(self) -> None:

@@ -1,9 +1,9 @@
 """Tracks pending blobs for every backend. A pending blob is a file content without a file row, during an upload or
 after a deletion (`engine/ports/files.py`).
 
-Lives here: the table `pending_blobs`, the leases of uploads, and the sweep that deletes abandoned blobs. Other stores
-run the statements `KEEP` and `LET_GO` when they add or delete the row that owns a blob. Not here: file rows
-(`../files.py`), the storage of blobs (the other modules of this folder).
+Lives here: the table `pending_blobs`, the leases of uploads, and the sweep that deletes abandoned blobs. A row of a
+file or of a code container owns its blob. The stores of these rows run the SQL statements `KEEP` and `LET_GO` when they
+add or delete such a row. Not here: file rows (`../files.py`), the storage of blobs (the other modules of this folder).
 
 Invariants: after a sweep has reserved a row ("taken"), no process renews its lease or adds a file row for its blob.
 Renewing a lease and adding a file row both check the pending row in their transaction. A sweep first reserves the row,
@@ -60,8 +60,8 @@ FORGET = "DELETE FROM pending_blobs WHERE key = :key"
 
 class PendingRows:
     """The rows of the table `pending_blobs`. Each row has a lease, or is *taken*. A sweep has reserved a taken row for
-    deletion, and no process can undo the reservation. The lease clock decides when a lease expires. Every method raises
-    `StoreError`."""
+    deletion, and no process can undo the reservation. On PostgreSQL the database's clock decides when a lease expires,
+    and on SQLite this machine's clock. Every method raises `StoreError` when the database fails."""
 
     taking: tuple[Statement, ...] = (Statement(TAKE_OVERDUE, {}),)
     """The transaction that reserves all rows with an expired lease."""
@@ -75,8 +75,8 @@ class PendingRows:
         await self.tables.run([Statement(BEGIN, {"key": key, "lease": milliseconds(seconds)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Renew the leases of the blobs with these keys for `seconds`. An expired lease is renewed too, unless a sweep
-        has taken its row. Returns the renewed keys."""
+        """Renew the leases of the blobs with these keys for `seconds`. This method also renews an expired lease, unless
+        a sweep has already reserved its row for deletion. Returns the keys of the blobs whose leases were renewed."""
         return await renew_leases(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:

@@ -13,12 +13,12 @@ objects, so S3 lists them under the blob's key even if their writer crashed. So 
 
 Invariants: a blob without a last piece is never read. An upload buffers one piece and has at most `_SENDING` requests
 in progress. All uploads together have at most `_SENDING_ALL` requests in progress. A sequential download buffers one
-stretch (a byte range) and fetches the next in advance. While many blobs are open, each upload sends smaller pieces and
-each download fetches smaller stretches. So the sum of all buffers stays bounded. The function `_share` computes these
-sizes. Every request has a timeout. A closed writer sends no piece. After a failed PUT, S3 may still store the piece
-later. So the first deletion of a blob with a failed PUT reports a failure, and a sweep later deletes the blob a second
-time. An error message contains only the S3 error code, the HTTP status or advice for the operator. So no access key,
-signature or address of another server reaches a log or a response.
+byte range ("stretch") and fetches the next byte range in advance. While many blobs are open, each upload sends smaller
+pieces and each download fetches smaller byte ranges. So the sum of all buffers stays bounded. The function `_share`
+computes these sizes. Every request to S3 has a timeout. A closed writer sends no piece. After a failed PUT, S3 may
+still store the piece later. So the first deletion of a blob with a failed PUT reports a failure, and a sweep later
+deletes the blob a second time. An error message contains only the S3 error code, the HTTP status or advice for the
+operator. So no access key, signature or address of another server reaches a log or a response.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class S3Blobs:
 
     @property
     def piece(self) -> int:
-        """The current size of an upload's pieces in bytes."""
+        """The current size in bytes of the pieces (S3 objects) that an upload sends."""
         return _share(self._piece, self._uploads, self._least)
 
     @property
@@ -119,7 +119,7 @@ class S3Blobs:
                 self._late.add(key)
 
     async def open(self, key: str) -> S3BlobReader:
-        """Open a blob for reading. Raises `StoreError` when a piece is missing."""
+        """Open a blob for reading. Raises `StoreError` when a piece (S3 object) of the blob is missing."""
         pieces = await self.pieces(checked_key(key))
         numbers = [f"{number:06d}" for number in range(len(pieces))]
         if not pieces or list(pieces) != [*numbers[:-1], numbers[-1] + _LAST]:
@@ -135,8 +135,8 @@ class S3Blobs:
         self._downloads -= 1
 
     async def delete(self, key: str) -> None:
-        """Delete all pieces of a blob, if any exist. Raises `StoreError` when a deletion fails, or when S3 may still
-        store a piece after a failed PUT."""
+        """Delete all pieces (S3 objects) of a blob, if any exist. Raises `StoreError` when a deletion fails, or when S3
+        may still store a piece after a failed PUT."""
         # For a blob with a failed PUT, `delete` raises below even after deleting. So the pending row stays, and a sweep
         # deletes again when S3 can no longer store the piece.
         late = key in self._late
@@ -146,8 +146,8 @@ class S3Blobs:
             await self.remove([f"{key}/{name}" for name in pieces])
         if late:
             raise StoreError(
-                f"A file in {self._where} may not be completely deleted, because S3 may still store a piece that was "
-                "sent. Antiphon deletes the file again later."
+                f"A part of a deleted file may still appear in {self._where}, because S3 did not answer one of the "
+                "upload's requests. Antiphon deletes the file again later."
             )
 
     async def aclose(self) -> None:
@@ -255,7 +255,11 @@ class S3BlobWriter:
         self._places.release()
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None and self._failure is None:
-            self._failure = error if isinstance(error, StoreError) else StoreError("Storing a file failed.")
+            self._failure = (
+                error
+                if isinstance(error, StoreError)
+                else StoreError("Storing a file failed: a request to S3 was cancelled or failed.")
+            )
 
     async def _until_sent(self, most: int) -> None:
         """Wait until at most `most` PUT requests are in progress. Raises `StoreError` if a PUT request failed."""
@@ -267,12 +271,12 @@ class S3BlobWriter:
         if self._failure is not None:
             raise self._failure
         if self._closed:
-            raise StoreError("This file is closed.")
+            raise StoreError("This file is closed: its upload has already ended.")
 
 
 class S3BlobReader:
-    """A blob in the bucket that is open for reading. If the caller reads sequentially, the reader fetches the next
-    stretch in advance."""
+    """A blob in the bucket that is open for reading. If the caller reads sequentially, the reader fetches the next byte
+    range in advance."""
 
     path: Path | None = None
 
@@ -291,7 +295,7 @@ class S3BlobReader:
     async def read(self, start: int, limit: int) -> bytes:
         """Return `limit` bytes from offset `start`, or fewer at the end of the blob. Raises `StoreError`."""
         if self._closed:
-            raise StoreError("This file is closed.")
+            raise StoreError("This file is closed: it cannot be read any more.")
         end = min(start + limit, self.size)
         parts = []
         at = start
@@ -315,13 +319,14 @@ class S3BlobReader:
             await to_the_end(asyncio.wait({ahead[1]}))
 
     async def _long(self, start: int, end: int) -> bytes:
-        """Read a large range by fetching up to `_FETCHING` stretches concurrently. Returns at least one byte."""
+        """Read a large range by fetching up to `_FETCHING` smaller byte ranges concurrently. Returns at least one
+        byte."""
         most = min(end, start + _FETCHING * _STRETCH)
         spans = [(at, min(at + _STRETCH, most)) for at in range(start, most, _STRETCH)]
         return b"".join(await asyncio.gather(*(self._fetch(*span) for span in spans)))
 
     async def _short(self, start: int, end: int) -> bytes:
-        """Return bytes from `start` on, up to `end` or the end of the buffered stretch."""
+        """Return bytes from `start` on, up to `end` or the end of the buffered byte range."""
         first, window = self._window
         if not first <= start < first + len(window):
             ahead, self._ahead = self._ahead, None
@@ -347,7 +352,8 @@ class S3BlobReader:
             self._ahead = (start, task)
 
     async def _fetch(self, start: int, end: int) -> bytes:
-        """Fetch exactly the bytes from `start` up to, but not including, `end`, across pieces."""
+        """Fetch exactly the bytes from `start` up to, but not including, `end`. The range may span several pieces (S3
+        objects)."""
         parts = []
         while start < end:
             number = bisect_right(self._starts, start) - 1

@@ -247,7 +247,7 @@ async def open_postgres(
     blobs: BlobStore,
     **options: Unpack[StoreOptions],
 ) -> PostgresStores:
-    """Open the stores of the database at `state.url`, and apply missing schema steps.
+    """Open the stores of the database at `state.url`, and apply missing migrations.
 
     `blobs`: the storage for file contents, which the stores close. `options`: see `StoreOptions`. Raises `StoreError`.
     """

@@ -1,13 +1,14 @@
 """Diagnoses a PostgreSQL server for `antiphon doctor`, with more checks than a start requires.
 
-Lives here: the queries, the reported results ("findings"), and the list of indexes that a schema's steps create, parsed
+Lives here: the queries, the reported results ("findings"), and the list of indexes that the migrations create, parsed
 from their SQL. Without one of these indexes, results are correct, but many queries are slow. Not here: the checks at a
-start (`migrate.py`), the schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
+start (`migrate.py`), the migrations (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
 recreates itself (`vectors/table.py`).
 
-Process ids reveal a connection pooler (pgbouncer). At login, a server sends the id of its backend process, but a pooler
-sends an invented id. If the pooler runs in transaction mode, two clients that send queries in turn get the same backend
-process. The checks cannot read the pooler's limits, because a pooler shows them only to its administrators.
+The checks recognize a connection pooler (pgbouncer) by the process ids of the connections. At login, a PostgreSQL
+server sends the id of its backend process, but a pooler sends an invented id. If the pooler runs in transaction mode,
+two clients that send queries in turn get the same backend process. The checks cannot read the pooler's limits, because
+a pooler shows them only to its administrators.
 
 Invariant: the checks only read the database.
 """
@@ -81,7 +82,7 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 
 async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
     """Yield all findings of `antiphon doctor` about the server at `state.url`. After a finding with the verdict
-    `problem`, the caller stops. Raises `StoreError`."""
+    `problem`, `antiphon doctor` runs no further checks of the database. Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
     try:
@@ -282,7 +283,7 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
         yield StateFinding(
             "note",
             f"tables belong to {', '.join(owners)}, not to the role of state.url",
-            "run 'antiphon migrate up' as the owner, and set state.migrate: check here",
+            "run 'antiphon migrate up' as the owner of the tables, and set state.migrate: check here",
         )
     try:
         (row,) = await database.fetch(_OLDEST)
@@ -298,8 +299,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
 
 
 async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
-    """Yield the findings of `antiphon doctor` about the indexes that the applied schema steps create. Yields no finding
-    if a newer build has applied steps, because those steps may have dropped indexes."""
+    """Yield the findings of `antiphon doctor` about the indexes that the applied migrations create. Yields no finding
+    if a newer build has applied migrations, because those migrations may have dropped indexes."""
     steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
     for table, known in steps.items():
@@ -320,7 +321,7 @@ async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
 
 
 def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
-    """Return the indexes that exist after these steps, by name, each with the statement that recreates the index.
+    """Return the indexes that exist after these migrations, by name, each with the statement that recreates the index.
     Indexes of primary keys and unique constraints have PostgreSQL's default names."""
     made: dict[str, str] = {}
     for step in steps:

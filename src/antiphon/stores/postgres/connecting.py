@@ -9,11 +9,11 @@ so that a dead machine does not use up the time for the other servers. If the UR
 accept writes too, even behind a DNS name or a pooler. The module refuses a replica, and an old primary that is
 read-only after a failover, because their data may be outdated.
 
-A process that abandons a statement closes the statement's connection. The server does not notice the closed connection
-while the statement waits for a lock. The process opens another connection. After several abandoned statements the
-server has no connection left. So this module configures the session so that the server checks whether the client is
-alive (`client_connection_check_interval`). Behind a pooler a session has no settings, so the operator must set the
-parameter for the role. `checks.py` reports when the parameter is not set.
+When an Antiphon process abandons a statement, for example at a timeout, the process closes the statement's connection.
+The server does not notice the closed connection while the statement waits for a lock. The process opens another
+connection. After several abandoned statements the server has no connection left. So this module configures the session
+so that the server checks whether the client is alive (`client_connection_check_interval`). Behind a pooler a session
+has no settings, so the operator must set the parameter for the role. `checks.py` reports when the parameter is not set.
 
 Ids and names from clients are texts with any characters. UTF-8 cannot encode surrogates, and PostgreSQL cannot store
 U+0000. So this module writes each of these characters, and the escape character itself, as U+001A with four hexadecimal
@@ -99,17 +99,17 @@ class Servers:
 
 async def connect(url: str, seconds: float, **settings: str) -> Connection:
     """Open one connection to the server that accepts writes. The connection uses no named prepared statements, and
-    escapes texts as the module describes.
+    escapes texts as this module's docstring describes.
 
-    `settings`: server parameters for this connection. A pooler may refuse server parameters. Raises the driver's
-    errors, and `StoreError` when no server accepts writes.
+    `settings`: server parameters for this connection. A pooler may refuse the connection because of such parameters.
+    Raises the driver's errors, and `StoreError` when no server accepts writes.
     """
     return await Servers(url).connect(seconds, **settings)
 
 
 async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
-    """Return the kind of each server in a URL with several servers, by host and port. The result is empty for a URL
-    with one server."""
+    """Return the kind of each server (`primary`, `read-only` or `unusable`) in a URL with several servers, by host and
+    port. The result is empty for a URL with one server."""
     found: dict[str, Kind] = {}
     for host, port in read_state_url(url).servers:
         kind: Kind = "primary"
@@ -163,8 +163,8 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
 
 
 def _most_telling(failures: list[Exception]) -> Exception:
-    """Return the most useful error when no server is usable. An error about a wrong setting has priority over a
-    read-only server, and a read-only server over an unreachable server."""
+    """Return the most useful error when no server is usable. An error about a wrong setting comes first, then the error
+    about read-only servers, then the error about an unreachable server."""
     answered = [one for one in failures if isinstance(one, StoreError)]
     others = [one for one in failures if not isinstance(one, StoreError | OSError | asyncpg.CannotConnectNowError)]
     if others:

@@ -102,8 +102,8 @@ class Database:
         """The times of the last successful read and of the last successful write, by `time.monotonic`."""
 
     def setting_of(self, url: str) -> str:
-        """Return the name of the setting with this URL, for error messages. Any URL except the pool's URL is the
-        server's direct URL."""
+        """Return the name of the setting that contains this URL, for error messages. A URL that differs from the pool's
+        URL comes from `state.direct_url`."""
         return self.setting if url == self._servers.url else DIRECT_URL
 
     @property
@@ -142,8 +142,9 @@ class Database:
     async def transaction(
         self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False, again: bool = False
     ) -> T:
-        """Run `work` in one transaction. `snapshot`: the statements read one snapshot and write nothing. `again`: the
-        statements are idempotent, so this method repeats them when the connection is lost at the commit.
+        """Run `work` in one transaction. `snapshot`: whether the statements write nothing and must read one snapshot.
+        `again`: whether the statements are idempotent. If so, this method repeats them when the connection is lost at
+        the commit.
 
         After a serialization failure or a deadlock, this method repeats `work`, so `work` must have no effects outside
         the transaction. Raises `StoreError`, and the errors of `work`. The reason `unknown` means that the connection
@@ -394,7 +395,7 @@ class _NothingDone(Exception):
 
 
 class _ConnectionLost(Exception):
-    """The connection was lost during an operation. `nothing_done`: the operation certainly had no effect."""
+    """The connection was lost during an operation. `nothing_done`: whether the operation certainly had no effect."""
 
     def __init__(self, cause: BaseException, *, nothing_done: bool = False) -> None:
         super().__init__(str(cause))

@@ -177,8 +177,8 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False, s
 
 
 def may_heal(failure: StoreError) -> bool:
-    """Return whether the server may answer later without a change of settings. True for a server that is unreachable,
-    starting, or without a free connection."""
+    """Return whether the server may answer later without a change of settings. Returns True for a server that is
+    unreachable, is starting, or has no free connection."""
     cause = failure.__cause__
     if isinstance(cause, ssl.SSLError | PermissionError | ValueError):
         return False
@@ -253,8 +253,8 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
 
 
 def _cause_of(error: BaseException) -> str:
-    """Describe why a connection ended, with the types of the chained errors and the system's messages for their `errno`
-    numbers."""
+    """Describe why a connection ended: list the types of the chained errors, each with the system's message for its
+    `errno`."""
     told: list[str] = []
     one = error
     while len(told) < _CAUSES:

@@ -1,21 +1,22 @@
-"""Implements group commit for PostgreSQL. When a writer task is free, it writes the queued objects ("units") as one
-group, and does not wait for more units.
+"""Implements group commit for PostgreSQL. When a writer task is free, it writes the queued objects as one group, and
+does not wait for more objects.
 
 Lives here: the queue and its limits, the number of writers, and the recovery after a lost connection. Not here: the
 statements (`responses.py`, `jobs.py`), connections.
 
-A unit is one object to store, for example a finished response. One statement writes a group of units. The statement
-stores the units that can be stored and returns their ids. If the statement fails because of a value of one unit, the
-writer writes the units one by one.
+An object to store, for example a finished response, is a "unit" in the code. One statement writes a group of objects.
+The statement stores the objects that can be stored and returns their ids. If the statement fails because of a value of
+one object, the writer writes the objects one by one.
 
-If the outcome of a group is unknown, the writer opens a new connection and asks the database which units are stored.
-The writer writes the missing units again. If the database then refuses a unit, the writer asks again, because the lost
-statement may have stored the unit meanwhile. Writing a unit again is safe, because storing a unit is idempotent. If the
-outcome of a unit is still unknown at the deadline, the writer withdraws the unit.
+If the outcome of a group is unknown, the writer opens a new connection and asks the database which objects are stored.
+The writer writes the missing objects again. If the database then refuses an object, the writer asks again whether the
+object is stored, because the lost statement may have stored it meanwhile. Writing an object again is safe, because
+storing an object is idempotent. If the outcome of an object is still unknown at the deadline, the writer withdraws the
+object. A withdrawal deletes the object, and prevents the lost statement from storing the object later.
 
-Invariants: each accepted unit gets exactly one result, in bounded time, also while the store closes. Success means that
-the unit is stored. An error means that the unit is not stored and will not be stored. No unit waits while a writer is
-free.
+Invariants: each accepted object gets exactly one result, in bounded time, also while the store closes. Success means
+that the object is stored. An error means that the object is not stored and will not be stored. No object waits while a
+writer is free.
 """
 
 from __future__ import annotations
@@ -49,32 +50,32 @@ U_contra = TypeVar("U_contra", bound=_Unit, contravariant=True)
 
 
 class Units(Protocol[U_contra]):
-    """Writes, queries and withdraws units of one type, for example finished responses. The write queue calls these
+    """Writes, queries and withdraws objects of one type, for example finished responses. The write queue calls these
     methods."""
 
     async def write(self, group: Sequence[U_contra]) -> Collection[str]:
-        """Store the units that can be stored, and return their ids. Raises `StoreError` when no unit is stored. If the
-        error's reason is `unknown`, the units may be stored."""
+        """Store the objects that can be stored, and return their ids. Raises `StoreError` when no object is stored. If
+        the error's reason is `unknown`, the objects may be stored."""
 
     async def stored(self, group: Sequence[U_contra]) -> Collection[str]:
-        """Return the ids of those units that are stored. Raises `StoreError`."""
+        """Return the ids of those objects that are stored. Raises `StoreError`."""
 
     async def explain(self, unit: U_contra) -> Exception:
-        """Return the reason why `write` did not store the unit. Raises `StoreError` when the query for the reason
+        """Return the reason why `write` did not store the object. Raises `StoreError` when the query for the reason
         fails."""
 
     def withdraw(self, unit: U_contra) -> None:
-        """Delete the unit if it is stored, and prevent a lost statement from storing the unit later."""
+        """Delete the object if it is stored, and prevent a lost statement from storing the object later."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """The limits of a write queue. `waiting`, `waiting_bytes`: the limits of the queue. A full queue refuses further
-    units immediately. `group`, `group_bytes`: the most units, and the most bytes, of one group. `writers`: the number
-    of groups that are written concurrently.
+    """The limits of a write queue. `waiting`, `waiting_bytes`: the most objects, and the most bytes, in the queue. A
+    full queue refuses further objects immediately. `group`, `group_bytes`: the most objects, and the most bytes, of one
+    group. `writers`: the number of groups that are written concurrently.
 
-    A unit fails when its write has not begun, or has not succeeded, after `seconds`. If the outcome of a unit is
-    unknown, the writer asks the database for the outcome until `settle_seconds` have passed.
+    The write of an object fails if it has not succeeded after `seconds`. If the outcome of an object is unknown, the
+    writer asks the database for the outcome until `settle_seconds` have passed.
     """
 
     waiting: int = 4096
@@ -101,25 +102,25 @@ class _Waiting(Generic[U]):
     entered: float
     begun: bool = False
     unsure: bool = False
-    """Whether a statement with an unknown outcome may have stored the unit."""
+    """Whether a statement with an unknown outcome may have stored the object."""
 
 
 class WriteQueue(Protocol):
-    """The interface of a write queue for units of any type."""
+    """The interface of a write queue for objects of any type."""
 
     groups: Counter[int]
-    """The number of written groups, by the number of units in a group."""
+    """The number of written groups, by the number of objects in a group."""
 
     @property
     def waiting(self) -> int:
-        """The number of units in the queue that no writer has taken yet."""
+        """The number of objects in the queue, whose write has not begun."""
 
     async def aclose(self) -> None:
-        """Wait until all accepted units are written, or until their deadlines."""
+        """Wait until all accepted objects are written, or until their deadlines."""
 
 
 class GroupCommit(Generic[U]):
-    """The write queue for units of one type."""
+    """The write queue for objects of one type."""
 
     def __init__(self, units: Units[U], limits: GroupLimits | None = None) -> None:
         self._units = units
@@ -129,18 +130,18 @@ class GroupCommit(Generic[U]):
         self._writers: set[asyncio.Task[None]] = set()
         self._closing = False
         self.groups: Counter[int] = Counter()
-        """The number of written groups, by the number of units in a group."""
+        """The number of written groups, by the number of objects in a group."""
 
     @property
     def waiting(self) -> int:
-        """The number of units in the queue that no writer has taken yet."""
+        """The number of objects in the queue, whose write has not begun."""
         return len(self._queue)
 
     async def run(self, unit: U) -> None:
-        """Store the unit and return when the unit is durable. After an error, the unit is not stored and will not be
-        stored. Raises `StoreError`, or the error of `Units.explain` when the database refused the unit.
+        """Store the object and return when the object is durable. After an error, the object is not stored and will not
+        be stored. Raises `StoreError`, or the error of `Units.explain` when the database refused the object.
 
-        If the caller is cancelled, the queue drops the unit, unless a writer has already taken the unit."""
+        If the caller is cancelled, the queue drops the object, unless a writer has already taken the object."""
         loop = asyncio.get_running_loop()
         limits = self._limits
         if self._closing:
@@ -162,14 +163,15 @@ class GroupCommit(Generic[U]):
             timer.cancel()
 
     async def aclose(self) -> None:
-        """Wait until the writers have written all accepted units, or until the units' deadlines."""
+        """Wait until the writers have written all accepted objects, or until the objects' deadlines."""
         self._closing = True
         while self._writers:
             await asyncio.wait(self._writers)
 
     def _wake(self) -> None:
-        """Start a writer task if the queue has units and fewer than `writers` tasks run. A task does not await between
-        its last check of the queue and its end, so the task misses no new unit."""
+        """Start a writer task if the queue has objects and fewer than `writers` tasks run. A running task writes
+        objects until the queue is empty. The task does not await between its last look at the queue and its end, so it
+        misses no new object."""
         if self._queue and len(self._writers) < self._limits.writers:
             task = asyncio.get_running_loop().create_task(self._write_on())
             self._writers.add(task)
@@ -185,8 +187,8 @@ class GroupCommit(Generic[U]):
             self._writers.discard(task)
 
     def _take(self) -> list[_Waiting[U]]:
-        """Take the next group from the queue. If two units have the same id, the second unit stays in the queue for a
-        later group. The write of that group fails for the second unit, because its id already exists."""
+        """Take the next group from the queue. If two objects have the same id, the second object stays in the queue for
+        a later group. In the later group the second object fails, because its id already exists."""
         group: list[_Waiting[U]] = []
         later: list[_Waiting[U]] = []
         ids: set[str] = set()
@@ -228,7 +230,7 @@ class GroupCommit(Generic[U]):
                 self._fail(waiting, StoreError(f"Writing failed: {type(error).__name__}."))
 
     async def _settle(self, group: list[_Waiting[U]]) -> None:
-        """Write the group, with retries, until each unit has a result."""
+        """Write the group, with retries, until each object has a result."""
         left = group
         pause = _FIRST_PAUSE
         lost = 0
@@ -255,7 +257,7 @@ class GroupCommit(Generic[U]):
             pause = min(_LONGEST_PAUSE, pause * 2)
 
     def _answer(self, left: list[_Waiting[U]], stored: Collection[str]) -> list[_Waiting[U]]:
-        """Report success to the callers of the stored units. Returns the units that are not stored."""
+        """Report success to the callers of the stored objects. Returns the objects that are not stored."""
         ids = frozenset(stored)
         for waiting in left:
             if waiting.unit.id in ids:
@@ -265,8 +267,8 @@ class GroupCommit(Generic[U]):
         return [waiting for waiting in left if waiting.unit.id not in ids]
 
     async def _refuse(self, left: list[_Waiting[U]]) -> None:
-        """Fail the units that the statement did not store. If a lost earlier statement may have stored a unit, ask the
-        database for the unit before failing the unit."""
+        """Report a failure to the callers of the objects that the statement did not store. If a lost earlier statement
+        may have stored an object, ask the database first whether the object is stored."""
         unsure = [waiting for waiting in left if waiting.unsure]
         if unsure:
             stored = await self._units.stored([waiting.unit for waiting in unsure])
@@ -276,7 +278,8 @@ class GroupCommit(Generic[U]):
             self._fail(waiting, await self._units.explain(waiting.unit))
 
     def _give_up(self, left: list[_Waiting[U]], error: StoreError) -> list[_Waiting[U]]:
-        """Fail the units whose deadline has passed, or whose error allows no retry. Returns the units to retry."""
+        """Report a failure to the callers of the objects whose deadline has passed, or whose error allows no retry.
+        Returns the objects to retry."""
         now = asyncio.get_running_loop().time()
         on = []
         for waiting in left:
@@ -288,7 +291,8 @@ class GroupCommit(Generic[U]):
             else:
                 limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
                 message = (
-                    f"PostgreSQL did not confirm the write within {limit}. If the write took effect, it is undone."
+                    f"PostgreSQL did not confirm the write within {limit}. "
+                    "If the write took effect, Antiphon undoes it."
                 )
                 self._fail(waiting, StoreError(message, reason="unknown", setting="timeouts.settle", cause=error))
         return on

@@ -173,7 +173,7 @@ class PostgresStatistics:
 
     @property
     def groups(self) -> Mapping[int, int]:
-        """The number of statements by the number of grouped writes in each statement."""
+        """The number of executed statements, by the number of writes that a statement combined."""
         total: Counter[int] = Counter()
         for groups in self._groups:
             total.update(groups.groups)

@@ -4,8 +4,8 @@ Lives here: the code that writes the moved rows, derives other data from them, a
 comparison. Not here: the source of the rows (`../sqlite/exporting.py`), the list of moved columns
 (`stores/move_format.py`).
 
-One transaction writes a batch of rows and the source position after the batch. So a killed move continues after the
-last complete batch.
+One transaction writes a batch of rows, and records the position of the batch's last row in the source. So a killed move
+continues after the last complete batch.
 
 Invariant: during the move the database has a mark, and no process starts on the database (`../compatibility.py`).
 """
@@ -175,13 +175,14 @@ class DatabaseImport:
         return [kind for kind in COLUMNS if self._vectors or kind != "chunk_vectors"]
 
     async def position(self, kind: str) -> tuple[int, int]:
-        """Return the source position of the last stored row of this kind, and the number of rows that the move has
-        stored. Both numbers are 0 at the start of a move."""
+        """Return the position in the source of the last stored row of this kind, and the number of stored rows of this
+        kind. Both numbers are 0 at the start of a move."""
         rows = await self._database.fetch("SELECT position, rows FROM moving WHERE kind = $1", kind)
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
     async def add(self, kind: str, rows: list[Row], position: int) -> None:
-        """Store the rows and record the source position in one transaction. Raises `StoreError`."""
+        """Store the rows, and record the position of the last row in the source, in one transaction. Raises
+        `StoreError`."""
         brought, columns = _brought(kind, rows)
         sql = _insert(kind, columns)
 
@@ -193,8 +194,9 @@ class DatabaseImport:
         await self._database.transaction(work)
 
     async def finish(self, numbers: int) -> None:
-        """From the imported rows, derive the data that a move omits. Also set the sequences. `numbers`: the highest
-        number of a vector store or a file in the source, or 0. This method is idempotent."""
+        """From the imported rows, derive the data that a move omits. Also set the PostgreSQL sequences that generate
+        the integer keys of vector stores and of their files. `numbers`: the highest such key in the source, or 0. This
+        method is idempotent."""
         for sql in (*_FINISH, *((_WIDTHS,) if self._vectors else ())):
             await self._database.write(sql, again=True)
         if numbers:

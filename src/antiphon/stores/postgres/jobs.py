@@ -7,7 +7,7 @@ operations that all backends share (`../jobs.py`), the SQL of finished responses
 Like finished responses, queued responses and new stream events go through a write queue that forms groups
 (`group_commit.py`). A group of queued responses contains only one response, because the statement `ENQUEUE` checks the
 owner's limit of jobs for a single response. A group of new events may contain the events of many streams of this
-process. Each other operation on a job is one SQL statement.
+process. Every other operation on a job is one SQL statement.
 
 The row of a job is the lock for its response and its stream. A statement that appends to the stream, ends the response
 or deletes the response locks the job's row first. The statement then locks the conversation, the chain and the
@@ -15,8 +15,8 @@ response. The column `last_seq` of a job is the sequence number of the last stor
 
 A PostgreSQL statement reads the snapshot that it took when it started. If the statement waits for a row lock, the
 snapshot may be older than the locked row. So some statements compare the locked row with the row in the snapshot. The
-part `fresh` of the SQL selects the rows that are equal. If the two rows differ, the statement writes nothing, and the
-caller runs the statement again.
+common table expression `fresh` selects the rows that are equal. If the two rows differ, the statement writes nothing,
+and the caller runs the statement again.
 
 Invariants: the statement that deletes a job's row also writes the response's final state and its last event. Every SQL
 statement that a worker runs on a job requires that this worker holds the job.
@@ -255,7 +255,7 @@ _DIVISION_BY_ZERO = "22012"
 @dataclass(frozen=True, slots=True, eq=False)
 class NewJob:
     """A response that `enqueue` stores together with its job. `record`: the response's row, without the conversation.
-    The response joins `conversation_id` only when it ends."""
+    The database adds the response to the conversation `conversation_id` only when the response ends."""
 
     record: ResponseRecord
     conversation_id: str | None

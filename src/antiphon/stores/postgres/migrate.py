@@ -1,18 +1,19 @@
 """Checks a PostgreSQL server and migrates its schema, while processes of older builds may still use the database.
 
 Lives here: the checks of a server at a start, the wait for a server that does not answer, and the advice for the
-operator. `antiphon migrate` also uses this module, to apply missing schema steps or to undo the last step. Not here:
+operator. `antiphon migrate` also uses this module, to apply missing migrations or to undo the last migration. Not here:
 the findings of `antiphon doctor` (`checks.py`), connections to a writable server (`connecting.py`), the definition of a
-step (`stores/compatibility.py`), the SQL of the steps (`migrations/`).
+migration (`stores/compatibility.py`), the SQL of the migrations (`migrations/`).
 
-A step waits at most two seconds for a table lock, because all later statements on that table queue behind the step.
-After that time the step fails, so that the queued statements run. Then this module runs the step again. The deadline of
-the `Database` limits a step's statements: seconds at a start, minutes for `antiphon migrate up`.
+A migration waits at most two seconds for a table lock, because all later statements on that table queue behind the
+migration. After that time the migration fails, so that the queued statements run. Then this module runs the migration
+again. The deadline of the `Database` limits a migration's statements: seconds at a start, minutes for
+`antiphon migrate up`.
 
-Invariants: the table `schema_migrations` records the applied steps, numbered without a gap. The table
-`vector_schema_migrations` records the steps of the table of vectors. The recorded checksums equal those of this build's
-steps, as far as this build knows the steps. One transaction applies a step and records it. Only one process at a time
-applies steps.
+Invariants: the table `schema_migrations` records the applied migrations, numbered without a gap. The table
+`vector_schema_migrations` records the migrations of the table of vectors. The recorded checksums equal those of this
+build's migrations, as far as this build knows the migrations. One transaction applies a migration and records it. Only
+one process at a time applies migrations.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ LOCK = 0x616E7469_70686F6E  # "antiphon"
 """The key of the advisory lock that a process holds while it changes the schema."""
 
 SCHEMA = "schema_migrations"
-"""The table that records the applied schema steps."""
+"""The table that records the applied migrations."""
 VECTOR_SCHEMA = "vector_schema_migrations"
 VECTOR_STEPS = "vector_migrations"
 
@@ -75,9 +76,9 @@ _TURN_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Timeouts in seconds of a schema step. `lock`: the wait for a table's lock. `pauses`: the pauses between attempts
-    to apply the step. `others`: the wait for another process that applies steps, at least as long as a step may
-    take."""
+    """Timeouts in seconds of a migration. `lock`: the wait for a table's lock. `pauses`: the pauses between attempts to
+    apply the migration. `others`: the wait for another process that applies migrations, at least as long as a migration
+    may take."""
 
     lock: float = 2.0
     pauses: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
@@ -150,15 +151,15 @@ async def reach_server(database: Database, within: float) -> None:
 
 
 def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
-    """Return the schema steps in this folder of the package, in the order of their numbers."""
+    """Return the migrations in this folder of the package, in the order of their numbers."""
     return read_steps(files("antiphon.stores.postgres") / folder)
 
 
 async def migrate(
     database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA, *, patience: Patience = _PATIENCE
 ) -> list[SchemaStep]:
-    """Apply the missing steps, one transaction each. Returns the steps that this call applied. `table`: the table that
-    records the applied steps.
+    """Apply the missing migrations, one transaction each. Returns the migrations that this call applied. `table`: the
+    table that records the applied migrations.
 
     Raises `StoreError` for a database that this build cannot use.
     """
@@ -182,7 +183,7 @@ async def migrate(
 
 
 async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA) -> SchemaStep:
-    """Undo the last applied step and return it. Raises `StoreError` when the step cannot be undone."""
+    """Undo the last applied migration and return it. Raises `StoreError` when the migration cannot be undone."""
     step_to_undo(await applied_steps(database, table), steps)
 
     async def one(connection: Connection) -> SchemaStep:
@@ -195,7 +196,7 @@ async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCH
 
 
 async def applied_steps(database: Database, table: str = SCHEMA) -> list[AppliedStep]:
-    """Return the steps that the database has applied. The result is empty for a new database."""
+    """Return the migrations that the database has applied. The result is empty for a new database."""
     if not (await database.fetch(_THERE.format(table=table)))[0][0]:
         return []
     return [AppliedStep(*row) for row in await database.fetch(_READ.format(table=table))]
@@ -231,7 +232,7 @@ async def _alone(
             if loop.time() > ends:
                 raise StoreError(
                     f"Schema step {name}: another process is changing the schema and does not finish. Find this "
-                    "process in pg_stat_activity (application_name antiphon). Try again when it has ended.",
+                    "process in pg_stat_activity (application_name antiphon). Try again when that process has ended.",
                     reason="locked",
                 ) from None
             await asyncio.sleep(_TURN_SECONDS)
@@ -268,7 +269,7 @@ class _Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PostgresSchema(Schema):
-    """Implements `Schema` for a PostgreSQL database. `table` records the applied steps."""
+    """Implements `Schema` for a PostgreSQL database. `table` records the applied migrations."""
 
     database: Database
     table: str = SCHEMA
@@ -292,8 +293,8 @@ async def open_postgres_schemas(
 ) -> AsyncIterator[tuple[PostgresSchema, ...]]:
     """Yield the schemas of one database: the main schema, and the schema of vectors if it exists. Raises `StoreError`.
 
-    `seconds`: the timeout of a step. `setting`: the name of the setting with the URL. `within`: the seconds to wait for
-    a server that does not answer."""
+    `seconds`: the timeout of a migration. `setting`: the name of the setting with the URL. `within`: the seconds to
+    wait for a server that does not answer."""
     database = Database(url, DatabaseLimits(size=1, deadline=seconds), setting=setting)
     package = Path(str(files("antiphon.stores.postgres")))
     try:

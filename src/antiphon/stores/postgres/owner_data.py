@@ -60,7 +60,8 @@ ELSEWHERE = frozenset(
 )
 """The tables with an owner column that an export omits. These tables hold parts or counts of exported tables,
 idempotency keys, files and containers. The file store exports the files, and the sandbox manages the containers. Client
-keys and the audit belong to the operator. The recorded contents of requests repeat exported data for a short time."""
+keys and the audit log belong to the operator. The recorded contents of requests are short-lived copies of exported
+data."""
 
 # Disables the statement timeout, because the duration of a count grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"
@@ -103,8 +104,8 @@ class PostgresOwnerData:
                 await connection.execute("CLOSE exported")
 
     async def delete(self, owner: str) -> int:
-        """Delete all data of an owner except files, in small transactions, so that requests can run in between. Returns
-        the number of deleted objects."""
+        """Delete all data of an owner except files, in small transactions, so that requests can run between two
+        transactions. Returns the number of deleted objects."""
         tables = PostgresTables(self._database)
         async with aclosing(open_vectors(self._database, IdempotencyStore(tables), direct_url=self._url)) as vectors:
             gone = await delete_vector_stores(vectors, tables, owner)

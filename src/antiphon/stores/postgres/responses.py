@@ -7,9 +7,9 @@ here: the code that all backends share (`../responses.py`), the write queue and 
 (`group_commit.py`), readiness (`health.py`), connections (`database.py`).
 
 The statement skips records that it cannot store, and returns the ids of the stored records. The statement locks the
-rows on which it depends before it reads them. The order is always the same: idempotency keys, conversations, chains
-with the predecessors. So two groups with the same chains never deadlock, and the statement waits for a concurrent
-deletion of a predecessor.
+rows on which it depends before it reads them. The statement always locks rows in the same order: idempotency keys,
+conversations, then chains together with the responses that precede the new ones. So two groups with the same chains
+never deadlock, and the statement waits for a concurrent deletion of a predecessor.
 
 A server that hung may run an old statement much later. So a withdrawal deletes the response, and inserts a placeholder
 row with the response's id and a reserved owner. A statement that stores a response waits for concurrent inserts of its
@@ -18,9 +18,9 @@ deletes the placeholder later.
 
 Invariants: the statement stores either a whole response or no part of a response. A whole response includes its items,
 the items that join its conversation, the release of the conversation's lock, and the binding of its idempotency key.
-All responses of a chain have the same owner. At most `most` withdrawals wait concurrently. The process logs each
-withdrawal that it gives up. If withdrawals have to wait for the database, the process logs the beginning and the end of
-the wait.
+All responses of a chain have the same owner. To withdraw a response is to delete a response whose client got an error.
+At most `most` responses wait for their withdrawal at one time. The process logs each response that it could not
+withdraw. If the database is unreachable, the process logs when the withdrawals begin to wait and when they have run.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ FROM found JOIN response_items i USING (response_id, dir, seq) CROSS JOIN whole
 
 def age(record: ResponseRecord, at: float) -> int:
     """Return the milliseconds between the completion (or else the creation) of a response and `at`. Both times come
-    from this process's clock, so it does not matter if this clock is wrong. Retention periods start at the database's
-    `NOW` minus this age."""
+    from this process's clock, so a wrong clock does not change their difference. Retention periods start at the
+    database's `NOW` minus this age."""
     return milliseconds(max(0.0, at - (record.completed_at or record.created_at)))
 
 
@@ -296,12 +296,12 @@ class LateSaves:
 
     @property
     def waiting(self) -> int:
-        """The number of responses that wait for their withdrawal."""
+        """The number of responses that wait for their deletion, because their clients got an error."""
         return len(self._waiting)
 
     def add(self, record: ResponseRecord) -> None:
-        """Schedule the withdrawal of this response. The withdrawal runs as soon as the database is reachable. If too
-        many withdrawals wait, this method only logs the response."""
+        """Schedule the deletion of this response, because its client got an error. The deletion runs as soon as the
+        database is reachable. If too many responses already wait, this method only logs the response."""
         if len(self._waiting) >= self._most:
             _log.error(
                 "late_save_not_undone",
@@ -314,7 +314,7 @@ class LateSaves:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def aclose(self) -> None:
-        """Wait up to five seconds for the pending withdrawals, then log the remaining responses."""
+        """Wait up to five seconds for the pending deletions, then log the responses that could not be deleted."""
         if self._task is not None and not self._task.done():
             await asyncio.wait({self._task}, timeout=_CLOSE_SECONDS)
             self._task.cancel()
@@ -342,7 +342,8 @@ class LateSaves:
         self._done = 0
 
     async def _withdraw(self, record: ResponseRecord) -> bool:
-        """Withdraw the response in one transaction. Returns whether the response was stored. Raises `StoreError`."""
+        """Delete the response and insert its placeholder row, in one transaction. Returns whether the response was
+        stored. Raises `StoreError`."""
 
         async def work(connection: Connection) -> bool:
             was_stored = False

@@ -1,19 +1,20 @@
-"""Deletes expired data from PostgreSQL in small batches ("pieces").
+"""Deletes expired data from PostgreSQL in small batches (`Piece`).
 
 Lives here: the age checks, the transactions that delete rows, and the row limit of a transaction. Not here: the loop
-over pieces and the code that all backends share (`../retention.py`).
+over batches and the code that all backends share (`../retention.py`).
 
-A piece holds its locks only while its statements run, because its commit does not wait for the disk. The size of a
-piece adapts to the duration of the previous pieces. If a piece takes longer than `_LONG` seconds, the next piece is
+A batch holds its locks only while its statements run, because its commit does not wait for the disk. The size of a
+batch adapts to the duration of the previous batches. If a batch takes longer than `_LONG` seconds, the next batch is
 half as large.
 
-One statement locks the rows, and the next statement checks the rows again, so that it sees all changes from before the
-lock. `$1` of a locking statement is an age in milliseconds, by the database's clock.
+In the transaction of a batch, one statement locks rows. The next statement checks the rows again, so that it sees all
+changes that other transactions committed before the lock. The parameter `$1` of a locking statement is the minimum age
+of the rows in milliseconds, by the database's clock.
 
-The size of a piece counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each. A megabyte of bodies counts
+The size of a batch counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each. A megabyte of bodies counts
 as five hundred rows, because its deletion takes as long as the deletion of five hundred rows.
 
-Invariants: one piece is one transaction, and only one process at a time runs a piece. A piece deletes a bounded number
+Invariants: one batch is one transaction, and only one process at a time runs a batch. A batch deletes a bounded number
 of rows (`_ROWS`, or one response with its items and events). The transaction locks rows first, skips rows that other
 transactions have locked, and checks the rows again after the lock.
 """
@@ -30,7 +31,7 @@ _ROWS = 500
 _FEWEST_ROWS = 20
 _LOOKED_AT = 100
 _LONG = 0.05
-"""The maximum seconds that the statements of a piece should take. After a slower piece, the next piece is smaller."""
+"""The maximum seconds that the statements of a batch should take. After a slower batch, the next batch is smaller."""
 
 # With `synchronous_commit` off, a commit releases its locks before the deletions are durable. After a crash, the next
 # sweep deletes the restored rows again.
@@ -127,8 +128,8 @@ class PostgresPieces:
     """Implements `Pieces` on a connection pool that the caller closes."""
 
     def __init__(self, database: Database, *, rows: int = _ROWS, long: float = _LONG) -> None:
-        """`rows`: the maximum number of rows of one piece. `long`: the seconds after which a piece counts as slow, so
-        that the next piece is smaller."""
+        """`rows`: the maximum number of rows of one batch. `long`: the seconds after which a batch counts as slow, so
+        that the next batch is smaller."""
         self._long = long
         self._database = database
         self._most = rows
@@ -147,8 +148,8 @@ class PostgresPieces:
         return await self._delete(self._delete_events, age)
 
     async def _delete(self, work: _Work, age: int) -> Piece:
-        """Run `work`, which deletes one piece, in a transaction. Returns `(0, 0)` if another process is deleting a
-        piece."""
+        """Run `work`, which deletes one batch, in a transaction. Does nothing and returns `(0, 0)` if another process
+        is deleting a batch."""
         took = 0.0
 
         async def piece(connection: Connection) -> Piece:
@@ -169,7 +170,7 @@ class PostgresPieces:
         return changed, whole
 
     def _fit(self, took: float) -> None:
-        """Set the size of the next piece. `took`: the seconds that the statements of the last piece took."""
+        """Set the size of the next batch. `took`: the seconds that the statements of the last batch took."""
         if took > self._long:
             self._rows = max(min(_FEWEST_ROWS, self._most), self._rows // 2)
         elif took < self._long / 2:

@@ -2,29 +2,32 @@
 queued jobs.
 
 Lives here: the polling query, its interval, and the marks of watched streams. This module also sends notifications to
-other processes ("notes", with `NOTIFY`), limits their rate, and receives the notes of other processes. To receive notes
-(`LISTEN`), a process connects directly to the server. Not here: the choice of changes that need a note (`jobs.py`,
-`engine/running/workers.py`), the waiting callers (`engine/running/signal_watcher.py`).
+other processes (with `NOTIFY`), limits their rate, and receives the notifications of other processes. To receive
+notifications (`LISTEN`), a process connects directly to the server. Not here: the choice of changes that need a
+notification (`jobs.py`, `engine/running/workers.py`), the callers in this process that wait for a change
+(`engine/running/signal_watcher.py`).
 
 Without `state.direct_url`, each process polls the database at a fast interval. With `state.direct_url`, processes also
-send each other notes. A process that receives notes polls rarely, only to detect lost notes. A writer sends a note
-about a stream only while another process watches the stream. A watcher marks the stream in the job's row
-(`watched_until`) before it polls. So the poll sees all events that a writer added without a note.
+send each other notifications. A process that receives notifications polls rarely, only to detect lost notifications. A
+writer sends a notification about a stream only while another process watches the stream. A watcher marks the stream in
+the job's row (`watched_until`) before it polls. A writer that added events before the mark sent no notification, but
+the poll after the mark reads these events.
 
 PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
-serialize the writes of all processes. Instead, a separate statement sends one note after several writes. The note
-covers all changes since the previous note. Two of these notifying statements are at least `_APART` seconds apart, and
-further apart on a slow server. If a note is lost, other processes notice the changes later, by their polls.
+serialize the writes of all processes. Instead, a separate statement sends one notification after several writes. The
+notification covers all changes since the previous notification. Two notifications of one process are at least `_APART`
+seconds apart, and further apart on a slow server. If a notification is lost, other processes notice the changes later,
+by their polls.
 
-Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
-arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in front of
-the server, because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds detects a dead
-connection.
+Before a process relies on its listening connection, it sends an echo: a notification to itself, over another
+connection. An arriving echo proves that both connections lead to the same database. The echo also proves that no pooler
+is in front of the server, because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds
+detects a dead connection.
 
 Invariants: a poll takes one round trip, plus one more round trip when the process must mark a stream as watched. No
-caller waits until a note is sent. The changes that wait for the next note always fit into one note. Every wait in this
-module has a timeout. Antiphon's log has one line when listening begins, one line when listening ends, and one line when
-listening cannot begin.
+caller waits until a notification is sent. If the pending changes do not fit into one notification, the notification
+only reports that anything may have changed. Every wait in this module has a timeout. Antiphon's log has one line when
+listening begins, one line when listening ends, and one line when listening cannot begin.
 """
 
 from __future__ import annotations
@@ -63,15 +66,15 @@ _QUEUED, _ANYTHING, _ECHO = "+", "*", "?"
 @dataclass(frozen=True, slots=True)
 class Note:
     """One notification between processes. `sender`: the name of the sending process. `news`: the changes. `echo`:
-    whether the note is an echo, with which the sender checks whether its own notes arrive."""
+    whether the notification is an echo, with which the sender checks whether its own notifications arrive."""
 
     sender: str
     news: News
     echo: bool = False
 
     def encode(self) -> str:
-        """Encode the note as the payload of a PostgreSQL `NOTIFY`: words, separated by spaces. If the changes do not
-        fit into one payload, the note only reports that anything may have changed."""
+        """Encode the notification as the payload of a PostgreSQL `NOTIFY`: words, separated by spaces. If the changes
+        do not fit into one payload, the notification only reports that anything may have changed."""
         words = [self.sender]
         if self.echo:
             words.append(_ECHO)
@@ -86,8 +89,8 @@ class Note:
 
 
 def read_note(payload: str) -> Note:
-    """Decode the payload of a notification between processes. For an invalid payload, return a note that reports that
-    anything may have changed."""
+    """Decode the payload of a notification between processes. For an invalid payload, return a notification that
+    reports that anything may have changed."""
     sender, *words = payload.split() or [""]
     marks = {_QUEUED, _ANYTHING, _ECHO} & set(words)
     news = News(
@@ -97,8 +100,8 @@ def read_note(payload: str) -> Note:
 
 
 class Notifier:
-    """Sends the notifications ("notes") of one process to the other processes. `name` identifies the process in its
-    notes."""
+    """Sends the notifications of one process to the other processes. `name` identifies the process in its
+    notifications."""
 
     def __init__(self, database: Database, name: str) -> None:
         self._database = database

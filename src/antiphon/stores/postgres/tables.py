@@ -3,7 +3,7 @@
 Lives here: the PostgreSQL form of the shared SQL macros, and running a list of statements ("unit") as one transaction.
 Not here: the definition of the macros (`../tables.py`), connections (`database.py`).
 
-Invariant: a unit that is not idempotent either takes effect once, or has no effect and raises an error.
+Invariant: a transaction that is not idempotent either takes effect once, or has no effect and raises an error.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _NAME = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
 
 @lru_cache(maxsize=1024)
 def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, object]], tuple[object, ...]]]:
-    """Translate a shared store's statement to PostgreSQL. Returns the SQL with numbered parameters, and a function that
-    puts the named parameters in the order of their numbers."""
+    """Translate a shared store's statement to PostgreSQL. Returns the SQL with numbered parameters (`$1`, …), and a
+    function that converts named parameters to a tuple in the order of these numbers."""
     for word, meaning in _WORDS:
         sql = word.sub(meaning, sql)
     names = list(dict.fromkeys(_NAME.findall(sql)))
@@ -64,8 +64,8 @@ class PostgresTables:
         return await self._database.fetch(text, *order(named))
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """See `Tables.run`. This backend ignores `undo`, because it asks the server for the outcome of a lost
-        commit."""
+        """See `Tables.run`. This backend ignores `undo`, because it asks the server for the outcome of a commit when
+        the connection is lost."""
 
         async def work(connection: Connection) -> Counts:
             return await run_steps(connection, unit)
@@ -78,8 +78,9 @@ class PostgresTables:
 
 
 async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts:
-    """Run the statements of a unit in order and return the counts of changed rows. Raises `RowsMissing`, after which
-    the caller must roll the transaction back."""
+    """Run the statements in `unit` in order and return the number of changed rows of each statement. Raises
+    `RowsMissing` when a statement changes another number of rows than it requires. The caller must then roll the
+    transaction back."""
     counts: list[int] = []
     for step in unit:
         text, order = postgres_sql(step.sql)
@@ -96,6 +97,6 @@ async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts
             count = (await connection.execute(text, *given)).rpartition(" ")[2]
             changed = int(count) if count.isdigit() else 0
         if step.rows is not None and changed != step.rows:
-            raise RowsMissing("A row that must exist is missing.")
+            raise RowsMissing("A statement did not change the number of rows that it requires.")
         counts.append(changed)
     return tuple(counts)

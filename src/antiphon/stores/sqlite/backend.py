@@ -2,13 +2,13 @@
 
 Lives here: the `Backend` classes, the names of the database files, the creation of the stores with their connections,
 and the `Schema` of each file. Not here: the stores (`../responses.py`, …), access to SQLite (`database.py`,
-`writer.py`, `readers.py`), the `Schema` interface (`stores/compatibility.py`), running migration steps (`migrate.py`).
+`writer.py`, `readers.py`), the `Schema` interface (`stores/compatibility.py`), running migrations (`migrate.py`).
 
 A data folder contains `sessions.db` (responses, items, conversations, jobs, the metadata of files) and `files/` (the
 contents of files). Vector stores have a separate database, `vectors.db`. SQLite has one write lock per database, and
 the ingestion of documents must not delay responses.
 
-Invariants: an open database has all schema steps of this build. Any number of processes may open the same folder. Some
+Invariants: an open database has all migrations of this build. Any number of processes may open the same folder. Some
 modules are only for an operator's command (backup, owner data). The command imports such a module on its first use, and
 servers never import it.
 """
@@ -196,7 +196,9 @@ class MemoryBackend(Backend):
 
 
 def _of_one_process() -> ConfigError:
-    return ConfigError("state.url: memory: only the running process can see this state. Name a database in state.url")
+    return ConfigError(
+        "state.url: only the running process can see state in memory ('memory:'); name a database in state.url"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +336,8 @@ async def open_sqlite(
     file (mode 0600) and the schema if they are missing.
 
     `blobs`: the storage for file contents, which the stores close. Without `blobs`, the stores use the subfolder
-    `files`, or memory. `leases`: the lease clock, which all processes of the machine share. For `options` see
-    `StoreOptions`. Raises `StoreError`.
+    `files`, or memory. `leases`: the function that returns the time for leases. All processes of the machine use the
+    same clock for leases. For `options` see `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
     preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES, leases=leases)
@@ -359,8 +361,8 @@ async def open_vector_database(
     """Open `vectors.db` in this folder, or a database in memory if `folder` is None. Create the database if it is
     missing. Raises `StoreError`.
 
-    `leases`: the lease clock. `keep_keys`: seconds for which an idempotency key is stored. `matrix_bytes`: the maximum
-    memory for vectors of searches.
+    `leases`: the function that returns the time for leases. `keep_keys`: seconds for which an idempotency key is
+    stored. `matrix_bytes`: the maximum memory for vectors of searches.
     """
     preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES, leases=leases)
     tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers, leases)
@@ -374,7 +376,7 @@ async def open_vector_database(
 def prepare(
     connection: sqlite3.Connection, folder: str, end_leases: Sequence[str], leases: LeaseClock = lease_now
 ) -> None:
-    """Prepare a new writer connection: apply the schema steps in the package's subfolder `folder`, and define the SQL
+    """Prepare a new writer connection: apply the migrations in the package's subfolder `folder`, and define the SQL
     function `lease_now()`. `end_leases`: the statements that run after a reboot (see `prepare_lease_clock`)."""
     steps = packaged_steps(folder)
     migrate(connection, steps)

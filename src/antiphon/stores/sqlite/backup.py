@@ -88,7 +88,8 @@ def make_archive(
 
     The archive includes the key files that exist in `data`, unless `with_keys` is False. The manifest always has the
     fingerprints of all keys. `with_contents`: whether `data` contains the file contents. If False (the contents are in
-    S3), the archive includes only the file rows. `report` receives the archived bytes. `link` creates a hard link.
+    S3), the archive includes only the file rows. `report` receives the number of archived bytes. `link` creates a hard
+    link.
 
     Raises `StoreError`, for example when `target` exists or another backup is running.
     """
@@ -124,7 +125,7 @@ def make_archive(
 
 def open_archive(source: Path, data: Path, keys: KeyFiles, *, report: Report = ignore_progress) -> BackupSummary:
     """Restore the data folder from an archive. `keys`: the keys from the settings, by their file name in the data
-    folder. `report` receives the restored bytes.
+    folder. `report` receives the number of restored bytes.
 
     Raises `StoreError`. A failed restore removes every file that it wrote.
     """
@@ -361,9 +362,9 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
         there = [*given.get(name, ()), *([path.read_bytes().strip()] if path.exists() else [])]
         if missing := set(fingerprints) - {fingerprint(key) for key in there}:
             raise StoreError(
-                f"The backup lacks the key {name}, and the settings do not give it (fingerprint "
-                f"{sorted(missing)[0]}): without this key the stored objects are unreadable. Give the "
-                "settings of the original server (--config), or restore a backup that contains its keys."
+                f"The backup lacks the key {name}, and the settings do not contain it (fingerprint "
+                f"{sorted(missing)[0]}). Without this key the stored objects are unreadable. Use the settings of the "
+                "original server (--config), or restore a backup that contains its keys."
             )
 
 

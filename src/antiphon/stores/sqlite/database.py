@@ -100,7 +100,10 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         # `PRAGMA journal_mode` ignores SQLite's busy handler, so `wait_for_lock` repeats the statement.
         (mode,) = wait_for_lock(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone())
         if mode != "wal":
-            raise StoreError(f"The database {path} cannot use a write-ahead log here (journal mode {mode}).")
+            raise StoreError(
+                f"The database {path} cannot use a write-ahead log here (journal mode {mode}). Move the data folder to "
+                "a local disk."
+            )
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_LIMIT}")

@@ -86,8 +86,9 @@ class FolderExport:
                 raise
 
     def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
-        """Yield each row of a table after a position, with its position, in order of position. Several rows may share a
-        position. The `EXTRA` columns of `stores/move_format.py` come last. Raises `StoreError`."""
+        """Yield the rows of a table whose position is greater than `after`, each with its position, sorted by position.
+        Several rows may share a position. The `EXTRA` columns of `stores/move_format.py` come last. Raises
+        `StoreError`."""
         sql = _OTHERS.get(kind) or _select(kind)
         if kind in VECTORS:
             if self._vectors is not None:
@@ -107,8 +108,8 @@ class FolderExport:
         return next(self.rows("chunk_vectors", 0), None) is not None
 
     def numbers(self) -> int:
-        """Return the highest number that a vector store or a vector store file ever had. The target assigns only larger
-        numbers, because numbers are never reused."""
+        """Return the highest integer key that a vector store or a vector store file ever had. The target assigns only
+        larger keys, because keys are never reused."""
         if self._vectors is None:
             return 0
         (last,) = self._vectors.execute(
@@ -136,7 +137,7 @@ def _read(connection: sqlite3.Connection, sql: str, after: int) -> Iterator[tupl
 
 
 def _taken(path: Path, folder: str) -> sqlite3.Connection:
-    """Open the database with an exclusive lock, and apply missing schema steps. Raises `StoreError`."""
+    """Open the database with an exclusive lock, and apply missing migrations. Raises `StoreError`."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
     try:
         # This PRAGMA must precede any read, so that the connection takes the exclusive lock.

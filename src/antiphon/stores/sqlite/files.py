@@ -58,8 +58,9 @@ class SqlitePendingRows(PendingRows):
 
     def __init__(self, tables: Tables, lease: float, list_before: ListBlobs | None = None) -> None:
         """`list_before`: yields the keys of all blobs in the folder, including blobs from versions of Antiphon that had
-        no table `pending_blobs`. Each blob that no row mentions gets a row there with a lease. The lease lasts `lease`
-        seconds, because a process of an older version may still be uploading the blob."""
+        no table `pending_blobs`. For each blob that no row mentions, this class inserts a row with a lease into
+        `pending_blobs`. The lease lasts `lease` seconds, because a process of an older version may still be uploading
+        the blob."""
         super().__init__(tables)
         self._lease = milliseconds(lease)
         self._list_before = list_before

@@ -1,17 +1,18 @@
 """Migrates a SQLite database to this build's schema and checks the schema of an existing database.
 
-Lives here: applying the numbered schema steps that a database lacks, undoing the last step, and comparing a database's
-schema with a newly created one. Not here: which steps a build needs (`stores/compatibility.py`), the meaning of the
-tables, opening a connection (`database.py`), SQLite's integrity check (`backup.py`).
+Lives here: applying the numbered migrations that a database lacks, undoing the last migration, and comparing a
+database's schema with a newly created one. Not here: which migrations a build needs (`stores/compatibility.py`), the
+meaning of the tables, opening a connection (`database.py`), SQLite's integrity check (`backup.py`).
 
 SQLite runs a trigger's code when a statement writes to the table. SQLite runs the code of a view or an index when a
 query reads it. So the code of a trigger, view or index that Antiphon did not create would run with Antiphon's rights on
 the rows of all owners.
 
-Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with equal checksums. A newer build
-may have added further steps that this build can work with. This module rejects a database with any other steps before
-changing the database. One transaction under the write lock applies all missing steps, so several processes may start
-concurrently. Before `check_schema` has compared the schema, it reads only `sqlite_schema` and `schema_migrations`.
+Invariants: the versions in `schema_migrations` are a prefix of the packaged migrations, with equal checksums. A newer
+build may have added further migrations that this build can work with. This module rejects a database with any other
+migrations before changing the database. One transaction under the write lock applies all missing migrations, so several
+processes may start concurrently. Before `check_schema` has compared the schema, this module reads only the tables
+`sqlite_schema` and `schema_migrations`.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ _Entry = tuple[str, str, str, str | None]
 
 
 def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
-    """Return the schema steps of this build in order, numbered 1, 2, 3, … without a gap."""
+    """Return the migrations of this build in order, numbered 1, 2, 3, … without a gap."""
     return read_steps(files("antiphon.stores.sqlite") / folder)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list[SchemaStep]:
-    """Apply all missing schema steps in one transaction. Returns the steps that this call applied.
+    """Apply all missing migrations in one transaction. Returns the migrations that this call applied.
 
     Raises `StoreError` when this build cannot work with the database's schema.
     """
@@ -70,7 +71,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list
 
 
 def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaStep:
-    """Undo the last applied schema step and return it. Raises `StoreError` when the step cannot be undone."""
+    """Undo the last applied migration and return it. Raises `StoreError` when the migration cannot be undone."""
     with write_lock(connection):
         step = step_to_undo(applied_steps(connection), steps)
         _run(connection, step.name, step.down)
@@ -79,7 +80,7 @@ def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaS
 
 
 def applied_steps(connection: sqlite3.Connection) -> list[AppliedStep]:
-    """Return the steps recorded in `schema_migrations`. The result is empty for a new database."""
+    """Return the migrations recorded in `schema_migrations`. The result is empty for a new database."""
     if not connection.execute(_HAS_TABLE).fetchone():
         return []
     found = []
@@ -115,9 +116,9 @@ def check_schema(
     """Raise `StoreError` if a schema object is missing, differs, or was not created by Antiphon. The error names the
     first object that fails this comparison.
 
-    The database may lack some of the last `steps`. `later` returns the CREATE statements that ran after the steps, for
-    example for full-text indexes. The tables that `later` creates have names that begin with `prefix`. `later` reads
-    the database, so this function compares the objects of the steps before it calls `later`.
+    The database may lack some of the last `steps`. `later` returns the CREATE statements that ran after the migrations,
+    for example for full-text indexes. The tables that `later` creates have names that begin with `prefix`. `later`
+    reads the database, so this function compares the objects of the migrations before it calls `later`.
     """
     connection.execute("PRAGMA trusted_schema=OFF")
     there = applied_steps(connection)
@@ -139,9 +140,9 @@ def check_schema(
 
 
 def missing_objects(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tuple[int, dict[str, str]]:
-    """Return the number of tables and indexes that the applied steps create, and the missing ones (`index jobs_due`)
-    with their CREATE statements. Returns `(0, {})` for the schema of a newer build, which may have dropped tables or
-    indexes."""
+    """Return the number of tables and indexes that the applied migrations create, and the missing ones
+    (`index jobs_due`) with their CREATE statements. Returns `(0, {})` for the schema of a newer build, which may have
+    dropped tables or indexes."""
     there = applied_steps(connection)
     if len(there) > len(steps):
         return 0, {}
@@ -154,8 +155,8 @@ def missing_objects(connection: sqlite3.Connection, steps: Sequence[SchemaStep])
 
 
 def check_triggers(connection: sqlite3.Connection, steps: tuple[SchemaStep, ...]) -> None:
-    """Raise `StoreError` if the database has a trigger that no step of this build creates. So an older build rejects a
-    database to which a newer build added a trigger."""
+    """Raise `StoreError` if the database has a trigger that no migration of this build creates. So an older build
+    rejects a database to which a newer build added a trigger."""
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
         raise StoreError(

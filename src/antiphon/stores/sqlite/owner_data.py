@@ -5,8 +5,8 @@ statements that keep foreign keys and byte counts correct when data moves to ano
 backends share and the order of a move (`../owner_data.py`), the contents of files.
 
 The foreign key from a response to its chain includes the owner. The foreign key from an item to its conversation
-includes the owner too. So each transaction of a move defers the checks of foreign keys to its commit. No trigger counts
-bytes when an owner changes, so these transactions also move the counts.
+includes the owner too. So each transaction of a move defers the checks of foreign keys to its commit. No trigger
+updates an owner's byte count when a row moves to another owner, so these transactions also move the byte counts.
 
 Invariant: reading an owner's data never creates a database file.
 """
@@ -170,7 +170,8 @@ def vacuum(path: Path) -> tuple[int, int]:
     """Return unused disk space of a database to the file system. Returns the size in bytes before and after, including
     the write-ahead log. Raises `StoreError`.
 
-    SQLite rewrites the whole file. Other writers wait meanwhile, and the disk needs free space for a second copy.
+    SQLite rewrites the whole file. Other writers wait until the rewrite ends, and the disk needs free space for a
+    second copy of the file.
     """
     before = _size(path)
     with open_connection(path, "Rewriting", writes=True) as connection:

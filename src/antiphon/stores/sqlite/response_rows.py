@@ -90,7 +90,8 @@ WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :i
 
 
 def save_steps(record: ResponseRecord) -> list[Step]:
-    """Return the steps that insert a response and its items, for one unit of the writer (`units.py`)."""
+    """Return the SQL statements and rows that insert a response and its items, which the writer runs as one unit
+    (`units.py`)."""
     given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
     size = sum([item.size for item in (*given, *answered)])
     own = size + len(body)
@@ -133,7 +134,7 @@ def save_steps(record: ResponseRecord) -> list[Step]:
 def _with_conversation(
     record: ResponseRecord, steps: list[Step], values: tuple[object, ...], count: int, at: int
 ) -> list[Step]:
-    """Return the steps for a response that runs on a conversation."""
+    """Return the SQL statements and rows that insert a response that runs on a conversation."""
     joins = record.joins_conversation
     named = {
         "id": record.id,
@@ -155,7 +156,8 @@ def _with_conversation(
 
 
 def touch_chain(response_id: str, at: int) -> Statement:
-    """Return the step that sets the time of last use of the response's chain. `at`: milliseconds since the epoch."""
+    """Return the SQL statement that sets the time of last use of the response's chain. `at`: milliseconds since the
+    epoch."""
     return Statement(TOUCH_CHAIN, (at, response_id), rows=1)
 
 
@@ -177,8 +179,8 @@ def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light:
 
 
 def unsave_steps(record: ResponseRecord) -> list[Step]:
-    """Return the steps that undo `save_steps`. The writer runs these steps when the commit succeeds after the client
-    got an error."""
+    """Return the SQL statements that undo `save_steps`. The writer runs these statements when the commit succeeds after
+    the client got an error."""
     named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
     gone: list[Step] = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
     return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone

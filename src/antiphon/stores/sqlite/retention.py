@@ -3,9 +3,9 @@
 Lives here: the queries for expired rows, and the statements that delete them. Not here: the loop over batches and the
 code that all backends share (`../retention.py`), threads and transactions (`writer.py`).
 
-Invariants: each batch is one unit of the writer (`units.py`), so requests can write between batches. A batch deletes at
-most `_ROWS` rows, or one response with its items and events. The transaction of a batch checks again that the rows are
-still expired.
+Invariants: the writer runs each batch as one unit of writes (`units.py`), so requests can write between batches. A
+batch deletes at most `_ROWS` rows, or one response with its items and events. The transaction of a batch checks again
+that the rows are still expired.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """Implements `Tables`, the database interface of the stores, with a `SqliteWriter` and `SqliteReaders`.
 
-Lives here: translating the shared SQL dialect into SQLite's, opening and closing both of these objects, and their
-metrics. This module also has the clock that decides when a lease on this machine expires, and ends all leases after a
-reboot. Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`, `readers.py`),
-the purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come from the wall
-clock and never affect a lease.
+Lives here: translating the shared SQL dialect into SQLite's, opening and closing the writer and the readers, and their
+metrics. This module also has the lease clock, which decides when a lease on this machine expires. After a reboot, this
+module ends all leases. Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`,
+`readers.py`), the purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come
+from the wall clock and never affect a lease.
 
 All processes that share a database file run on one machine, so they share its monotonic clock. An operator can set the
 wall clock, but not the monotonic clock. While the machine sleeps, the monotonic clock stops, and so do the processes
-that hold leases. The clock restarts at each boot. After a reboot, the first process that opens a database finds the
-boot id of the previous boot in table `lease_clock`. This first process ends all leases, because the reboot ended the
-lease holders. The backend for PostgreSQL uses the server's clock instead.
+that hold leases. The monotonic clock restarts at each boot. After a reboot, the first process that opens a database
+finds the boot id of the previous boot in table `lease_clock`. This first process ends all leases, because the reboot
+ended the lease holders. The backend for PostgreSQL uses the server's clock instead.
 
 Invariant: a transaction that takes, renews or checks a lease reads the monotonic clock inside the transaction.
 """
@@ -75,7 +75,7 @@ def _read_boot_id() -> str:
 
 
 BOOT = _read_boot_id()
-"""The id of the machine's current boot. Empty if the machine has no boot id."""
+"""The id of the machine's current boot, or an empty string if the machine has no boot id."""
 
 
 def lease_now(boot: str = BOOT) -> int:
@@ -120,8 +120,8 @@ class SqliteTables:
         leases: LeaseClock = lease_now,
     ) -> SqliteTables:
         """Open the database, and create it if it is missing. `prepare` receives the writer's connection before the
-        first write. `connections`: the number of connections for reads. `leases`: the lease clock. Raises
-        `StoreError`."""
+        first write. `connections`: the number of connections for reads. `leases`: the function that returns the time
+        for leases. Raises `StoreError`."""
         writer = SqliteWriter(place, prepare, writer_limits(timeouts))
         await writer.start()
         readers = SqliteReaders(place, connections, seconds=timeouts.read)
@@ -175,7 +175,7 @@ class SqliteTables:
 
 
 def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
-    """Translate statements of shared stores into steps for the writer."""
+    """Translate statements of the shared stores into SQLite's dialect, in the form that the writer runs."""
     return [
         Statement(sqlite_sql(step.sql), _given(step.parameters), many=step.many, rows=step.rows, into=step.into)
         for step in unit

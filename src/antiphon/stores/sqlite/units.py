@@ -2,7 +2,7 @@
 
 Lives here: the steps of a unit (a statement, or rows to insert), a unit's state and deadline, and running the steps.
 This module also merges the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`),
-other statements (`../tables.py`), SQL of any store.
+the class `Statement` (`../tables.py`), SQL of any store.
 
 For each statement, Python's sqlite3 releases the GIL several times. To acquire the GIL again, the thread must wait
 while the event loop is busy. So this module merges INSERT statements: one statement inserts the rows that several units
@@ -220,7 +220,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> int:
     else:
         changed = connection.execute(step.sql, step.parameters).rowcount
     if step.rows is not None and changed != step.rows:
-        raise RowsMissing("A row that must exist is missing.")
+        raise RowsMissing("A statement did not change the number of rows that it requires.")
     return changed
 
 
@@ -235,7 +235,7 @@ def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[
             some = next((many for many in _MANY if many <= some), _FEW)
         given = values if some == count else values[at * width : (at + some) * width]
         if connection.execute(insertion.sql(some), given).rowcount != some:
-            raise RowsMissing("A row that must exist is missing.")
+            raise RowsMissing("A statement did not change the number of rows that it requires.")
         at += some
     return count
 
@@ -261,7 +261,7 @@ def _bunches(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
-    """Return whether two units have the same statements with different values, and all their rows are `light`."""
+    """Return whether two units have the same statements (with any values), and all their rows are `light`."""
     if len(one) != len(other):
         return False
     for step, beside in zip(one, other, strict=True):

@@ -97,8 +97,8 @@ def writer_limits(timeouts: TimeoutSettings) -> WriterLimits:
 
 
 class FullDisk:
-    """Tracks whether the disk is full. The disk counts as full until an insert succeeds, or until over 256 KiB more
-    space is free than at the failure."""
+    """Tracks whether the disk is full. After a write failed because the disk was full, the disk counts as full until an
+    insert succeeds. It also stops counting as full when over 256 KiB more are free than at the failure."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -385,8 +385,8 @@ class SqliteWriter:
             return True
 
     def _close_group(self, group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
-        """Mark the units' transactions as ended (`over`). Returns the committed units whose callers got, or now get, an
-        error. `_undo` must revert these units."""
+        """Mark the units' transactions as ended (`over`). Returns the committed units whose callers get an error.
+        `_undo` must revert these units."""
         with self._lock:
             for unit in group:
                 unit.over = True

@@ -9,8 +9,8 @@ the SQL compares each of them with the query's vector. If more vectors qualify, 
 index. The search follows the graph of the index until it has enough hits. If the index returns too few hits, or does
 not exist yet, a second query compares all vectors.
 
-Invariant: a search finds only completed files. The statement that ranks the chunks also applies the filter, so that the
-filter never shortens the result.
+Invariant: a search finds only completed files. The statement that ranks the chunks also applies the filter, so the
+result has `limit` chunks if that many chunks match.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ Lives here: claiming files, writing chunks with their words and vectors, and del
 here: the code that all backends share (`stores/vector_stores.py`), searches (`chunk_index.py`), the table of vectors
 and its indexes (`table.py`).
 
-A statement that writes chunks first locks the file's row. The statement writes nothing unless the row still has the
-worker's claim and file number. When a file is removed or gets a new number, a trigger records the old number in
-`vector_trash`. So no statement writes a chunk after the number of its file is in `vector_trash`. A claim is one
-idempotent statement, and so is a write of several chunks. The pool retries these statements after a lost connection.
+A statement that writes chunks first locks the file's row. A file number is the integer key of a file's row. The
+statement writes nothing unless the row still has the worker's claim and the same file number. When a file is removed or
+gets a new file number, a trigger records the old number in the table `vector_trash`. From then on, no statement writes
+chunks for the old number. A claim is one idempotent statement, and so is a write of several chunks. The pool retries
+these statements after a lost connection.
 
 Invariant: only the database's clock decides whether a lease is expired.
 """
@@ -137,7 +138,7 @@ class PostgresIngestion(SqlIngestion):
         self._indexes = indexes
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Claim waiting files. See `Ingestion.claim`."""
+        """Claim files that wait for ingestion. See `Ingestion.claim`."""
         rows: list[Row] = []
         named = {"claims": list(claims), "lease": milliseconds(seconds)}
         await self._tables.run([Statement(CLAIM, named, into=rows)], again=True)

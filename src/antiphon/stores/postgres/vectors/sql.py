@@ -5,7 +5,7 @@ backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searches
 
 A deletion sets the owner of a vector store to null, so that no client's query finds the vector store. `Ingestion.sweep`
 later deletes the vector store's files and row in small transactions, as it deletes the files of expired vector stores.
-Triggers record the file numbers of removed files, so that the sweep deletes the files' chunks.
+Triggers record the integer keys of removed files, so that the sweep deletes the files' chunks.
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ def _check_version(version: str, oldest: tuple[int, int]) -> None:
 
 def _not_installed() -> StoreError:
     return StoreError(
-        "PostgreSQL: embeddings need the extension 'vector', which this server does not have. Install pgvector on it "
-        f"(the package postgresql-NN-pgvector), {_OR_WORDS}"
+        "PostgreSQL: embeddings need the extension 'vector', which this server does not have. Install pgvector on the "
+        f"server (the package postgresql-NN-pgvector), {_OR_WORDS}"
     )
 
 

@@ -3,7 +3,7 @@
 Lives here: folding of case and accents, stemming, and the form of an index entry. Not here: the choice of a query's
 search terms and the splitting of scripts without spaces (`types/search.py`), SQL, ranking.
 
-An entry of the index consists of the vector store's number, the word, and the word's count in the chunk, as in
+An entry of the index consists of the vector store's integer key, the word, and the word's count in the chunk, as in
 `17 bird 3`. So a search reads only the entries of its vector store. A matching entry already contains the word's count,
 so the search need not read the chunk's text.
 
@@ -45,8 +45,8 @@ _stemmers = threading.local()
 
 
 def chunk_words(title: str, text: str) -> tuple[list[str], int]:
-    """Return the index entries of a chunk, each without the vector store's number, and the chunk's length in words.
-    Words of the title count twice."""
+    """Return the index entries of a chunk, each without the vector store's key, and the chunk's length in words. Words
+    of the title count twice."""
     counts: Counter[str] = Counter()
     length = 0
     for part, weight in ((title, TITLE_WEIGHT), (text, 1)):
@@ -60,8 +60,8 @@ def chunk_words(title: str, text: str) -> tuple[list[str], int]:
 
 
 def query_words(store: int, query: str) -> tuple[list[int], list[str], list[int]]:
-    """Return the index lookups for a query as three parallel lists. Each lookup has the position of a word in the
-    query, an index entry of the word, and the word's count in this entry."""
+    """Return the index lookups for a query as three parallel lists. Each lookup has a word's position
+    in the query, an index entry of this word, and the word's count in this entry."""
     words = [word for term in query_terms(query) for word in _query_words(term)]
     numbers, entries, counts = [], [], []
     for number, word in enumerate(words):

@@ -4,8 +4,8 @@ Lives here: full-text search ranked by BM25, the query for the files that match 
 here: the code that all backends share (`stores/vector_stores.py`), comparing vectors (`matrices.py`), writing
 (`ingestion.py`).
 
-Invariant: a search returns only chunks of completed files. The ranking statement itself applies the filter, so the
-filter never shortens the list of results.
+Invariant: a search returns only chunks of completed files. The statement that ranks the chunks also applies the filter,
+so the result has `limit` chunks if that many chunks match.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class SqliteChunkIndex(SqlChunkIndex):
             self._matrices.forget(store_id)
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """Return the file numbers of the vector store's completed files that have vectors of this model and match the
-        filter."""
+        """Return the integer keys (file numbers) of the vector store's completed files that have vectors of this model
+        and match the filter."""
         condition, named = ATTRIBUTES.condition(filters)
         named |= {"store": store.number, "model": model}
         return frozenset(row[0] for row in await self._tables.fetch(FILES.format(condition=condition), named))

@@ -80,7 +80,7 @@ class SqliteIngestion(SqlIngestion):
         self._clock = clock
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Claim waiting files for ingestion. See `Ingestion.claim`."""
+        """Claim files that wait for ingestion. See `Ingestion.claim`."""
         # Usually no file waits, so a read comes first and avoids a write.
         if not await self._readers.fetch(CLAIMABLE, {"at": self._lease_now()}, own=True):
             return []

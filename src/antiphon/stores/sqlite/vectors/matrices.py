@@ -6,10 +6,10 @@ compares the vectors.
 
 A matrix contains the vectors of all files of a vector store that one embedding model created. When the vector store's
 version has changed since the last search, the search updates the matrix. The update drops the rows of removed files and
-reads the rows of new files. Other rows stay valid, because the chunks of a file with the same number never change. The
-cache drops the matrices of deleted vector stores (`forget`) and empty matrices. Above the memory limit, the cache drops
-the least recently used matrices. The key of a matrix consists of the vector store's id and the model. A vector store's
-id is never reused.
+reads the rows of new files. The other rows stay valid: a file that is ingested again gets a new integer key, so the
+chunks of a key never change. The cache drops the matrices of deleted vector stores (`forget`) and empty matrices. Above
+the memory limit, the cache drops the least recently used matrices. The key of a matrix consists of the vector store's
+id and the model. A vector store's id is never reused.
 
 Invariant: a search compares every vector of every file that matches the filter. So a vector search is exact, and a
 filter costs no recall.
@@ -42,7 +42,7 @@ _Key = tuple[str, str]
 @dataclass(eq=False)
 class _Matrix:
     """The vectors of one vector store and model. Row `i` of `vectors` is the vector of chunk number `chunks[i]`.
-    `files`: the file numbers of all files whose vectors are in the matrix."""
+    `files`: the integer keys of all files whose vectors are in the matrix."""
 
     version: int = -1
     files: frozenset[int] = frozenset()
@@ -91,7 +91,8 @@ class Matrices:
         return await SEARCH.run(_nearest, chunks, vectors, vector, allowed, limit)
 
     async def _current(self, store: KnownStore, model: str) -> tuple[Numbers, Floats]:
-        """Return the chunk numbers and vectors of the vector store, updated at least to `store.version`."""
+        """Return the chunk numbers and vectors of the vector store. If the cached matrix is older than `store.version`,
+        update it first."""
         key = (store.id, model)
         matrix = self._matrices.get(key)
         if matrix is None:

@@ -3,8 +3,8 @@
 Lives here: numbering of files, the full-text index of each vector store, and marking chunks for deletion. Not here: the
 SQL that all backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching (`chunk_index.py`).
 
-Invariant: the transaction that removes a file inserts the file's number into `vector_trash`. Later `Ingestion.sweep`
-deletes the file's chunks.
+Invariant: the transaction that removes a file inserts the file's integer key into the table `vector_trash`. Later
+`Ingestion.sweep` deletes the file's chunks.
 """
 
 from __future__ import annotations
