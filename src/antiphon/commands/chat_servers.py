@@ -123,7 +123,7 @@ def serve_app(app: web.Application, listen: str, ready: Mapping[str, object] | N
     except ValueError as error:
         raise ConfigError(f"--listen: {error}") from None
     if host == "unix":
-        raise ConfigError("--listen: is not HOST:PORT")
+        raise ConfigError("--listen: write HOST:PORT")
     return run_loop(_serve(app, host, port, ready))
 
 
@@ -155,7 +155,8 @@ def counted(number: int, noun: str) -> str:
 
 def print_exchange(number: int, line: str, *, status: int, cut: bool, note: str) -> None:
     """Print one line for an exchange to standard error, in colour on a terminal. `number` is the number of the
-    exchange's entry in the recording, or 0 without an entry. `line` may contain texts of a client."""
+    exchange's entry in the recording, or 0 without an entry. The function replaces control characters in `line` and
+    `note`."""
     color = _YELLOW if note or cut else _RED if status >= 400 else _GREEN
     state = f"{status or 'no status'}{' cut' if cut else ''}"
     said = printable(f"{line}{f'  {note}' if note else ''}")[:_LONGEST]

@@ -126,11 +126,11 @@ _ADMIN = {
 }
 _MIGRATE = {
     "Schema": {
-        "status": "list the schema's steps, and the versions that can use the database; exit 1 if a step is missing",
-        "up": "apply the missing steps",
-        "down": "undo the last step; without --yes only print it",
+        "status": "list the migration steps, and the versions that can use the database; exit 1 if a step is missing",
+        "up": "apply the missing migration steps",
+        "down": "undo the last migration step; without --yes only print the step",
     },
-    "For developers": {"create": "create a new empty step in the source tree"},
+    "For developers": {"create": "create an empty migration step in the source tree"},
 }
 
 
@@ -261,7 +261,7 @@ def _add_actions(
         for action, said in actions.items():
             word, _, verb = action.partition(" ")
             if verb and word not in verbs:
-                group = f"create, list and end client {word}"
+                group = f"create, list, rotate and revoke client {word}"
                 parser = _add_action(below, word, group, listed=listed)
                 verbs[word] = parser.add_commands("verb", "ACTION")
             if verb:
@@ -432,7 +432,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is no {kind} {word!r}{near}")
 
     def _unfit(self, word: str) -> bool:
-        """Return whether argparse would take this word for a flag that the parser does not know."""
+        """Return whether this word is a flag that the parser does not know."""
         if not word.startswith("-") or " " in word or _NO_FLAG.fullmatch(word):
             return False
         flag = word.partition("=")[0]
@@ -443,7 +443,7 @@ class Parser(argparse.ArgumentParser):
         flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
         for flag in flags:
             if flag in UP_FLAGS:
-                return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
+                return f"; use {flag} with 'antiphon up' (without Envoy: --door http)"
             if near := advice(flag, [one for one, shown in self._flags.items() if shown]):
                 return near
-        return "; write the arguments of the client after --" if self.passes_on else ""
+        return "; write the client's own arguments after --" if self.passes_on else ""

@@ -229,7 +229,7 @@ def _text(message: Object) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Split the text into words, each with the white space around it. Joining the words gives the text again."""
+    """Split the text into words, each with the white space around it. The joined words are equal to the text."""
     pieces = _WORD.findall(text)
     rest = text[sum(len(piece) for piece in pieces) :]
     return [*pieces, rest] if rest else pieces

@@ -144,7 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _gateway_flags(arguments: argparse.Namespace) -> dict[str, tuple[Any, str]]:
-    """Each flag about a Gateway with its given value, or None, and its default."""
+    """The flags about a Gateway. Each flag has two values: the given one (None if the flag is not given), and the
+    default."""
     return {
         "--gateway": (arguments.gateway, "default/antiphon"),
         "--listener": (arguments.listener, "http"),

@@ -176,7 +176,7 @@ def _connect(place: str, tls: Mapping[str, object] | None) -> socket.socket:
 
 
 def _first_line(connection: socket.socket) -> bytes:
-    """Read the status line. Raises `TimeoutError` if the line is not complete in time, even if some bytes arrive."""
+    """Read the status line. Raises `TimeoutError` if the line is not complete within `_SECONDS`."""
     last = time.monotonic() + _SECONDS
     received = b""
     while b"\r\n" not in received and len(received) < _HEAD_BYTES:

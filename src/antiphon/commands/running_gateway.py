@@ -79,7 +79,7 @@ def _given_url(url: str) -> str:
 
 
 def client_key(variable: str | None) -> str | None:
-    """The client's key in this environment variable. None without a variable. Raises `ConfigError`."""
+    """The client's key in this environment variable. The result is None if `variable` is None. Raises `ConfigError`."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
@@ -193,5 +193,5 @@ def _refusal(url: str, status: int, body: bytes) -> str:
             f"{url} answers with status {status} and may not be a gateway; name the gateway's address with --url, "
             "for example http://127.0.0.1:8080/v1"
         )
-    advice = "; name the environment variable with your key with --key-env" if status == 401 else ""
+    advice = "; give the name of the environment variable with your key: --key-env NAME" if status == 401 else ""
     return f"the gateway answers with status {status}: {one_line(words, _MESSAGE)}{advice}"

@@ -143,7 +143,7 @@ def run_serving(
 @asynccontextmanager
 async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
     """While the context is active, check once that every upstream answers and accepts the API key in the settings. Log
-    a warning for each that does not."""
+    a warning for each upstream that fails this check."""
     seconds = settings.timeouts.check
     upstreams = list(settings.every_upstream.items()) if seconds else []
     if settings.envoy.endpoint_picker.address is not None:

@@ -78,8 +78,8 @@ class Admission:
         """The number of requests that ended since the drain began, by kind. The key `given_back` counts background
         responses that were returned to the queue for another process."""
         self.gives_back = False
-        """Whether background responses that end during the drain have been returned to the queue. `end` then counts
-        each of them as `given_back`."""
+        """Whether the process returns background responses to the queue. If it does, `end` counts each ended background
+        response as `given_back`."""
         self._leaving = False
         self._closed = False
         self._idle = asyncio.Event()

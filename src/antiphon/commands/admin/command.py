@@ -4,9 +4,9 @@ This module runs the actions and prints their results. `whole_state.py` has the 
 `client_keys.py` has the actions on client keys. `owners.py` moves data to another owner. The package `stores` has the
 SQL.
 
-`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines come from one database
-snapshot, except the lines about files. All actions work while servers use the data folder, but `vacuum` delays the
-servers' writes.
+`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. `of` is the id of the object to
+which the row belongs, or a file's purpose. All lines come from one database snapshot, except the lines about files. All
+actions work while servers use the data folder, but `vacuum` delays the servers' writes.
 
 Invariant: without `--yes` no data is deleted.
 """
@@ -118,7 +118,7 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
         made = await _make_keys(settings) if sure and lost else []
         print(json.dumps({"missing": missing, "made": made}))
     elif not lost:
-        print("Every key that the stored data needs exists.")
+        print("No encryption key is missing.")
     elif sure:
         created = ", ".join(await _make_keys(settings))
         print(f"Created new keys: {created}. Data that needs the lost keys stays unreadable.")
@@ -129,7 +129,7 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
 
 
 async def _make_keys(settings: Settings) -> list[str]:
-    """Replace the lost keys. Returns the paths of the new keys."""
+    """Create new keys in place of the lost keys of the data folder. Returns the paths of the new keys."""
     made = new_keys(settings)
     async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("new-keys", detail={"files": [path.name for path in made]}))
@@ -137,7 +137,7 @@ async def _make_keys(settings: Settings) -> list[str]:
 
 
 async def _owner_data(settings: Settings) -> OwnerData:
-    """Open the data of one owner. The caller must close it."""
+    """Open the stored data of one owner. The caller must close the result."""
     return await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
 
 

@@ -94,7 +94,7 @@ class Answer:
 
     @property
     def refused(self) -> bool:
-        """Whether the server rejected the request itself."""
+        """Whether the response has one of the statuses in `_REFUSALS`, so that the probed feature is not supported."""
         return self.status in _REFUSALS
 
     @property
@@ -173,7 +173,9 @@ class ChatProbes:
         yield await self._role(model)
         if images:
             yield await self._image(model)
-        yield ProbedFeature("reasoning that is shown", bool(self._thinking), self._thinking or "the model sent none")
+        yield ProbedFeature(
+            "reasoning that is shown", bool(self._thinking), self._thinking or "the model sent no reasoning"
+        )
 
     # One probe each
 
@@ -200,7 +202,9 @@ class ChatProbes:
         return [
             ProbedFeature("streaming", True, f"{len(chunks)} chunks"),
             usage if asked.status == 200 else _refusal("usage in streams", asked),
-            ProbedFeature("finish_reason in streams", ended, "present" if ended else "the stream ends without it"),
+            ProbedFeature(
+                "finish_reason in streams", ended, "present" if ended else "the stream ends without finish_reason"
+            ),
         ]
 
     async def _tools(self, model: str) -> AsyncIterator[ProbedFeature]:
@@ -316,7 +320,7 @@ def _chunks(body: bytes) -> list[dict[str, object]]:
 
 
 def _streamed_arguments(answer: Answer) -> str:
-    """The joined arguments of the first call in a stream."""
+    """The joined arguments of the first tool call in a stream."""
     pieces = []
     for chunk in _chunks(answer.body) if answer.status == 200 else ():
         for choice in objects(chunk.get("choices")):
@@ -343,7 +347,7 @@ def _is_json(content: object) -> bool:
 
 
 async def url_with_prefix(probes: ChatProbes, url: str) -> str:
-    """The URL with the prefix `/v1`, if the server lists models there; else empty."""
+    """The URL with the prefix `/v1`, if the server lists models below this prefix. Otherwise the result is empty."""
     if url.endswith("/v1"):
         return ""
     below = await probes.get("/v1/models")
@@ -367,21 +371,24 @@ async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
 
 
 def prefix_question(section: str) -> str:
-    """The question to the operator when `GET /models` is not found. For some servers the prefix is right, but they have
-    no list of models."""
+    """The question to the operator when `GET /models` gets a 404. This is only a question, because some servers with
+    the right prefix have no list of models."""
     return f"is the prefix of {section}.url right (…/v1)?"
 
 
 def certificate_advice(failure: str, section: str) -> str:
-    """The advice about a rejected certificate; empty for other failures."""
+    """The advice about a rejected certificate. For other failures the text is empty."""
     if "certificate" not in failure:
         return ""
     if "expired" in failure:
         return "the certificate has expired: renew it at the server"
     if any(word in failure for word in _ASKED_FOR_NOW):
-        return "the certificate, or its authority's, lacks a field that Python 3.13 and newer require: add it"
+        return (
+            "Python 3.13 and newer require a field that the server's or the CA's certificate lacks: "
+            "issue new certificates"
+        )
     return (
-        f"set {section}.ca_file to the certificate's authorities, or {section}.host to the host name in the certificate"
+        f"set {section}.ca_file to the CA certificates, or {section}.host to the host name in the server's certificate"
     )
 
 

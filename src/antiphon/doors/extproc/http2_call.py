@@ -250,7 +250,7 @@ class Call:
                 return
         if self.unary is not None:
             if len(self._messages) > 1:
-                self._cancel(GrpcStatus.INTERNAL, "more than one message")
+                self._cancel(GrpcStatus.INTERNAL, "the call has more than one request message")
             elif end:
                 self.unary(self, self._messages[0] if self._messages else b"")
         elif self.waiter is not None:

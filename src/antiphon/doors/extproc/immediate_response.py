@@ -78,8 +78,8 @@ async def answer_whole(
 
 
 async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: BodyStream) -> None:
-    """Send a response in chunks, after the request's end. When Envoy ends the stream, this function closes `parts`
-    immediately."""
+    """Send a response in chunks, after the request's `end_of_stream`. When Envoy ends the stream, this function closes
+    `parts` immediately."""
     async with aclosing(parts):
         await peer.send(wire.local_head(status, headers, None))
         async for part in parts:

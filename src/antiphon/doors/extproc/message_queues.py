@@ -23,7 +23,8 @@ from antiphon.errors import AntiphonError
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 
 GATHERED: Final = 64 * 1024
-"""The size in bytes at which one step stops joining chunks of an upstream's body. Then other streams get CPU time."""
+"""The size in bytes at which the inbox stops joining chunks of an upstream's body, so that other streams get CPU
+time."""
 
 
 class PeerLeft(AntiphonError):

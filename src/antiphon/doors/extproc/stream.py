@@ -198,7 +198,8 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
 
 
 def _last(received: Received, body: WholeBody) -> Received | None:
-    """Add the message's bytes to the body. Returns the message that ends the request, or None when more must follow."""
+    """Add the message's bytes to the body. Returns the message that ends the request, or None when the request has
+    further messages."""
     if received.kind is not MessageKind.REQUEST_BODY:
         return received
     body.add(received.body)
