@@ -123,7 +123,7 @@ def serve_app(app: web.Application, listen: str, ready: Mapping[str, object] | N
     except ValueError as error:
         raise ConfigError(f"--listen: {error}") from None
     if host == "unix":
-        raise ConfigError("--listen: write HOST:PORT")
+        raise ConfigError("--listen: is not HOST:PORT")
     return run_loop(_serve(app, host, port, ready))
 
 

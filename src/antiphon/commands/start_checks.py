@@ -86,7 +86,7 @@ def log_console(where: str) -> None:
 
 
 def sidecar_tls(settings: Settings) -> TlsFiles | None:
-    """The TLS files of the sidecar's TCP ports, or None without TLS."""
+    """The TLS files of the sidecar's TCP ports, or None if these ports do not use TLS."""
     files = settings.sidecar.tls
     return TlsFiles(files.cert, files.key, files.client_ca) if files.cert and files.key else None
 

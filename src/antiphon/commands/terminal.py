@@ -91,7 +91,7 @@ class _Bar(Protocol):
 
 
 class ProgressLine:
-    """The progress of one command. `bar` is tqdm's line, or None without a terminal."""
+    """The progress of one command. `bar` is tqdm's line, or None if standard error is not a terminal."""
 
     def __init__(self, title: str, stream: TextIO, bar: _Bar | None, *, quiet: bool) -> None:
         self._title = title

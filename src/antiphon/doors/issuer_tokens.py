@@ -68,9 +68,9 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
     try:
         listed = json.loads(data)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("it is not a JSON Web Key Set") from None
+        raise ValueError("the downloaded file is not a JSON Web Key Set") from None
     if not isinstance(listed, list) or len(listed) > _MOST_KEYS:
-        raise ValueError("it is not a JSON Web Key Set, or too long")
+        raise ValueError(f"the downloaded file is not a JSON Web Key Set of at most {_MOST_KEYS} keys")
     found: dict[tuple[str | None, str], jwt.PyJWK] = {}
     of_algorithm: dict[str, list[jwt.PyJWK]] = {}
     for one in listed:
@@ -82,7 +82,7 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
                     found[key.key_id, algorithm] = key
     found.update(((None, name), keys[0]) for name, keys in of_algorithm.items() if len(keys) == 1)
     if not found:
-        raise ValueError("it has no key for the algorithms of owner.jwt.algorithms")
+        raise ValueError("the key set has no key for the algorithms of owner.jwt.algorithms")
     return found
 
 

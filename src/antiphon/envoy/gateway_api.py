@@ -105,9 +105,9 @@ def objects(
         *(
             [
                 (
-                    "Puts the sidecar into the managed Envoy's pod. The GatewayClass decides the other fields. The "
-                    "data\n"
-                    "folder ends with the pod. Set state.url for several replicas, or to keep stored data.",
+                    "Puts the sidecar into the managed Envoy's pod. The GatewayClass decides the other fields.\n"
+                    "Kubernetes deletes the data folder with the pod. Set state.url (PostgreSQL) for several\n"
+                    "replicas, or to keep stored data.",
                     _object(_ENVOY_GATEWAY, "EnvoyProxy", place, _envoy_proxy(settings, sidecar, place, version)),
                 )
             ]
@@ -136,8 +136,8 @@ def objects(
         ),
         (
             "The paths that clients can reach. Policies (SecurityPolicy...) of this route or of the Gateway apply to\n"
-            "all of them. You may delete matches that clients must not use (/v1/embeddings...). Do not delete a rule,\n"
-            "because the patches refer to rules by number.",
+            "all these paths. You may delete matches that clients must not use (/v1/embeddings...). Do not delete a\n"
+            "rule, because the patches refer to rules by number.",
             _http_route(place, made),
         ),
         (

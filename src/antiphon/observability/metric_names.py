@@ -77,7 +77,7 @@ _OPERATIONS = (
     "`renew`, `save_file`, `get_file`, `open_file`, `list_files`, `delete_file`"
 )
 _BOUNDS = (
-    "`limits.concurrent_requests`, `limits.bytes_in_flight`, and of one owner `limits.owner_requests`, "
+    "`limits.concurrent_requests`, `limits.bytes_in_flight`; for one owner: `limits.owner_requests`, "
     "`limits.owner_bytes_in_flight`"
 )
 
@@ -119,16 +119,16 @@ COST = _counter(
     "antiphon_cost_total", "Cost of the tokens by the setting `prices`, in the currency of `prices`.", model=_MODEL
 )
 OWNER_RESPONSES = _counter(
-    "antiphon_owner_responses_total", "Responses by owner. Empty without `metrics.owners`.", owner=_OWNER
+    "antiphon_owner_responses_total", "Responses by owner. No samples unless `metrics.owners` is set.", owner=_OWNER
 )
 OWNER_TOKENS = _counter(
     "antiphon_owner_tokens_total",
-    "Input and output tokens by owner, estimates included. Empty without `metrics.owners`.",
+    "Input and output tokens by owner, estimates included. No samples unless `metrics.owners` is set.",
     owner=_OWNER,
 )
 OWNER_COST = _counter(
     "antiphon_owner_cost_total",
-    "Cost of the tokens by owner, in the currency of `prices`. Empty without `metrics.owners`.",
+    "Cost of the tokens by owner, in the currency of `prices`. No samples unless `metrics.owners` is set.",
     owner=_OWNER,
 )
 REQUESTS = _counter(
@@ -222,7 +222,7 @@ LOST = _counter(
 )
 NOT_READY = _shared(
     "antiphon_not_ready_seconds",
-    "Seconds for which `/ready` has been failing, at its last check. With several workers, the longest time. 0: ready.",
+    "Seconds between the first and the last failed check of `/ready`. With several workers, the longest time. 0: ready.",
 )
 IN_FLIGHT = _gauge("antiphon_responses_in_flight", "Responses that are in progress.")
 SOCKETS = _gauge(
@@ -289,12 +289,13 @@ OLDEST_XMIN = _shared(
 BLOBS = _shared("antiphon_blobs_bytes", "Total size of file contents, from the database.")
 DISK_FREE = _shared("antiphon_disk_free_bytes", "Space on the data folder's disk that this process may use.")
 LOG_DROPPED = _counter(
-    "antiphon_log_lines_dropped_total", "Log lines dropped because the reader was too slow or the disk was full."
+    "antiphon_log_lines_dropped_total",
+    "Log lines dropped because the process that reads the log was too slow or the disk was full.",
 )
 JOURNAL_LOST = _counter(
     "antiphon_journal_lost_total",
     "Requests, and recorded contents of requests, that the console does not show, because the queue to the database "
-    "was full. Empty without the console.",
+    "was full. No samples unless the console is enabled.",
     kind="`entries`: requests; `contents`: contents of requests",
 )
 LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "Time when the current settings were read.")

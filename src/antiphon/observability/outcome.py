@@ -87,7 +87,7 @@ _BY_OPERATION = {
     ),
 }
 
-_NO_SUCH = "it was deleted or has expired, belongs to another owner, or never existed on this server"
+_NO_SUCH = "the object was deleted, has expired, belongs to another owner, or never existed on this server"
 _HINTS = {
     "previous_response_not_found": (
         "the response was deleted, has expired (retention), was sent with store: false, or belongs to another owner; "

@@ -128,8 +128,8 @@ class ConsoleAccess:
         return BodyLimit(_FORM_BYTES + (self._context.upload_bytes if kind == "stream" else 0), seconds)
 
     async def handle(self, peer: str, request: ApiRequest) -> ApiResponse:
-        """Answer a request to a page, and count it. `peer` is the address of the client or the gateway. The answer to
-        HEAD has no content."""
+        """Answer a request to a page, and count the request in the metrics. `peer` is the address of the client or the
+        gateway. The answer to HEAD has no content."""
         assert self._pages is not None
         answer = await self._pages.handle(request)
         fault = answer.failure.fault if answer.failure is not None else "none"
