@@ -222,7 +222,7 @@ LOST = _counter(
 )
 NOT_READY = _shared(
     "antiphon_not_ready_seconds",
-    "Seconds between the first and the last failed check of `/ready`. With several workers, the longest time. 0: ready.",
+    "Seconds between the first and the last failed check of `/ready`; 0: ready. With several workers, the maximum.",
 )
 IN_FLIGHT = _gauge("antiphon_responses_in_flight", "Responses that are in progress.")
 SOCKETS = _gauge(
