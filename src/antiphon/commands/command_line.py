@@ -323,7 +323,7 @@ def run_completion(arguments: argparse.Namespace) -> int:
 
 
 _NO_FLAG = re.compile(r"-|-\d+|-\d*\.\d+")
-"""A word that begins with a dash and is a value: standard input, or a negative number."""
+"""Matches a word that begins with a dash but is not a flag: standard input (`-`), or a negative number."""
 
 
 def _with_type(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tup
         return "The tool said: " + "; ".join(results), (), False
     last = _last_user_text(messages)
     if failure := re.search(r"\bfail\b|\berror ([45]\d\d)\b", last, re.IGNORECASE):
-        raise DemoError(int(failure[1] or 500), f"You asked for it: {failure[0]}.", "scripted_failure")
+        raise DemoError(int(failure[1] or 500), f"The message requests this error: {failure[0]}.", "scripted_failure")
     if re.search(r"\bbreak\b", last, re.IGNORECASE):
         return "This answer will not be", (), True
     calls = _calls(request, last, key)

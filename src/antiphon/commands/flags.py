@@ -34,7 +34,7 @@ class Flag(NamedTuple):
 
 DATA = Flag(
     "data",
-    "data folder: databases, keys, sockets. Default: .antiphon if it exists here or this is a checkout, "
+    "data folder: databases, keys, sockets. Default: .antiphon if the current folder has it or is a checkout, "
     "else $XDG_DATA_HOME/antiphon",
     "FOLDER",
 )
@@ -50,7 +50,7 @@ COMMON_FLAGS = {
     "--mode": Flag("mode", "the process that makes the first model call: Envoy (relay), or the sidecar (drive)"),
     "--transport": Flag("sidecar.transport", "implementation of the sidecar's gRPC server"),
     "--log-level": Flag("log.level", "lowest level of the log lines that Antiphon writes"),
-    "--log-format": Flag("log.format", "auto is console on a terminal, otherwise JSON"),
+    "--log-format": Flag("log.format", "format of the log lines; auto: console on a terminal, otherwise JSON"),
 }
 UP_FLAGS = {
     "--workers": Flag("workers", "number of processes: sidecars, or HTTP servers", "N"),

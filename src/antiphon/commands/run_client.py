@@ -187,8 +187,8 @@ class StartedGateway:
 
 @asynccontextmanager
 async def started_gateway(words: Sequence[str], log: Path, drain: float) -> AsyncIterator[StartedGateway]:
-    """Run `antiphon up` with these arguments while the block runs. Its log lines go to the file `log`. `drain` is the
-    setting `timeouts.drain`. Raises `AntiphonError` if the gateway does not become ready."""
+    """Run `antiphon up` with these arguments during the `with` block. The log lines of `antiphon up` go to the file
+    `log`. `drain` is the setting `timeouts.drain`. Raises `AntiphonError` if the gateway does not become ready."""
     pipe = ParentPipe()
     # The guard ends the gateway if this process is killed.
     guard = [sys.executable, "-I", "-S", str(Path(parent_guard.__file__)), str(pipe.reading), f"{_CLOSING_SECONDS:g}"]

@@ -1,8 +1,8 @@
 """Implements `antiphon admin audit`, and records the actions of the user who runs a command.
 
-This module finds the name of the acting user, and prints the audit. `stores/audit.py` has the stored rows, and the log
-event of a row. `client_keys.py`, `whole_state.py` and `command.py` make the changes, and `commands/journal.py`
-prints contents.
+This module finds the name of the acting user, and prints the audit. `stores/audit.py` stores the audit rows and defines
+their log event. `client_keys.py`, `whole_state.py` and `command.py` make the changes. `commands/journal.py` prints the
+recorded contents of requests.
 
 Invariant: the log event of a change is written after the change is stored.
 """

@@ -157,7 +157,7 @@ async def _list(arguments: argparse.Namespace, keys: KeyManager) -> int:
 
 
 def _told(key: ClientKey) -> dict[str, object]:
-    """The key as JSON."""
+    """The client key as a JSON object, without its token."""
     return {
         "id": key.id,
         "owner": key.owner.removeprefix(NAMED),

@@ -198,7 +198,7 @@ async def _purge(settings: Settings, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"deleted": counted})
     return (
-        f"deleted: {chains} groups of linked responses, {conversations} conversations, {streams} streams of "
+        f"deleted: {chains} chains of responses, {conversations} conversations, {streams} streams of "
         f"background responses, {expired} files"
     )
 
@@ -340,8 +340,8 @@ def read_day(flag: str, text: str) -> str:
 async def show_usage(
     store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO, find: FindNames | None = None
 ) -> int:
-    """Print the requested sums of usage, or delete old sums of usage. `find` finds the names of owners. Raises
-    `ConfigError` and `StoreError`."""
+    """Print the requested sums of usage, or delete old sums of usage. `find` returns the names of owners by their ids.
+    Raises `ConfigError` and `StoreError`."""
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)
         if not arguments.yes:
@@ -393,7 +393,7 @@ def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[st
 
 
 async def show_quotas(settings: Settings, store: QuotaStore, *, as_json: bool) -> int:
-    """Print one row for each counter of a quota. Returns the exit status. Raises `StoreError`."""
+    """Print a table with one row for each quota counter. Returns the exit status. Raises `StoreError`."""
     found = await quota_use(store, quota_rules(settings.quotas))
     if as_json:
         for one in found:

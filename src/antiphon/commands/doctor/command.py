@@ -81,8 +81,8 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 async def _to_the_end(source: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
-    """Yield all findings of the group of checks `source`. If the system refuses a path, that error becomes a finding,
-    so that the remaining checks still run."""
+    """Yield all findings of the group of checks `source`. If the operating system denies access to a file, this
+    function yields the error as a finding, so that the remaining checks still run."""
     try:
         async for finding in source:
             yield finding
@@ -214,7 +214,8 @@ async def examine_sandbox(
         yield Finding(_HERE, "problem", f"code_interpreter: this machine cannot isolate code: {trial.reason}")
     elif trial.room == "counted":
         advice = (
-            "to remove these limits on files, allow Antiphon's process to use user namespaces or to mount file systems"
+            "to let code write files without these limits, allow Antiphon's process to use user namespaces or to mount "
+            "file systems"
         )
         yield Finding(_HERE, "note", f"code_interpreter: {HOLDS[trial.room]}", advice)
     else:

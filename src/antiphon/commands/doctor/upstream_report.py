@@ -102,7 +102,7 @@ async def examine(
     route = routes.choose(model) if model else None
     if route is not None and not route.serves(model or ""):
         yield Finding(
-            "settings", "problem", f"the settings do not serve the model {model}", "check the setting 'models'"
+            "settings", "problem", f"the settings have no upstream for the model {model}", "check the setting 'models'"
         )
         return
     for name, upstream in settings.every_upstream.items():
@@ -193,7 +193,7 @@ class _Upstream:
         return any(profile.serves(self._upstream.address[0].lower()) for profile in known_profiles().values())
 
     def _choose(self, names: list[str]) -> str:
-        """The model for the probes when none is given."""
+        """The model for the probes when the flag `--model` is not given."""
         if self._upstream.models:
             return self._upstream.models[0]
         chat = [name for name in names if not any(word in name.lower() for word in _NOT_FOR_CHAT)]
