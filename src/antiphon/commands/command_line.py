@@ -1,8 +1,8 @@
 """Parses the command line: the commands, their actions and their help, as one argparse parser.
 
 This module lists the commands in the order of their use. The error message for an unknown word suggests the nearest
-known word. This module also runs the commands `antiphon version` and `antiphon completion`. Every other command has its
-code in a separate module, and `entry.py` runs it. `command_arguments.py` has the arguments of each command, and
+known word. This module also runs the commands `antiphon version` and `antiphon completion`. Every other command has a
+separate module, which `entry.py` imports and runs. `command_arguments.py` has the arguments of each command, and
 `flags.py` has the setting of each flag.
 
 Invariants: of the commands, the parser imports only `health`, so that `antiphon --help` is quick. An error message
@@ -100,8 +100,8 @@ _ADMIN = {
         "quotas": "print how much of each quota is used in its current period",
         "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
         "export": "write all stored data of one owner to standard output, one JSON object per line",
-        "move-owner": "give all stored data of one owner to another owner; without --yes only count it",
-        "delete-owner": "delete all stored data of one owner; without --yes only count it",
+        "move-owner": "give all stored data of one owner to another owner; without --yes only count the data",
+        "delete-owner": "delete all stored data of one owner; without --yes only count the data",
     },
     "Upkeep": {
         "audit": "list the changes and the reads of operators, the newest first",
@@ -179,7 +179,7 @@ def _help(text: str, examples: tuple[str, ...], more: str = "") -> _Help:
 def make_parser(*, for_completion: bool = False) -> argparse.ArgumentParser:
     """Build the parser of the whole command line.
 
-    With `for_completion` each action has a help text, because shtab leaves out actions without one. Without
+    With `for_completion` each action has a help text, because shtab leaves out actions without a help text. Without
     `for_completion` the actions have no help text: argparse would list them a second time in the help of `admin`.
     """
     parser = Parser(

@@ -199,8 +199,8 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:
-    """The given version, or else the version of the Envoy binary that `antiphon up` would start. Without a binary, the
-    newest known version."""
+    """The given version, or else the version of the Envoy binary that `antiphon up` would start. If no binary is found,
+    the result is the newest known version."""
     if given is not None:
         return parse_version(given)
     try:

@@ -113,7 +113,7 @@ def _of_file(file: str | None) -> dict[str, object]:
 
 def _shown(place: str) -> str:
     """The address without credentials. Only an address with `@` or `?` can contain credentials. For any other address,
-    the function skips the slow import of the module that masks them."""
+    the function skips the slow import of the module that masks credentials."""
     if "@" not in place and "?" not in place:
         return place
     from antiphon.config.urls import shown_text

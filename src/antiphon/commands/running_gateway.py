@@ -42,8 +42,8 @@ class NoGateway(GatewayError):
 
 
 def gateway_url(url: str | None, config: Path | None) -> str:
-    """The base URL of the gateway, which ends in `/v1` or in the path of `url`. Without `url`, the base URL is that of
-    the address in the setting `listen`. Raises `ConfigError`."""
+    """The base URL of the gateway, which ends in `/v1` or in the path of `url`. If `url` is None, the function forms
+    the base URL from the address in the setting `listen`. Raises `ConfigError`."""
     if url is not None:
         return _given_url(url)
     try:

@@ -157,7 +157,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.response: Event = {}
-        """The response object of the terminal event. Empty until this event arrives."""
+        """The response object of the terminal event. The object is empty until this event arrives."""
         self.error = ""
         """The message of the error that ended the response."""
         self.first: float | None = None

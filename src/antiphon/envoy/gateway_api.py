@@ -2,7 +2,7 @@
 
 This module generates the objects in order, each with a comment, and the commands that remove them. Among the objects
 are the HTTPRoute with the public routes, and patches for Envoy fields that no object of Envoy Gateway can set.
-`gateway_pod.py` generates the sidecar in the pod and the form of commands. `routes.py` generates Envoy's routes, and
+`gateway_pod.py` generates the sidecar in the pod and formats commands. `routes.py` generates Envoy's routes, and
 `snippet.py` splits Envoy's configuration into parts. The package `commands` prints the result.
 
 Antiphon is a native sidecar of the Envoy that Envoy Gateway manages. Envoy and the sidecar communicate over Unix

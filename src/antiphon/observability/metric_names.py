@@ -200,7 +200,7 @@ PROMPT_COMPARISONS = _counter(
     "antiphon_prompt_comparisons_total",
     "Comparisons of prompts that clients requested with `prompt_cache_options.comparison_response_id`.",
     type="`cache_hit`, `cache_miss`, `comparison_response_not_found`, `unavailable`",
-    reason="why the prompt missed the cache: a reason of `prompt_cache_diagnostics`, or empty without a miss",
+    reason="why the prompt missed the cache: a reason of `prompt_cache_diagnostics`; empty: no miss",
 )
 CONFLICTS = _counter(
     "antiphon_conversation_conflicts_total", "Requests for a conversation that another response was using."

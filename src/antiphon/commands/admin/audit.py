@@ -46,7 +46,7 @@ def log_action(settings: Settings, noted: AuditEntry) -> None:
 
 
 async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
-    """Store an audit row in a separate transaction, and log it. Raises `StoreError`."""
+    """Store an audit row in a separate transaction, and log the row. Raises `StoreError`."""
     await store.note(noted)
     log_action(settings, noted)
 
@@ -86,8 +86,8 @@ def _since(text: str) -> float:
 
 
 def _user() -> str:
-    """The name of the process's user, from the user id. Environment variables are not used, because a user can set them
-    to another name."""
+    """The name of the operating-system user that runs this process. Environment variables are not used, because a user
+    can set them to another name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -250,7 +250,8 @@ async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]:
-    """Check that tracing works, and that the collector accepts an empty export. Yields no finding without tracing."""
+    """Check that tracing works, and that the collector accepts an empty export. Yields no finding if tracing is not
+    configured."""
     url = settings.traces_url
     if url is None:
         return

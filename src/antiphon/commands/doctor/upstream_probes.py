@@ -1,8 +1,8 @@
 """Probes a chat server with about a dozen small requests to find its features, and identifies the server.
 
-This module sends the probes, interprets the answers, and knows paths that identify a server. `command.py` prints the
-results, and `upstream_report.py` judges them. `translation/profiles` identifies a server by its list of models or its
-host name. This module changes no setting.
+This module sends the probes, interprets the answers, and lists URL paths that identify a server. `command.py` prints
+the results, and `upstream_report.py` judges them. `translation/profiles` identifies a server by its list of models or
+its host name. This module changes no setting.
 
 Invariants: a probe never raises, and requests at most `_TOKENS` tokens. The result of a probe contains no credential.
 Requests that identify a server are `GET` requests without credentials. If these requests do not identify the server,
@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def json(self) -> dict[str, object]:
-        """The JSON object in the response. Empty if the body is not a JSON object."""
+        """The JSON object in the response. The result is empty if the body is not a JSON object."""
         try:
             value = decode_any(self.body)
         except ValueError:
@@ -99,7 +99,7 @@ class Answer:
 
     @property
     def message(self) -> dict[str, object] | None:
-        """The message of the first choice. None if the response has no such message."""
+        """The message of the first choice. The result is None if the response has no such message."""
         choices = objects(self.json.get("choices")) if self.status == 200 else []
         message = choices[0].get("message") if choices else None
         return message if isinstance(message, dict) else None
@@ -393,5 +393,5 @@ def certificate_advice(failure: str, section: str) -> str:
 
 
 def usual_server(url: str) -> str:
-    """A hint: the server that usually listens on the port of this URL. Empty for other ports."""
+    """A hint: the server that usually listens on the port of this URL. For other ports the text is empty."""
     return _PORTS.get(urlsplit(url).port or 0, "")

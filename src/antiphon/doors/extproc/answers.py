@@ -2,8 +2,7 @@
 
 This module contains only values and pure functions. This module also decompresses an upstream's body if the body is
 compressed although the request did not accept compression. `stream.py`, `relay_state.py` and `immediate_response.py`
-know when Envoy accepts an answer. `peer.py` sends the answer, and the exchange decides what happens after a damaged
-body.
+decide when to send an answer. `peer.py` sends the answer, and the exchange decides what happens after a damaged body.
 
 The decoders accept chunks of any size, and follow the same rules as aiohttp, which the HTTP server uses. A gzip body
 may have several members, and a deflate body may lack the zlib header. No bytes may follow the end of a body.

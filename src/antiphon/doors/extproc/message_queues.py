@@ -3,8 +3,8 @@ the transport accepts.
 
 `Inbox` reads messages and joins body chunks. `Outbox` sends messages and remembers whether any message was sent.
 `peer.py` waits for messages and for room in the queue. `wire.py` encodes the messages, and `answers.py` builds the
-content of answers. `stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` know when
-Envoy accepts an answer.
+content of answers. `stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` decide
+when to send an answer.
 
 Invariants: messages keep their order, and each is delivered once. Joining chunks loses and duplicates no byte of a
 body.

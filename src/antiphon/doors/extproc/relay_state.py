@@ -1,8 +1,8 @@
 """Decides, without IO, which messages of one relayed exchange the sidecar sends to Envoy, and when.
 
-This module knows which answers Envoy accepts at which point of a stream, and it computes deadlines. `relay.py` waits,
-sends and runs timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the content of the
-response.
+This module has the rules about which answers Envoy accepts at which point of a stream. It also computes deadlines.
+`relay.py` waits, sends and runs timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the
+content of the response.
 
 Rules, verified against Envoy 1.40.0:
 

@@ -172,8 +172,8 @@ async def _serve(
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:
-    """Read the request to its end and decompress its body. Returns False when Envoy has answered the client itself in
-    the meantime."""
+    """Read the request to its end and decompress its body. Returns False when Envoy has answered the client itself
+    before the request's end."""
     body = WholeBody(request.headers, hold, context.limits.request_body_bytes)
     # Most requests have arrived completely at this point, and reading them needs no timeout.
     last = None

@@ -1,7 +1,7 @@
 """Converts ext_proc messages to and from plain values. No other file uses the generated protobuf classes.
 
 `fast_codec.py` decodes the usual header messages, and handles the usual body chunks. `stream.py`, `relay.py` and
-`immediate_response.py` know when Envoy accepts an answer.
+`immediate_response.py` decide when to send an answer.
 
 This module encodes header changes and metadata by hand. The generated protobuf classes take twice the time, because
 they create an object for each field of each header. Most headers are equal in every answer, so this module caches their

@@ -486,7 +486,7 @@ class HttpDoor:
 
 
 def _peer_address(request: web.BaseRequest) -> str:
-    """The host part of the peer's address; empty for a Unix socket."""
+    """The host part of the peer's address. For a Unix socket the text is empty."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return str(peer[0]) if isinstance(peer, tuple) else ""
 
