@@ -42,7 +42,7 @@ def run_demo_upstream(arguments: argparse.Namespace) -> int:
 
 
 def run_recorder(arguments: argparse.Namespace) -> int:
-    """Serve a recorder in front of a chat server. Returns the exit status: 1 if an exchange failed."""
+    """Serve a proxy that records the exchanges with a chat server. Returns the exit status: 1 if an exchange failed."""
     upstream = _upstream(arguments.upstream)
     secrets = environment_secrets(os.environ) + tuple(_variable("--secret-env", name) for name in arguments.secret_env)
     key = _variable("--key-env", arguments.key_env) if arguments.key_env else ""

@@ -2,7 +2,7 @@
 
 This module builds the app from the settings, runs tasks next to the servers, and shuts the process down. One task sends
 a request to each upstream, and logs a warning about each upstream that does not answer. `serve.py` and `extproc.py`
-have the servers and their drain. `supervisor/process.py` handles signals, and `start_checks.py` logs other warnings.
+start and drain the servers. `supervisor/process.py` handles signals, and `start_checks.py` logs other warnings.
 `doctor/command.py` checks the features of upstreams.
 
 Invariants: the servers close before the app, whether the process stops after a signal or after an error. The start does

@@ -73,8 +73,7 @@ class Telemetry:
     """The observations of the requests in flight. If `journal` is None, the set is empty."""
 
     def cost(self, model: str, usage: Usage) -> int:
-        """Return the cost of a model call, in millionths of the currency of the configured prices. Returns 0 for a
-        model without a price."""
+        """Return the cost of a model call in millionths of the currency, or 0 for a model without a price."""
         price = self.price_of(model[:NAME_LENGTH])
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
@@ -350,8 +349,7 @@ class Observation:
         return live_request(exchange, self._caller, trail, self.door, self._upstream, age, first, self._calls)
 
     def recorded(self) -> Recording | None:
-        """The recorded contents of this request so far. The result is None unless the settings record every request of
-        this kind (`console.record`, `console.record_unstored`)."""
+        """The recorded contents of this request so far, or None if the settings do not record this request."""
         exchange, console = self._exchange, self._telemetry.console
         if console.record != "all" or not isinstance(exchange, RecordingExchange) or exchange.parts is None:
             return None

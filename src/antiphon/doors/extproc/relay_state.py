@@ -1,8 +1,7 @@
 """Decides, without IO, which messages of one relayed exchange the sidecar sends to Envoy, and when.
 
-This module has the rules about which answers Envoy accepts at which point of a stream. It also computes deadlines.
-`relay.py` waits, sends and runs timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the
-content of the response.
+This module has the rules about the answers that Envoy accepts, and computes deadlines. `relay.py` waits, sends and runs
+timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the content of the response.
 
 Rules, verified against Envoy 1.40.0:
 
@@ -160,8 +159,7 @@ class RelayState:
         self.finished = False
         """Whether the response is complete once `outgoing` and `rest` are sent."""
         self.cut = ""
-        """The reason why the driver must break the client's stream off after `outgoing`. The text is empty if the
-        stream may end normally."""
+        """The reason to break the client's stream off after `outgoing`. The text is empty without such a reason."""
         # The output of the exchange for the client.
         self._head: SendHead | None = None
         self._waiting: list[bytes] = []
@@ -460,8 +458,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The maximum silence of the upstream in seconds. Before the response head, the limit grows with each upstream
-        that Envoy tries."""
+        """The maximum silence in seconds. Before the response head, it is multiplied by the number of upstreams."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:

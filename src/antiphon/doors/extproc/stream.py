@@ -10,9 +10,12 @@ rules of this module:
 - The sidecar sends no answer before it has the whole request. The first answer decides whether Envoy makes the model
   call (relay) or this process answers (local). Only an early refusal is sent before the request's end, as an immediate
   response.
+
 - If a handler ended without an answer, Envoy would send the untranslated request upstream, even an incomplete one. So
   `serve_stream` answers or raises, and its caller aborts the call after an exception.
+
 - A request that ended with trailers is never relayed.
+
 - Envoy sends its own local replies to the sidecar as response messages, even before the sidecar has answered the
   request.
 """
