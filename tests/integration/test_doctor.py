@@ -189,7 +189,7 @@ async def test_a_data_folder_in_which_everybody_may_write_is_seen(doctor: Doctor
         (2 << 30, 1 << 20, "ok", "2,048 MiB are free"),
         (512 << 20, 1 << 20, "note", "only 512 MiB are free"),
         (2 << 30, 7, "note", ", for 7 files"),
-        (1 << 20, 1 << 20, "problem", "its disk is full"),
+        (1 << 20, 1 << 20, "problem", "the disk is full"),
         (2 << 30, 0, "problem", "the disk has no free inodes for new files"),
     ],
 )
@@ -384,7 +384,7 @@ async def test_what_the_server_is(doctor: Doctor, profile: str, signs: dict[str,
     async with ChatServer() as server:
         server.default = chat_server(**signs)
         report = await doctor(server.base_url)
-    assert report.line("profile generic is not the best one for this server").endswith(
+    assert report.line("profile generic is not the best profile for this server").endswith(
         f"set upstream.profile: {profile}"
     )
     assert report.status == 0

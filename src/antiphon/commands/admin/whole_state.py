@@ -124,7 +124,7 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
     print(f"Moved to {goal.shown}; the command compared every row and the contents of every file.")
     mark = folder / MARK_FILE
     kept = (
-        f"The move did not change the data in {folder}. No process starts on this folder while {mark} exists. "
+        f"The move did not change the data in {folder}. No process uses this data folder while the file {mark} exists. "
         "Keep the folder until you have checked the moved data."
     )
     print(kept, *hints, sep="\n")
@@ -159,8 +159,8 @@ async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) 
     recorded, own = await backend.recorded_keys(), keys.recorded()
     if recorded is None:
         raise ConfigError(
-            "state.url is not set: this command compares keys only with a PostgreSQL database. With SQLite, the keys "
-            "are in the data folder or the settings"
+            "state.url: this command needs a PostgreSQL database, which records keys. With SQLite, the keys are in the "
+            "data folder or the settings"
         )
     rows = [["key", "fingerprint", "database", "these settings"]]
     for name in sorted({*recorded, *own} - {MOVING}):

@@ -217,13 +217,13 @@ class _Upstream:
         return finding
 
     def _fit(self, found: list[ProbedFeature], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
-        """The finding about the profile in use: whether it is the best one for the server."""
+        """The finding about whether the profile in use is the best profile for the server."""
         names = ", ".join(one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile))
         refused = f"sends fields or values that this server refuses: {names}" if names else ""
         best = fitting_profile(found, profile, known)
         looks = f"; the server looks like {PROFILES[known].title}" if known else ""
         if best is not profile:
-            what = f"profile {profile.name} {refused or 'is not the best one for this server'}{looks}"
+            what = f"profile {profile.name} {refused or 'is not the best profile for this server'}{looks}"
             return self._find("note", what, f"set {self._section}.profile: {best.name}{_ALIKE if not known else ''}")
         if refused:
             advice = "no profile fits this server completely; leave these fields out of requests"
