@@ -279,10 +279,10 @@ def test_a_purge_uses_the_settings(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["admin", "purge", "--data", str(data)]) == 0
-    assert "deleted: 0 groups of linked responses, " in capsys.readouterr().out
+    assert "deleted: 0 chains of responses, " in capsys.readouterr().out
     monkeypatch.setenv("ANTIPHON_RETENTION__RESPONSES", "60")
     assert main(["admin", "purge", "--data", str(data)]) == 0
-    assert "deleted: 2 groups of linked responses, " in capsys.readouterr().out
+    assert "deleted: 2 chains of responses, " in capsys.readouterr().out
 
 
 def test_a_folder_without_a_database_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

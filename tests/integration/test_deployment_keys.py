@@ -133,4 +133,4 @@ def test_where_machines_share_nothing_there_is_nothing_to_compare(
 ) -> None:
     (tmp_path / "sessions.db").touch()
     assert main(["admin", "deployment-keys", "--data", str(tmp_path)]) == 2
-    assert "share no database" in capsys.readouterr().err
+    assert "needs a PostgreSQL database" in capsys.readouterr().err

@@ -189,8 +189,8 @@ async def test_a_data_folder_in_which_everybody_may_write_is_seen(doctor: Doctor
         (2 << 30, 1 << 20, "ok", "2,048 MiB are free"),
         (512 << 20, 1 << 20, "note", "only 512 MiB are free"),
         (2 << 30, 7, "note", ", for 7 files"),
-        (1 << 20, 1 << 20, "problem", "its disk is full"),
-        (2 << 30, 0, "problem", "its disk has no free inodes for new files"),
+        (1 << 20, 1 << 20, "problem", "the disk is full"),
+        (2 << 30, 0, "problem", "the disk has no free inodes for new files"),
     ],
 )
 async def test_a_disk_that_is_full_or_nearly_is_seen(
@@ -367,7 +367,7 @@ async def test_lm_studio_is_known_by_its_own_paths_and_its_profile_fits(doctor: 
         assert report.line("profile generic sends").endswith("set upstream.profile: lmstudio")
         report = await doctor(server.base_url, settings="upstream: {profile: lmstudio}\n")
     assert report.line("profile lmstudio fits").startswith("ok")
-    assert "the profile lmstudio takes this into account" in report.line("json_object: no")
+    assert "the profile lmstudio does not use this feature" in report.line("json_object: no")
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ async def test_what_the_server_is(doctor: Doctor, profile: str, signs: dict[str,
     async with ChatServer() as server:
         server.default = chat_server(**signs)
         report = await doctor(server.base_url)
-    assert report.line("profile generic is not the best one for this server").endswith(
+    assert report.line("profile generic is not the best profile for this server").endswith(
         f"set upstream.profile: {profile}"
     )
     assert report.status == 0

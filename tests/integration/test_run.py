@@ -281,7 +281,7 @@ def test_the_help_lists_the_clients() -> None:
 async def test_words_of_the_client_need_two_dashes(processes: list[Command], binaries: Path, tmp_path: Path) -> None:
     ran = await _run(processes, tmp_path, "codex", "exec", "hi")
     assert await ran.end() == 2
-    assert ran.err[-1].endswith("unrecognized arguments: exec hi; write the arguments of the client after --")
+    assert ran.err[-1].endswith("unrecognized arguments: exec hi; write the client's own arguments after --")
 
 
 async def test_flags_without_effect(

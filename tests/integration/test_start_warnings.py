@@ -185,9 +185,9 @@ async def test_a_prefix_that_may_be_wrong_is_asked_about(log: _Log) -> None:
     ("refused", "advice"),
     [
         ("certificate has expired", "renew it"),
-        ("Missing Authority Key Identifier", "that Python 3.13 and newer require"),
-        ("Path length given without key usage keyCertSign", "that Python 3.13 and newer require"),
-        ("unable to get local issuer certificate", "set upstream.ca_file to the certificate's authorities"),
+        ("Missing Authority Key Identifier", "Python 3.13 and newer require"),
+        ("Path length given without key usage keyCertSign", "Python 3.13 and newer require"),
+        ("unable to get local issuer certificate", "set upstream.ca_file to the CA certificates"),
     ],
 )
 def test_what_to_do_about_a_certificate(refused: str, advice: str) -> None:

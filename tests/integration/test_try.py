@@ -167,7 +167,7 @@ async def test_a_server_that_is_no_gateway(processes: list[Command]) -> None:
         origin = "http://{}:{}".format(*runner.addresses[0])
         for path, words, said in (
             ("", ("--model", "m"), "answers with application/json, not with an event stream"),
-            ("/cut", ("--model", "m"), "the stream ended before the response did"),
+            ("/cut", ("--model", "m"), "the stream ended before the response was complete"),
             ("/x", ("--model", "m"), "answers with status 404 and may not be a gateway; name the gateway's address"),
             ("/x", (), "with --model the command does not need the list of models"),
         ):

@@ -295,7 +295,7 @@ def test_a_scrape_waits_a_second_for_values_and_then_goes_without() -> None:
         with capture_logs() as lines:
             assert b"antiphon_responses_in_flight 0.0" in await metrics.scraped()
         assert loop.time() - began == 1
-        assert [line["cause"] for line in lines] == ["not read within 1 s"]
+        assert [line["cause"] for line in lines] == ["the values of the gauges were not read within 1 s"]
 
     in_fake_time(scrape())
 

@@ -101,7 +101,7 @@ def test_both_sides_are_printed_in_order() -> None:
     )
     shown = "\n".join(contents(story, colors=False))
     named = ("POST /v1/r", "accept: a", '"input"', "/chat", '"messages"')
-    places = [shown.index(part) for part in (*named, "busy", "42", '"error"', "record is cut")]
+    places = [shown.index(part) for part in (*named, "busy", "42", '"error"', "contents are cut")]
     assert places == sorted(places)
 
 

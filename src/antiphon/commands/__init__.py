@@ -1,2 +1,2 @@
 """Contains the commands of `antiphon`. Each command is a function in one module of this package. `antiphon/entry.py`
-imports that module when the command runs."""
+imports only the module of the command that runs."""

@@ -42,7 +42,7 @@ def run_demo_upstream(arguments: argparse.Namespace) -> int:
 
 
 def run_recorder(arguments: argparse.Namespace) -> int:
-    """Serve a recorder in front of a chat server. Returns the exit status: 1 if an exchange failed."""
+    """Serve a proxy that records the exchanges with a chat server. Returns the exit status: 1 if an exchange failed."""
     upstream = _upstream(arguments.upstream)
     secrets = environment_secrets(os.environ) + tuple(_variable("--secret-env", name) for name in arguments.secret_env)
     key = _variable("--key-env", arguments.key_env) if arguments.key_env else ""
@@ -155,7 +155,8 @@ def counted(number: int, noun: str) -> str:
 
 def print_exchange(number: int, line: str, *, status: int, cut: bool, note: str) -> None:
     """Print one line for an exchange to standard error, in colour on a terminal. `number` is the number of the
-    exchange's entry in the recording, or 0 without an entry. `line` may contain texts of a client."""
+    exchange's entry in the recording, or 0 without an entry. The function replaces control characters in `line` and
+    `note`."""
     color = _YELLOW if note or cut else _RED if status >= 400 else _GREEN
     state = f"{status or 'no status'}{' cut' if cut else ''}"
     said = printable(f"{line}{f'  {note}' if note else ''}")[:_LONGEST]

@@ -29,7 +29,7 @@ class ArgumentOptions(TypedDict, total=False):
 
 
 Arguments = dict[str, ArgumentOptions]
-"""The arguments of a command: an argument's name, or its short and long flag, and its options."""
+"""The arguments of a command. A key is the argument's name or its flags, for example `-v, --verbose`."""
 
 
 class ChatServer(NamedTuple):
@@ -58,11 +58,16 @@ OF_COMMANDS: dict[str, Arguments] = {
             "help": "environment variable with a client's key, for upstreams with 'auth: passthrough'",
         },
         "--images": {"action": "store_true", "help": "also check whether the model accepts images"},
-        "--json": {"action": "store_true", "help": "print the findings as JSON"},
+        "--json": {"action": "store_true", "help": "print the results of the checks as JSON"},
     },
     "tail": {
-        "--lines": {"type": int, "default": 10, "metavar": "N", "help": "first print the newest N; default: 10"},
-        "--no-follow": {"action": "store_true", "help": "end after the newest requests"},
+        "--lines": {
+            "type": int,
+            "default": 10,
+            "metavar": "N",
+            "help": "first print the newest N requests; default: 10",
+        },
+        "--no-follow": {"action": "store_true", "help": "print the newest requests and exit"},
         "--failed": {"action": "store_true", "help": "only requests with an error"},
         "--model": {"help": "only requests for this model"},
         "--owner": {"help": "only requests of this owner: a name of owner.keys, or an owner id"},
@@ -96,7 +101,7 @@ OF_COMMANDS: dict[str, Arguments] = {
         },
         "--gateway": {
             "metavar": "NAMESPACE/NAME",
-            "help": "the Gateway, with --for envoy-gateway or istio; default: default/antiphon",
+            "help": "the Gateway to extend, with --for envoy-gateway or istio; default: default/antiphon",
         },
         "--hostname": {
             "action": "append",
@@ -115,7 +120,7 @@ OF_COMMANDS: dict[str, Arguments] = {
         "--remove": {"action": "store_true", "help": "print the commands that remove Antiphon from the Gateway"},
         "--listener": {
             "metavar": "NAME,...",
-            "help": "the Gateway's listeners, with --for envoy-gateway; default: http",
+            "help": "the Gateway's listeners that serve Antiphon, with --for envoy-gateway; default: http",
         },
         "--gateway-port": {"metavar": "PORT", "help": "port of the Gateway's listener, with --for istio; default: 80"},
         "--into": {
@@ -217,14 +222,14 @@ OF_ADMIN: dict[str, Arguments] = {
             "default": "model",
             "help": "columns by which the command groups: day, owner, model, upstream, or several with commas",
         },
-        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
-        "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day (UTC)"},
+        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day to list (UTC)"},
+        "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day to list (UTC)"},
         "--json": {"action": "store_true", "help": "print one JSON object per line"},
         "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of days before this day"},
         **_YES,
     },
     "audit": {
-        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
+        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day to list (UTC)"},
         "--owner": {"default": "", "metavar": "NAME", "help": "list only the rows that concern this owner"},
         "--changes": {"action": "store_true", "help": "list only changes, without the reads of operators"},
         "--limit": {"type": int, "default": 100, "help": "the maximum number of rows to list; default: %(default)s"},
@@ -245,21 +250,27 @@ OF_ADMIN: dict[str, Arguments] = {
     "new-keys": _YES,
 }
 _DATABASE: Arguments = {
-    "--database": {"metavar": "NAME", "help": "a database that 'migrate status' lists; default: the first"}
+    "--database": {
+        "metavar": "NAME",
+        "help": "name of a database, as 'migrate status' lists it; default: the first in that list",
+    }
 }
 OF_MIGRATE: dict[str, Arguments] = {
     "up": {
         "--seconds": {
             "type": float,
             "default": 600.0,
-            "help": "maximum number of seconds for one step of the schema; default: %(default)g",
+            "help": "maximum number of seconds for one migration step; default: %(default)g",
         }
     },
-    "create": {"name": {"metavar": "NAME", "help": "the step's name: small letters, digits and _"}, **_DATABASE},
+    "create": {
+        "name": {"metavar": "NAME", "help": "the migration step's name: small letters, digits and _"},
+        **_DATABASE,
+    },
     "down": {**_DATABASE, **_YES},
 }
 _GATEWAY: Arguments = {
-    "--url": {"metavar": "URL", "help": "base URL of the gateway; default: the address of the setting listen"},
+    "--url": {"metavar": "URL", "help": "base URL of the gateway; default: the address in the setting 'listen'"},
     "--model": {"help": "the model; default: the first that the gateway lists"},
     "--key-env": {"metavar": "NAME", "help": "environment variable with the client's key; default: no key"},
 }
@@ -273,7 +284,10 @@ TRY_ARGUMENTS: Arguments = {
     **_GATEWAY,
     "--config": {"type": Path, "metavar": "FILE", "help": "YAML file of settings, for the gateway's address"},
     "--instructions": {"metavar": "TEXT", "help": "instructions for the model"},
-    "--previous": {"metavar": "ID", "help": "id of the response to continue, as the last line of a run shows it"},
+    "--previous": {
+        "metavar": "ID",
+        "help": "id of the response to continue; 'antiphon try' prints the id in its last line",
+    },
     "--tool": {
         "action": "append",
         "metavar": "TYPE",
@@ -288,13 +302,14 @@ RUN_EXAMPLES = (
     "antiphon run opencode --url http://gateway:8080/v1 --key-env MY_KEY",
 )
 RUN_MORE = """\
-The words after -- are the client's own arguments. The command uses the gateway that already runs at the setting listen,
-or starts one as 'antiphon up' does and stops it when the client ends. The client gets a temporary configuration, so the
-user's own configuration of the client does not change. The exit status is the client's."""
+The words after -- are the client's own arguments. The command uses a gateway that already runs at the address in the
+setting 'listen'. Without such a gateway, the command starts one, and stops it when the client ends. The client gets a
+temporary configuration, so the user's own configuration of the client does not change. The command exits with the
+client's exit status."""
 RUN_ARGUMENTS: Arguments = {
     "client": {"choices": ("codex", "opencode"), "help": "the client to run"},
     **_GATEWAY,
-    "--url": {"metavar": "URL", "help": "base URL of a running gateway; default: the one at the setting listen"},
+    "--url": {"metavar": "URL", "help": "base URL of a running gateway; default: the address in the setting 'listen'"},
 }
 
 
@@ -310,12 +325,13 @@ The models are demo and demo-reasoner. The first row that matches the last messa
   any other text                         the model repeats the message
 If the message contains "think", the model sends reasoning first."""
 _RECORD: Final = """\
-The file has one JSON object a line. It holds no request headers, no URL of the upstream and no key: the recorder
-removes the keys of requests, and the values of variables whose name ends in KEY, TOKEN, SECRET or PASSWORD.
-It holds the conversations themselves. The guide: docs/how-to/record-and-replay.md."""
+The file has one JSON object per line. The file contains no request headers, no URL of the upstream and no key. The
+command removes the keys of requests, and the values of variables whose name ends in KEY, TOKEN, SECRET or PASSWORD.
+The file contains the conversations in plain text. The guide: docs/how-to/record-and-replay.md."""
 _REPLAY: Final = """\
-A request matches an entry with the same method, path and JSON body, in any order of keys. A request without an answer
-gets status 404, and the error names the first difference. The guide: docs/how-to/record-and-replay.md."""
+A request matches an entry with the same method, path and JSON body, in any order of keys. A request that
+matches no entry gets status 404, and the error names the first difference.
+The guide: docs/how-to/record-and-replay.md."""
 
 
 def _listen(default: str) -> Arguments:
@@ -380,7 +396,8 @@ CHAT_SERVERS: Final[dict[str, ChatServer]] = {
             },
             "--loop": {
                 "action": "store_true",
-                "help": "begin again after the last recorded answer to a request; default: repeat the last one",
+                "help": "after the last recorded answer to a request, begin again with the first; default: "
+                "repeat the last answer",
             },
             **_JSON,
         },

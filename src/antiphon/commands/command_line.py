@@ -1,8 +1,8 @@
 """Parses the command line: the commands, their actions and their help, as one argparse parser.
 
 This module lists the commands in the order of their use. The error message for an unknown word suggests the nearest
-known word. This module also runs the commands `antiphon version` and `antiphon completion`. Every other command has its
-code in a separate module, and `entry.py` runs it. `command_arguments.py` has the arguments of each command, and
+known word. This module also runs the commands `antiphon version` and `antiphon completion`. Every other command has a
+separate module, which `entry.py` imports and runs. `command_arguments.py` has the arguments of each command, and
 `flags.py` has the setting of each flag.
 
 Invariants: of the commands, the parser imports only `health`, so that `antiphon --help` is quick. An error message
@@ -100,8 +100,8 @@ _ADMIN = {
         "quotas": "print how much of each quota is used in its current period",
         "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
         "export": "write all stored data of one owner to standard output, one JSON object per line",
-        "move-owner": "give all stored data of one owner to another owner; without --yes only count it",
-        "delete-owner": "delete all stored data of one owner; without --yes only count it",
+        "move-owner": "give all stored data of one owner to another owner; without --yes only count the data",
+        "delete-owner": "delete all stored data of one owner; without --yes only count the data",
     },
     "Upkeep": {
         "audit": "list the changes and the reads of operators, the newest first",
@@ -126,11 +126,11 @@ _ADMIN = {
 }
 _MIGRATE = {
     "Schema": {
-        "status": "list the schema's steps, and the versions that can use the database; exit 1 if a step is missing",
-        "up": "apply the missing steps",
-        "down": "undo the last step; without --yes only print it",
+        "status": "list the migration steps, and the versions that can use the database; exit 1 if a step is missing",
+        "up": "apply the missing migration steps",
+        "down": "undo the last migration step; without --yes only print the step",
     },
-    "For developers": {"create": "create a new empty step in the source tree"},
+    "For developers": {"create": "create an empty migration step in the source tree"},
 }
 
 
@@ -179,7 +179,7 @@ def _help(text: str, examples: tuple[str, ...], more: str = "") -> _Help:
 def make_parser(*, for_completion: bool = False) -> argparse.ArgumentParser:
     """Build the parser of the whole command line.
 
-    With `for_completion` each action has a help text, because shtab leaves out actions without one. Without
+    With `for_completion` each action has a help text, because shtab leaves out actions without a help text. Without
     `for_completion` the actions have no help text: argparse would list them a second time in the help of `admin`.
     """
     parser = Parser(
@@ -261,7 +261,7 @@ def _add_actions(
         for action, said in actions.items():
             word, _, verb = action.partition(" ")
             if verb and word not in verbs:
-                group = f"create, list and end client {word}"
+                group = f"create, list, rotate and revoke client {word}"
                 parser = _add_action(below, word, group, listed=listed)
                 verbs[word] = parser.add_commands("verb", "ACTION")
             if verb:
@@ -323,7 +323,7 @@ def run_completion(arguments: argparse.Namespace) -> int:
 
 
 _NO_FLAG = re.compile(r"-|-\d+|-\d*\.\d+")
-"""A word that begins with a dash and is a value: standard input, or a negative number."""
+"""Matches a word that begins with a dash but is not a flag: standard input (`-`), or a negative number."""
 
 
 def _with_type(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -432,7 +432,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is no {kind} {word!r}{near}")
 
     def _unfit(self, word: str) -> bool:
-        """Return whether argparse would take this word for a flag that the parser does not know."""
+        """Return whether this word is a flag that the parser does not know."""
         if not word.startswith("-") or " " in word or _NO_FLAG.fullmatch(word):
             return False
         flag = word.partition("=")[0]
@@ -443,7 +443,7 @@ class Parser(argparse.ArgumentParser):
         flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
         for flag in flags:
             if flag in UP_FLAGS:
-                return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
+                return f"; use {flag} with 'antiphon up' (without Envoy: --door http)"
             if near := advice(flag, [one for one, shown in self._flags.items() if shown]):
                 return near
-        return "; write the arguments of the client after --" if self.passes_on else ""
+        return "; write the client's own arguments after --" if self.passes_on else ""

@@ -6,17 +6,24 @@ server. Only `chat_servers.py` imports this module. This module uses no other mo
 The last message of a request decides the answer. The first rule that matches applies:
 
 - The last messages are tool results: the server repeats them (`The tool said: …`).
+
 - The user's message contains `fail`: the server returns status 500 with an OpenAI error object. If the message contains
   `error 429`, or `error` with another status from 400 to 599, the server returns that status.
+
 - The message contains `break`: the server starts an answer, then cuts the connection.
+
 - The request offers tools, and the message matches one: the server calls that tool. A message matches a tool if it
   contains the tool's name or a word of the name. If the request offers a single tool, every question matches that tool.
   `tool_choice` can require a call. The server makes one call per city in the message (`in Paris and Rome`), unless
   `parallel_tool_calls` is false. The server guesses the arguments from the message. A string argument is the city or
   the whole message. The argument `code` is a program that draws the numbers in the message.
+
 - The message contains `count to 20` (up to 10000): the server counts.
+
 - The message contains `instructions`: the server repeats the system and developer messages.
+
 - The message contains `before` or `remember`: the server repeats the user's earlier messages in the same request.
+
 - Any other message: the server answers `You said: …`, with the number of messages.
 
 The server sends `reasoning_content` first if the model is `demo-reasoner`, if the request has `reasoning_effort`, or if
@@ -122,7 +129,7 @@ def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tup
         return "The tool said: " + "; ".join(results), (), False
     last = _last_user_text(messages)
     if failure := re.search(r"\bfail\b|\berror ([45]\d\d)\b", last, re.IGNORECASE):
-        raise DemoError(int(failure[1] or 500), f"You asked for it: {failure[0]}.", "scripted_failure")
+        raise DemoError(int(failure[1] or 500), f"The message requests this error: {failure[0]}.", "scripted_failure")
     if re.search(r"\bbreak\b", last, re.IGNORECASE):
         return "This answer will not be", (), True
     calls = _calls(request, last, key)
@@ -229,7 +236,7 @@ def _text(message: Object) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Split the text into words, each with the white space around it. Joining the words gives the text again."""
+    """Split the text into words, each with the white space around it. The joined words are equal to the text."""
     pieces = _WORD.findall(text)
     rest = text[sum(len(piece) for piece in pieces) :]
     return [*pieces, rest] if rest else pieces

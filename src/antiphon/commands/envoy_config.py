@@ -144,7 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _gateway_flags(arguments: argparse.Namespace) -> dict[str, tuple[Any, str]]:
-    """Each flag about a Gateway with its given value, or None, and its default."""
+    """The flags about a Gateway. Each flag has two values: the given one (None if the flag is not given), and the
+    default."""
     return {
         "--gateway": (arguments.gateway, "default/antiphon"),
         "--listener": (arguments.listener, "http"),
@@ -198,8 +199,8 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:
-    """The given version, or else the version of the Envoy binary that `antiphon up` would start. Without a binary, the
-    newest known version."""
+    """The given version, or else the version of the Envoy binary that `antiphon up` would start. If no binary is found,
+    the result is the newest known version."""
     if given is not None:
         return parse_version(given)
     try:

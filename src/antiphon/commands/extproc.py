@@ -21,8 +21,8 @@ from antiphon.supervisor.worker_orders import STREAM_ENDED, take_early_end
 _log = structlog.get_logger(__name__)
 
 _NOTICE_SECONDS = 2.0
-"""The default of `timeouts.notice` for `extproc`: twice the interval of Envoy's health checks, so that at least one
-check fails in this time."""
+"""The default of `timeouts.notice` for `extproc`, in seconds. Envoy checks health every second, so Envoy sees the stop
+before the sidecar refuses requests."""
 
 
 def run(arguments: argparse.Namespace) -> int:

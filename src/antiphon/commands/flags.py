@@ -34,7 +34,7 @@ class Flag(NamedTuple):
 
 DATA = Flag(
     "data",
-    "data folder: databases, keys, sockets. Default: .antiphon if it exists here or this is a checkout, "
+    "data folder: databases, keys, sockets. Default: .antiphon if the current folder has it or is a checkout, "
     "else $XDG_DATA_HOME/antiphon",
     "FOLDER",
 )
@@ -50,7 +50,7 @@ COMMON_FLAGS = {
     "--mode": Flag("mode", "the process that makes the first model call: Envoy (relay), or the sidecar (drive)"),
     "--transport": Flag("sidecar.transport", "implementation of the sidecar's gRPC server"),
     "--log-level": Flag("log.level", "lowest level of the log lines that Antiphon writes"),
-    "--log-format": Flag("log.format", "auto is console on a terminal, otherwise JSON"),
+    "--log-format": Flag("log.format", "format of the log lines; auto: console on a terminal, otherwise JSON"),
 }
 UP_FLAGS = {
     "--workers": Flag("workers", "number of processes: sidecars, or HTTP servers", "N"),
@@ -61,7 +61,9 @@ CONSOLE_FLAGS = {
     "--console": Flag(
         "console.enabled", "serve the console, a web page about requests and stored data, at console.listen"
     ),
-    "--console-act": Flag("console.act", "let operators in the console run, cancel and delete for every owner"),
+    "--console-act": Flag(
+        "console.act", "let operators in the console send requests, cancel responses and delete data for every owner"
+    ),
 }
 ENVOY_FLAGS = {
     "--endpoint-picker": Flag(
@@ -129,14 +131,15 @@ def _setting(path: str) -> tuple[object, object]:
 
 
 def _choices(kind: object) -> list[str]:
-    """The allowed values of a setting whose type is an enumeration or a literal, optional or not."""
+    """The allowed values of a setting whose type is an enumeration or a literal, or one of these types with None."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [one.value for one in kind]
     return [one for part in get_args(kind) for one in ([part] if isinstance(part, str) else _choices(part))]
 
 
 def settings_file(arguments: argparse.Namespace) -> Path | None:
-    """The path of the settings file, from the parsed flag `--config` or from `ANTIPHON_CONFIG`. None without either."""
+    """The path of the settings file, from the parsed flag `--config` or from `ANTIPHON_CONFIG`. The result is None if
+    neither is set."""
     given = getattr(arguments, "config", None) or os.environ.get(CONFIG_VARIABLE)
     return Path(given) if given else None
 
@@ -165,7 +168,8 @@ def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def given_words(arguments: argparse.Namespace) -> list[str]:
-    """The flags of `antiphon up` in a parsed command line, as arguments for another command line."""
+    """The flags of `antiphon up` in a parsed command line, as arguments with which `antiphon run` starts `antiphon
+    up`."""
     words = []
     flags = {name: flag.setting for group in OF_UP for name, flag in group.items()}
     for name, destination in {"--config": "config", "--api-key-env": _KEY_VARIABLE, **flags}.items():

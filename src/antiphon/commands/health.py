@@ -113,7 +113,7 @@ def _of_file(file: str | None) -> dict[str, object]:
 
 def _shown(place: str) -> str:
     """The address without credentials. Only an address with `@` or `?` can contain credentials. For any other address,
-    the function skips the slow import of the module that masks them."""
+    the function skips the slow import of the module that masks credentials."""
     if "@" not in place and "?" not in place:
         return place
     from antiphon.config.urls import shown_text
@@ -176,7 +176,7 @@ def _connect(place: str, tls: Mapping[str, object] | None) -> socket.socket:
 
 
 def _first_line(connection: socket.socket) -> bytes:
-    """Read the status line. Raises `TimeoutError` if the line is not complete in time, even if some bytes arrive."""
+    """Read the status line. Raises `TimeoutError` if the line is not complete within `_SECONDS`."""
     last = time.monotonic() + _SECONDS
     received = b""
     while b"\r\n" not in received and len(received) < _HEAD_BYTES:

@@ -2,8 +2,8 @@
 
 This module polls the journal, applies the filters, and prints the lines of a request. The lines show the request's
 facts, its failure, its steps, and both sides of its recorded contents. `stores/journal.py` stores the journal, and
-`console/story.py` puts a recording in order. `console/views/request.py` shows the same request as a page of the
-console.
+`console/story.py` pairs the recorded model calls with their answers. `console/views/request.py` shows the same request
+as a page of the console.
 
 Both commands read the database themselves, as `antiphon admin` does, so they work without a running gateway.
 
@@ -48,7 +48,7 @@ _RED, _GREEN, _END = "\x1b[31m", "\x1b[32m", "\x1b[0m"
 def run_tail(arguments: argparse.Namespace) -> int:
     """Print requests until the user interrupts the command. Returns the exit status."""
     if not 0 <= arguments.lines <= _MOST:
-        raise ConfigError(f"--lines {arguments.lines}: from 0 to {_MOST}")
+        raise ConfigError(f"--lines {arguments.lines}: write a number from 0 to {_MOST}")
     try:
         return asyncio.run(_tail(settings_of(arguments), arguments))
     except KeyboardInterrupt:
@@ -95,7 +95,7 @@ class Follow:
         self._seen: dict[str, None] = {}
 
     async def last(self, lines: int) -> list[Entry]:
-        """The newest entries, oldest first. `more` continues after them."""
+        """The newest entries, oldest first. The method `more` returns the entries that arrive later."""
         page = await self._journal.list(self._chosen, limit=max(1, lines))
         self._note(page.entries[::-1])
         return list(page.entries[:lines][::-1])
@@ -190,7 +190,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
     named = {
         "request id": entry.request_id or entry.id,
         "served by": f"{entry.door}, upstream {entry.upstream or 'not called'}"
-        + (", as the fallback" if entry.detail.fallback else ""),
+        + (", as a fallback for a failed upstream" if entry.detail.fallback else ""),
         "first token": duration(entry.first_token),
         "prompt cache": percent(entry.cached_tokens / entry.input_tokens) if entry.input_tokens else "",
         "model calls": str(entry.calls) if entry.calls > 1 else "",
@@ -230,7 +230,7 @@ def contents(story: Story, *, colors: bool) -> Iterator[str]:
     elif story.answer:
         yield from _block(f"answer to the client: HTTP {story.answer_status}", story.answer, colors=colors)
     if story.cut:
-        yield "The record is cut, because it exceeds console.record_request_bytes."
+        yield "The recorded contents are cut, because they exceed console.record_request_bytes."
 
 
 def as_json(entry: Entry, story: Story | None) -> str:

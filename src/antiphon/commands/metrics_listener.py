@@ -28,8 +28,8 @@ async def metrics_listener(
     """Listen on the address while the context is active, and yield the address with the actual port. If `address` is
     None, do nothing and yield an empty text.
 
-    `ready` answers `/ready`. If `ready` is None, the listener does not serve the path `/ready`. Raises `ConfigError` if
-    the process cannot listen on the address.
+    `ready` computes the answer to `GET /ready`. If `ready` is None, the listener does not serve this path. Raises
+    `ConfigError` if the process cannot listen on the address.
     """
     if address is None:
         yield ""

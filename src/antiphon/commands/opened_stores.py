@@ -13,7 +13,7 @@ from antiphon.stores import Stores, open_stores
 async def opened_stores(settings: Settings) -> Stores:
     """Open the stores. The caller must close the stores. Raises `ConfigError` and `StoreError`.
 
-    An operator waits for the result, so an unreachable database is an error without retries.
+    If the database is unreachable, this function raises immediately, because an operator waits for the result.
     """
     return await open_stores(
         settings.state.model_copy(update={"start_within": 0.0}),

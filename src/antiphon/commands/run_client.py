@@ -38,7 +38,7 @@ from antiphon.supervisor.process import hears_hangup
 from antiphon.supervisor.run_folder import run_folder
 
 KEY_VARIABLE = "GATEWAY_KEY"
-"""The variable with the client's key, if `--key-env` names no other."""
+"""The environment variable with the client's key, unless `--key-env` names another variable."""
 _NO_KEY = "anything"
 _LOG = "gateway.log"
 _START_SECONDS = 180.0
@@ -60,7 +60,7 @@ class ForwardedSignals:
         self.target: Callable[[int], object] | None = None
 
     def hear(self) -> None:
-        """Handle signals from now on, in the running task."""
+        """Install the signal handlers. A signal without a target cancels the running task."""
         task = asyncio.current_task()
         assert task is not None
 
@@ -187,8 +187,8 @@ class StartedGateway:
 
 @asynccontextmanager
 async def started_gateway(words: Sequence[str], log: Path, drain: float) -> AsyncIterator[StartedGateway]:
-    """Run `antiphon up` with these arguments while the block runs. Its log lines go to the file `log`. `drain` is the
-    setting `timeouts.drain`. Raises `AntiphonError` if the gateway does not become ready."""
+    """Run `antiphon up` with these arguments during the `with` block. The log lines of `antiphon up` go to the file
+    `log`. `drain` is the setting `timeouts.drain`. Raises `AntiphonError` if the gateway does not become ready."""
     pipe = ParentPipe()
     # The guard ends the gateway if this process is killed.
     guard = [sys.executable, "-I", "-S", str(Path(parent_guard.__file__)), str(pipe.reading), f"{_CLOSING_SECONDS:g}"]

@@ -42,8 +42,8 @@ class NoGateway(GatewayError):
 
 
 def gateway_url(url: str | None, config: Path | None) -> str:
-    """The base URL of the gateway, which ends in `/v1` or in the path of `url`. Without `url`, the base URL is that of
-    the address in the setting `listen`. Raises `ConfigError`."""
+    """The base URL of the gateway, which ends in `/v1` or in the path of `url`. If `url` is None, the function forms
+    the base URL from the address in the setting `listen`. Raises `ConfigError`."""
     if url is not None:
         return _given_url(url)
     try:
@@ -79,7 +79,7 @@ def _given_url(url: str) -> str:
 
 
 def client_key(variable: str | None) -> str | None:
-    """The client's key in this environment variable. None without a variable. Raises `ConfigError`."""
+    """The client's key in this environment variable. The result is None if `variable` is None. Raises `ConfigError`."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
@@ -193,5 +193,5 @@ def _refusal(url: str, status: int, body: bytes) -> str:
             f"{url} answers with status {status} and may not be a gateway; name the gateway's address with --url, "
             "for example http://127.0.0.1:8080/v1"
         )
-    advice = "; name the environment variable with your key with --key-env" if status == 401 else ""
+    advice = "; give the name of the environment variable with your key: --key-env NAME" if status == 401 else ""
     return f"the gateway answers with status {status}: {one_line(words, _MESSAGE)}{advice}"

@@ -43,7 +43,7 @@ def _tell_of_lost(settings: Settings) -> None:
     lost = take_lost(settings.data)
     for begin in range(0, len(lost), _IDS_IN_A_LINE):
         some = lost[begin : begin + _IDS_IN_A_LINE]
-        cause = "the process that served them was killed"
+        cause = "the process that served these requests was killed"
         _log.error("requests_lost", requests=len(some), fault="ours", cause=cause, request_ids=some)
 
 

@@ -2,7 +2,7 @@
 
 This module builds the app from the settings, runs tasks next to the servers, and shuts the process down. One task sends
 a request to each upstream, and logs a warning about each upstream that does not answer. `serve.py` and `extproc.py`
-have the servers and their drain. `supervisor/process.py` handles signals, and `start_checks.py` logs other warnings.
+start and drain the servers. `supervisor/process.py` handles signals, and `start_checks.py` logs other warnings.
 `doctor/command.py` checks the features of upstreams.
 
 Invariants: the servers close before the app, whether the process stops after a signal or after an error. The start does
@@ -143,7 +143,7 @@ def run_serving(
 @asynccontextmanager
 async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
     """While the context is active, check once that every upstream answers and accepts the API key in the settings. Log
-    a warning for each that does not."""
+    a warning for each upstream that fails this check."""
     seconds = settings.timeouts.check
     upstreams = list(settings.every_upstream.items()) if seconds else []
     if settings.envoy.endpoint_picker.address is not None:

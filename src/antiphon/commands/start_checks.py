@@ -37,7 +37,7 @@ CONTENTS_ADVICE = (
 )
 """The advice to print if `contents_are_here_alone` returns true."""
 
-IDLE_QUOTA_ADVICE = "correct the name, or add what the limit needs"
+IDLE_QUOTA_ADVICE = "correct the name in the setting, or set 'prices' for a limit of cost"
 """The advice for each entry that `idle_quotas` returns."""
 
 PASSED_IDENTITY_ADVICE = (
@@ -86,7 +86,7 @@ def log_console(where: str) -> None:
 
 
 def sidecar_tls(settings: Settings) -> TlsFiles | None:
-    """The TLS files of the sidecar's TCP ports, or None without TLS."""
+    """The TLS files of the sidecar's TCP ports, or None if these ports do not use TLS."""
     files = settings.sidecar.tls
     return TlsFiles(files.cert, files.key, files.client_ca) if files.cert and files.key else None
 
@@ -153,8 +153,9 @@ def passed_identities(settings: Settings) -> tuple[str, ...]:
     """Return the names of the upstreams that get the client's Authorization header although a proxy identifies the
     client, often by a token in this header.
 
-    With `owner.source: jwt` or with client keys, the settings reject such an upstream. With a proxy the settings allow
-    it. A client may identify itself to the proxy in another way, and send its key for the upstream in the header.
+    With `owner.source: jwt` or with client keys, the settings reject such an upstream. If a proxy identifies clients,
+    the settings allow such an upstream, because the Authorization header may contain only the client's key for the
+    upstream.
     """
     if settings.owner.source not in ("header", "metadata"):
         return ()
@@ -165,7 +166,8 @@ def idle_quotas(settings: Settings) -> list[tuple[str, str]]:
     """Return the entries of `quotas` that limit nothing, each as a setting and the reason.
 
     A limit of cost needs `prices`. A name that the settings do not contain may be a typing error. This function checks
-    names only if the settings contain all client keys, because otherwise names come from a database or an issuer.
+    the names of owners, keys and teams only if the settings contain all client keys. Otherwise these names come from a
+    database or a token issuer.
     """
     quotas, owner = settings.quotas, settings.owner
     named: dict[str, Mapping[str, QuotaLimits]] = {

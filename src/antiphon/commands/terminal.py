@@ -7,7 +7,7 @@ progress, and `observability/log_lines.py` colours log lines.
 
 Invariants: a terminal interprets no character in a result of `printable_text`, except line ends and tabs. In a result
 of `printable`, a terminal interprets no character at all. The progress line appears only if standard error is a
-terminal, and never with a JSON result. If it does not appear, this module does not import tqdm, and writes only the
+terminal, and never with a JSON result. Without a progress line, this module does not import tqdm, and writes only the
 messages of `say`.
 """
 
@@ -91,7 +91,7 @@ class _Bar(Protocol):
 
 
 class ProgressLine:
-    """The progress of one command. `bar` is tqdm's line, or None without a terminal."""
+    """The progress of one command. `bar` is tqdm's line, or None if standard error is not a terminal."""
 
     def __init__(self, title: str, stream: TextIO, bar: _Bar | None, *, quiet: bool) -> None:
         self._title = title

@@ -90,7 +90,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     if summary.error:
         raise GatewayError(one_line(summary.error, _MESSAGE))
     if not summary.response:
-        raise GatewayError("the stream ended before the response did; look at the gateway's log")
+        raise GatewayError("the stream ended before the response was complete; look at the gateway's log")
     if not arguments.json:
         if ignored:
             print(f"ignored: {one_line(ignored, _MESSAGE)}", file=sys.stderr)
@@ -149,7 +149,7 @@ class ResponseView(Protocol):
         """Show an event that arrived `seconds` after the request."""
 
     def end(self) -> None:
-        """Finish the last line."""
+        """Write a line end if the last line has none."""
 
 
 class Summary:
@@ -157,7 +157,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.response: Event = {}
-        """The response object of the terminal event. Empty until this event arrives."""
+        """The response object of the terminal event. The object is empty until this event arrives."""
         self.error = ""
         """The message of the error that ended the response."""
         self.first: float | None = None
@@ -196,7 +196,7 @@ class Summary:
 
 
 class TextView:
-    """The answer's text on `out`; reasoning and tool calls on `err`, dimmed."""
+    """Writes the answer's text to `out`, and reasoning and tool calls in a dim colour to `err`."""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out, self._err = out, err
@@ -218,7 +218,7 @@ class TextView:
                 self._write(self._err, f"→ {_item(item)}\n", dim=True)
 
     def end(self) -> None:
-        """Finish the last line."""
+        """Write a line end if the last line has none."""
         if self._open is not None:
             self._open.write("\n")
             self._open.flush()
@@ -235,7 +235,7 @@ class TextView:
 
 
 class EventView:
-    """Each event on one line: the seconds since the request, the type, and a short form."""
+    """Writes each event on one line: the seconds since the request, the type, and a short form."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -252,7 +252,7 @@ class EventView:
 
 
 class JsonView:
-    """Each event as one line of JSON, with escapes for all characters outside ASCII."""
+    """Writes each event as one line of JSON, with escapes for all characters outside ASCII."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out

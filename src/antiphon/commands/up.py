@@ -52,8 +52,8 @@ _log = structlog.get_logger(__name__)
 _CLOSING_SECONDS = 1.7
 """Seconds after the drain, or after a second signal, in which all children must end."""
 _END_SECONDS = 1.8
-"""Seconds after the drain until this process ends, by force if necessary. The documentation promises two seconds, so
-the process has some time left to exit."""
+"""Seconds after the drain until this process exits, by force if necessary. The documentation promises an end within two
+seconds."""
 _MEASURE_SECONDS = 2.0
 
 _T = TypeVar("_T")

@@ -47,7 +47,8 @@ class ConsolePages(Protocol):
         ...
 
     def reads_body(self, method: str, path: str) -> bool:
-        """Whether the page at this path needs the request body. If it does not, the server does not read the body."""
+        """Whether the page at this path needs the request body. If the page needs no body, the server does not read the
+        body."""
         ...
 
     def knows(self, request: ApiRequest) -> bool:
@@ -55,9 +56,9 @@ class ConsolePages(Protocol):
         ...
 
     async def runs(self, request: ApiRequest) -> Caller | None:
-        """The caller for whom a `POST` to `RUN_PATH` creates a response. None if `handle` answers the request. The
-        server has not read the request body at this point. Raises `ApiError` when the session or the CSRF token is
-        wrong."""
+        """The caller for whom a `POST` to `RUN_PATH` creates a response. The result is None if `handle` must answer the
+        request. The server calls this method before it reads the request body. Raises `ApiError` when the session or
+        the CSRF token is wrong."""
         ...
 
 
@@ -78,8 +79,8 @@ class Admission:
         """The number of requests that ended since the drain began, by kind. The key `given_back` counts background
         responses that were returned to the queue for another process."""
         self.gives_back = False
-        """Whether background responses that end during the drain have been returned to the queue. `end` then counts
-        each of them as `given_back`."""
+        """Whether the process returns background responses to the queue. If it does, `end` counts each ended background
+        response as `given_back`."""
         self._leaving = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -223,7 +224,7 @@ class DoorContext:
     """The budget of memory for all requests in flight together. The budget covers the request bodies and the stored
     data that the requests load."""
     console: ConsolePages | None = None
-    """The pages of the console. None if the console is not enabled."""
+    """The pages of the console, or None if the console is not enabled."""
     upload_bytes: int = 512 << 20
     """The maximum size of a file that a form of the console uploads."""
 

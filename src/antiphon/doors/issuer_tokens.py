@@ -68,9 +68,9 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
     try:
         listed = json.loads(data)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("it is not a JSON Web Key Set") from None
+        raise ValueError("the downloaded file is not a JSON Web Key Set") from None
     if not isinstance(listed, list) or len(listed) > _MOST_KEYS:
-        raise ValueError("it is not a JSON Web Key Set, or too long")
+        raise ValueError(f"the downloaded file is not a JSON Web Key Set of at most {_MOST_KEYS} keys")
     found: dict[tuple[str | None, str], jwt.PyJWK] = {}
     of_algorithm: dict[str, list[jwt.PyJWK]] = {}
     for one in listed:
@@ -82,19 +82,19 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
                     found[key.key_id, algorithm] = key
     found.update(((None, name), keys[0]) for name, keys in of_algorithm.items() if len(keys) == 1)
     if not found:
-        raise ValueError("it has no key for the algorithms of owner.jwt.algorithms")
+        raise ValueError("the key set has no key for the algorithms of owner.jwt.algorithms")
     return found
 
 
 def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) -> tuple[Caller, float]:
     """The caller whom the token names, and the time at which the token expires. Raises `TokenRefused`."""
     if len(token) > _LONGEST_TOKEN:
-        raise TokenRefused("It is too long.")
+        raise TokenRefused("The token is too long.")
     try:
         head = jwt.get_unverified_header(token)
         kid, algorithm = head.get("kid"), head.get("alg")
         if algorithm not in rules.algorithms:
-            raise TokenRefused("Its algorithm is not allowed here.")
+            raise TokenRefused("The token's algorithm is not allowed here.")
         key = keys.get((kid, algorithm))
         if key is None:
             raise UnknownKey("The issuer has no key with the token's key id.")
@@ -115,23 +115,23 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
             },
         )
     except jwt.InvalidIssuerError:
-        raise TokenRefused("Another issuer created it.") from None
+        raise TokenRefused("Another issuer created the token.") from None
     except jwt.InvalidAudienceError:
-        raise TokenRefused("It is for another service.") from None
+        raise TokenRefused("The token is for another service.") from None
     except jwt.MissingRequiredClaimError:
-        raise TokenRefused("It lacks one of the claims exp, iss and aud.") from None
+        raise TokenRefused("The token lacks one of the claims exp, iss and aud.") from None
     except jwt.InvalidSignatureError:
-        raise TokenRefused("Its signature is wrong.") from None
+        raise TokenRefused("The token's signature is wrong.") from None
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        raise TokenRefused("It is not a signed JSON Web Token.") from None
+        raise TokenRefused("The token is not a signed JSON Web Token.") from None
     until = _time(claims, "exp") + rules.leeway
     if not now < until:
-        raise TokenRefused("It has expired.")
+        raise TokenRefused("The token has expired.")
     if "nbf" in claims and now < _time(claims, "nbf") - rules.leeway:
-        raise TokenRefused("It is not valid yet.")
+        raise TokenRefused("The token is not valid yet.")
     caller = rules.names.caller(claims)
     if caller is None:
-        raise TokenRefused("Its claim with the owner's name is missing or is not a valid text.")
+        raise TokenRefused("The token's claim with the owner's name is missing or is not a valid text.")
     return caller, until
 
 
@@ -192,7 +192,8 @@ class Identities:
 
 
 def _key_for(one: dict[str, object], algorithm: str) -> jwt.PyJWK | None:
-    """The key in this entry of a key set, for this algorithm. None if the entry has another key type or another use."""
+    """The key in this entry of a key set, for this algorithm. The result is None if the entry has another key type or
+    another use."""
     operations = one.get("key_ops")
     if (
         one.get("kty") != ("OKP" if algorithm == "EdDSA" else _TYPES[algorithm[0]])
@@ -216,7 +217,7 @@ def _time(claims: Mapping[str, object], name: str) -> float:
     value = claims[name]
     # In Python, JSON's true is an integer. A token with an infinite time would never expire.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
-        raise TokenRefused(f"Its claim {name} is not a valid time (seconds since 1970).")
+        raise TokenRefused(f"The token's claim {name} is not a valid time (seconds since 1970).")
     return float(value)
 
 

@@ -36,7 +36,8 @@ class ClaimNames:
     team: str | None = None
 
     def caller(self, claims: Mapping[str, object]) -> Caller | None:
-        """The caller whom these claims name; None when the owner's claim is absent or not a usable text."""
+        """The caller whom these claims name. The result is None when the owner's claim is absent or not a usable
+        text."""
         owner = _text(claims, self.owner, _LONGEST_OWNER)
         if not owner:
             return None
@@ -83,14 +84,14 @@ class Adopts(Protocol):
 class OwnerResolver:
     """Derives the caller of a request.
 
-    `source` selects the owner. With `bearer`, the owner is a keyed hash of the bearer token, and requests without a
-    token share one owner. With `header`, the owner is the value of the trusted header `header`. With `single`, all
-    requests have the same owner. `client_keys` finds the caller of each accepted token by the token's SHA-256 digest.
-    When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
-    from `source`. If `source` is `jwt`, `tokens` finds the caller of the bearer token. If `source` is `metadata`,
-    `claims` finds the caller in the metadata that an Envoy filter wrote. The resolver tells `adopts` about the first
-    request with each key of a named owner. The resolver refuses the admin token (`admin`), because this token must
-    never reach an upstream or become the name of an owner.
+    `source` determines how the resolver finds the owner. With `bearer`, the owner is a keyed hash of the bearer token,
+    and requests without a token share one owner. With `header`, the owner is the value of the trusted header `header`.
+    With `single`, all requests have the same owner. `client_keys` finds the caller of each accepted token by the
+    token's SHA-256 digest. When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without
+    an owner gets the owner from `source`. If `source` is `jwt`, `tokens` finds the caller of the bearer token. If
+    `source` is `metadata`, `claims` finds the caller in the metadata that an Envoy filter wrote. The resolver tells
+    `adopts` about the first request with each key of a named owner. The resolver refuses the admin token (`admin`),
+    because this token must never reach an upstream or become the name of an owner.
     """
 
     source: Literal["bearer", "header", "single", "jwt", "metadata"]
@@ -189,8 +190,8 @@ def _decoded(text: str) -> object:
 
 
 def _text(claims: Mapping[str, object], name: str | None, longest: int) -> str:
-    """The claim's value; empty when the claim is absent, too long or not printable. Databases may refuse text that is
-    not printable."""
+    """The claim's value. The text is empty when the claim is absent, too long or not printable. Databases may refuse
+    text that is not printable."""
     value = claims.get(name) if name is not None else None
     return value if isinstance(value, str) and len(value) <= longest and value.isprintable() else ""
 

@@ -8,8 +8,8 @@ streamed uploads, and `extproc/answers.py` handles compressed upstream responses
 Decoding begins when the body is complete. The same limit applies to the compressed body and to the decoded body.
 
 Invariant: for any bytes, the result is the plain body or an `ApiError`: 400 for damaged data, 413 for a too large body,
-415 for an unknown coding. A decoder returns at most one byte more than its limit. The limit is `limit` bytes. A result
-of more than `_FREE` bytes may also be at most `_RATIO` times as large as the received body.
+415 for an unknown coding. A decoder returns at most one byte more than its limit. The limit is `limit` bytes. In
+addition, the result may not exceed both `_FREE` bytes and `_RATIO` times the size of the received body.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
         if len(body) > allowed:
             if allowed < limit:
                 raise RequestTooLarge(
-                    "The decompressed request body is far larger than its compressed form allows. Send the "
-                    "body uncompressed.",
+                    f"The decompressed request body is more than {_RATIO} times as large as the compressed body. "
+                    "Send the body uncompressed.",
                     code="request_too_large",
                 )
             raise too_large(limit, decoded=True)
@@ -158,7 +158,7 @@ def _gunzip(body: bytes, limit: int) -> bytes:
         size += len(member)
         if size > limit or not body:
             return b"".join(parts)
-    raise _Broken("it has too many members")
+    raise _Broken("the data has too many members")
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
@@ -166,7 +166,7 @@ def _deflate(body: bytes, limit: int) -> bytes:
     zlib_form = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
     plain, rest = _inflate(zlib.decompressobj(zlib.MAX_WBITS if zlib_form else -zlib.MAX_WBITS), body, limit + 1)
     if rest and len(plain) <= limit:
-        raise _Broken("something follows its end")
+        raise _Broken("extra bytes follow the end of the data")
     return plain
 
 
@@ -175,9 +175,9 @@ def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, 
     try:
         plain = stream.decompress(body, limit)
     except zlib.error:
-        raise _Broken("it is damaged") from None
+        raise _Broken("the data is damaged") from None
     if not stream.eof and len(plain) < limit:
-        raise _Broken("it ends in the middle of a block")
+        raise _Broken("the data ends in the middle of a block")
     return plain, stream.unused_data
 
 
@@ -198,7 +198,7 @@ def _unzstd(body: bytes, limit: int) -> bytes:
                 parts.append(part)
                 left -= len(part)
     except zstandard.ZstdError:
-        raise _Broken("it is damaged") from None
+        raise _Broken("the data is damaged") from None
     return b"".join(parts)
 
 
@@ -208,16 +208,16 @@ def _check_frames(body: bytes) -> None:
     while place < end or not frames:
         frames += 1
         if frames > _MAX_MEMBERS:
-            raise _Broken("it has too many frames")
+            raise _Broken("the data has too many frames")
         magic = body[place : place + 4]
         if magic == b"\x28\xb5\x2f\xfd":
             place = _frame_end(body, place + 4)
         elif len(magic) == 4 and magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50:
             place += 8 + int.from_bytes(body[place + 4 : place + 8], "little")
         else:
-            raise _Broken("it is damaged")
+            raise _Broken("the data is damaged")
         if place > end:
-            raise _Broken("it ends in the middle of a block")
+            raise _Broken("the data ends in the middle of a block")
 
 
 def _frame_end(body: bytes, place: int) -> int:

@@ -175,8 +175,8 @@ def _console_seconds(settings: Settings) -> float:
 
 
 def _runtime(settings: Settings) -> Config:
-    """Build Envoy's runtime configuration, which limits the number of connections of the console's listener. Empty
-    without this listener."""
+    """Build Envoy's runtime configuration, which limits the number of connections of the console's listener. The result
+    is empty if the console is not enabled."""
     if not settings.console.enabled:
         return {}
     values = {"envoy.resource_limits.listener.console.connection_limit": CONSOLE_CONNECTIONS}

@@ -4,8 +4,8 @@ Envoy rewrites its own error answers as OpenAI error objects. The package `doors
 the sidecar receives.
 
 Envoy logs failures of passed-through requests, and of sidecars that do not answer. Envoy logs each failed upstream of a
-request, because it retries with the next upstream and the sidecar sees only the last one. Envoy logs a relayed stream
-that ended early, because only Envoy knows which side ended it.
+request, because Envoy retries with the next upstream and the sidecar sees only the last upstream. Envoy logs a relayed
+stream that ended early, because only Envoy knows which side ended it.
 
 This module selects the requests for which Envoy writes a log line. The lines distinguish a client that disconnects from
 an upstream that breaks off. Envoy's lines have the same fields as the sidecar's log lines (`observability/outcome.py`).

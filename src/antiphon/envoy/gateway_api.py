@@ -2,7 +2,7 @@
 
 This module generates the objects in order, each with a comment, and the commands that remove them. Among the objects
 are the HTTPRoute with the public routes, and patches for Envoy fields that no object of Envoy Gateway can set.
-`gateway_pod.py` generates the sidecar in the pod and the form of commands. `routes.py` generates Envoy's routes, and
+`gateway_pod.py` generates the sidecar in the pod and formats commands. `routes.py` generates Envoy's routes, and
 `snippet.py` splits Envoy's configuration into parts. The package `commands` prints the result.
 
 Antiphon is a native sidecar of the Envoy that Envoy Gateway manages. Envoy and the sidecar communicate over Unix
@@ -105,9 +105,9 @@ def objects(
         *(
             [
                 (
-                    "Puts the sidecar into the managed Envoy's pod. The GatewayClass decides the other fields. The "
-                    "data\n"
-                    "folder ends with the pod. Set state.url for several replicas, or to keep stored data.",
+                    "Puts the sidecar into the managed Envoy's pod. The GatewayClass decides the other fields.\n"
+                    "Kubernetes deletes the data folder with the pod. Set state.url (PostgreSQL) for several\n"
+                    "replicas, or to keep stored data.",
                     _object(_ENVOY_GATEWAY, "EnvoyProxy", place, _envoy_proxy(settings, sidecar, place, version)),
                 )
             ]
@@ -136,8 +136,8 @@ def objects(
         ),
         (
             "The paths that clients can reach. Policies (SecurityPolicy...) of this route or of the Gateway apply to\n"
-            "all of them. You may delete matches that clients must not use (/v1/embeddings...). Do not delete a rule,\n"
-            "because the patches refer to rules by number.",
+            "all these paths. You may delete matches that clients must not use (/v1/embeddings...). Do not delete a\n"
+            "rule, because the patches refer to rules by number.",
             _http_route(place, made),
         ),
         (

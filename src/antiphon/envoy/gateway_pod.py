@@ -59,7 +59,7 @@ class GatewayTarget(NamedTuple):
     port: int = 80
     """The port of the listener. Only Istio uses this port."""
     hostnames: tuple[str, ...] = ()
-    """The host names for which Antiphon's routes apply; empty for every host."""
+    """The host names for which Antiphon's routes apply. An empty list stands for every host."""
     own: bool = False
     """Whether the Gateway serves only Antiphon's routes."""
     envoy_proxy: str | None = None

@@ -67,8 +67,8 @@ def objects(
             gateway_pod.settings_map(sidecar, place.namespace, limits),
         ),
         (
-            "Istio merges this into the Gateway's Deployment, which gets the sidecar. The data folder ends with the\n"
-            "pod. Set state.url (PostgreSQL) for several replicas, or to keep stored data.",
+            "Istio merges this ConfigMap into the Gateway's Deployment, which gets the sidecar. Kubernetes deletes\n"
+            "the data folder with the pod. Set state.url (PostgreSQL) for several replicas, or to keep stored data.",
             gateway_pod.config_map(_OVERLAY, place.namespace, overlay),
         ),
         (

@@ -1,6 +1,6 @@
 """Builds the few Envoy configuration messages that Antiphon uses, as plain dictionaries.
 
-This module knows the type URLs and the shapes of messages. `routes.py`, `bootstrap.py` and other modules fill the
+This module has the type URLs and the fields of these messages. `routes.py`, `bootstrap.py` and other modules fill the
 messages with values.
 
 Invariant: no function of this module reads settings.

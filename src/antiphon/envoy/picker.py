@@ -1,7 +1,7 @@
 """Generates the configuration for an inference scheduler's endpoint picker, which chooses the server of each model
 call.
 
-This module knows which upstream has a picker, and generates the retry policy of its routes and its clusters.
+This module finds out which upstream has a picker, and generates the retry policy of its routes and its clusters.
 `picker_listener.py` generates the listener with the picker's filter and handles the picker's failures. `routes.py`
 generates the routes to the upstream, and `clusters.py` configures TLS.
 

@@ -65,8 +65,8 @@ def _routes(settings: Settings) -> list[Config]:
 
     The timeout of the second route limits the time that the picker may take. In FULL_DUPLEX_STREAMED mode Envoy ignores
     `message_timeout`, and a timeout of the gRPC call would end long streams. The second route has two timeouts. After
-    the first timeout Envoy sends its own response through the picker's filter, which may hold back this response as
-    well. After the second timeout, Envoy's response bypasses the filters.
+    the first timeout Envoy sends its own response through the picker's filter. A filter that waits for the picker may
+    hold back this response too. After the second timeout, Envoy's response bypasses the filters.
     """
     chosen: Config = {
         "cluster": PICKED,

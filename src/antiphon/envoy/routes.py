@@ -455,8 +455,8 @@ def to_another_sidecar(retried: str) -> Config:
 
 def _told_to_sidecar(settings: Settings) -> Config:
     """Return the route fields that add the shared secret and the client's claims to a request as headers. On TCP the
-    sidecar refuses requests without the secret. The claims come from Envoy's metadata as JSON. Without claims Envoy
-    adds no header."""
+    sidecar refuses requests without the secret. The claims come from Envoy's metadata as JSON. If a request has no
+    claims, Envoy adds no header for claims."""
     owner = settings.owner
     added = []
     if parse_address(settings.sidecar.http)[0] != "unix":

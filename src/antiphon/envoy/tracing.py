@@ -87,7 +87,8 @@ def untraced(settings: Settings) -> Config:
 
 
 def collector_address(settings: Settings) -> tuple[str, int, bool] | None:
-    """Return the trace collector's host, its port, and whether it uses TLS. Returns None without tracing."""
+    """Return the trace collector's host, its port, and whether it uses TLS. Returns None if tracing is not
+    configured."""
     if settings.tracing.traces_url is None:
         return None
     url = urlsplit(settings.tracing.traces_url)

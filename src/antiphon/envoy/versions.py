@@ -33,10 +33,10 @@ class EnvoyVersion(NamedTuple):
 
 
 OLDEST = EnvoyVersion(1, 37)
-"""The oldest supported version. 1.37 is the first version in which an external processor can stream its own response
-(`StreamedImmediateResponse`)."""
+"""The oldest supported version of Envoy. 1.37 is the first version in which an external processor can stream its own
+response (`StreamedImmediateResponse`)."""
 NEWEST = EnvoyVersion(1, 40)
-"""The newest tested version. Later versions get the same configuration."""
+"""The newest tested version of Envoy. Later versions get the same configuration."""
 
 
 class Feature(NamedTuple):

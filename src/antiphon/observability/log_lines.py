@@ -80,7 +80,7 @@ def _complete(level: str, event: MutableMapping[str, object]) -> MutableMapping[
 
 
 def recent_warnings() -> list[Mapping[str, object]]:
-    """The fields of the newest lines of this process at `warning` or above, redacted, newest first. At most 200."""
+    """The fields of the newest 200 lines of this process at `warning` or above, redacted, newest first."""
     return list(reversed(_recent))
 
 
@@ -110,8 +110,8 @@ def _any_of_secret(keys: tuple[str, ...]) -> bool:
 
 
 _OURS: Final = frozenset({"response_id", "owner", "door", "outcome"})
-"""The keys whose texts come from the process itself. Each line of a response has these keys. The search for credentials
-skips these texts, because they would take most of the search's time."""
+"""The names of log fields whose texts come from the process itself. Each log line of a response has these fields. The
+search for credentials skips their texts, which would take most of the search's time."""
 
 
 def _holds_secret(event: Mapping[str, object]) -> bool:
@@ -303,7 +303,8 @@ class LogOutput:
         atexit.register(self.flush, _EXIT_SECONDS)
 
     def write(self, line: bytes, lines: int = 1) -> None:
-        """Write one line without its line end. `lines` is the number of lines that `line` contains."""
+        """Write a line, to which this method adds the line end. `line` may also consist of several lines with line ends
+        between them; `lines` is their number."""
         data = line + b"\n"
         with self._changed:
             if self._direct is not None and not self._lines and not self._writing and not self._dropped:

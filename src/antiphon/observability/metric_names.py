@@ -63,7 +63,8 @@ _CODE = "the error code in the response's log line; empty: no code; `other`: a c
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
 _OWNER = "the owner's name, or the owner id if the owner has no name; `other`: all further owners"
 _MODEL = (
-    "the requested model, once an upstream has answered for it; `other`: after a hundred models, or for a name longer "
+    "the requested model, if an upstream has answered a request for it; `other`: after a hundred "
+    "models, or for a name longer "
     "than 256 characters"
 )
 _RESULT = "`ok`, `error`"
@@ -77,7 +78,7 @@ _OPERATIONS = (
     "`renew`, `save_file`, `get_file`, `open_file`, `list_files`, `delete_file`"
 )
 _BOUNDS = (
-    "`limits.concurrent_requests`, `limits.bytes_in_flight`, and of one owner `limits.owner_requests`, "
+    "`limits.concurrent_requests`, `limits.bytes_in_flight`; for one owner: `limits.owner_requests`, "
     "`limits.owner_bytes_in_flight`"
 )
 
@@ -119,16 +120,16 @@ COST = _counter(
     "antiphon_cost_total", "Cost of the tokens by the setting `prices`, in the currency of `prices`.", model=_MODEL
 )
 OWNER_RESPONSES = _counter(
-    "antiphon_owner_responses_total", "Responses by owner. Empty without `metrics.owners`.", owner=_OWNER
+    "antiphon_owner_responses_total", "Responses by owner. No samples unless `metrics.owners` is set.", owner=_OWNER
 )
 OWNER_TOKENS = _counter(
     "antiphon_owner_tokens_total",
-    "Input and output tokens by owner, estimates included. Empty without `metrics.owners`.",
+    "Input and output tokens by owner, estimates included. No samples unless `metrics.owners` is set.",
     owner=_OWNER,
 )
 OWNER_COST = _counter(
     "antiphon_owner_cost_total",
-    "Cost of the tokens by owner, in the currency of `prices`. Empty without `metrics.owners`.",
+    "Cost of the tokens by owner, in the currency of `prices`. No samples unless `metrics.owners` is set.",
     owner=_OWNER,
 )
 REQUESTS = _counter(
@@ -199,7 +200,7 @@ PROMPT_COMPARISONS = _counter(
     "antiphon_prompt_comparisons_total",
     "Comparisons of prompts that clients requested with `prompt_cache_options.comparison_response_id`.",
     type="`cache_hit`, `cache_miss`, `comparison_response_not_found`, `unavailable`",
-    reason="why the prompt missed the cache: a reason of `prompt_cache_diagnostics`, or empty without a miss",
+    reason="why the prompt missed the cache: a reason of `prompt_cache_diagnostics`; empty: no miss",
 )
 CONFLICTS = _counter(
     "antiphon_conversation_conflicts_total", "Requests for a conversation that another response was using."
@@ -222,7 +223,7 @@ LOST = _counter(
 )
 NOT_READY = _shared(
     "antiphon_not_ready_seconds",
-    "Seconds for which `/ready` has been failing, at its last check. With several workers, the longest time. 0: ready.",
+    "Seconds between the first and the last failed check of `/ready`; 0: ready. With several workers, the maximum.",
 )
 IN_FLIGHT = _gauge("antiphon_responses_in_flight", "Responses that are in progress.")
 SOCKETS = _gauge(
@@ -289,12 +290,13 @@ OLDEST_XMIN = _shared(
 BLOBS = _shared("antiphon_blobs_bytes", "Total size of file contents, from the database.")
 DISK_FREE = _shared("antiphon_disk_free_bytes", "Space on the data folder's disk that this process may use.")
 LOG_DROPPED = _counter(
-    "antiphon_log_lines_dropped_total", "Log lines dropped because the reader was too slow or the disk was full."
+    "antiphon_log_lines_dropped_total",
+    "Log lines dropped because the process that reads the log was too slow or the disk was full.",
 )
 JOURNAL_LOST = _counter(
     "antiphon_journal_lost_total",
     "Requests, and recorded contents of requests, that the console does not show, because the queue to the database "
-    "was full. Empty without the console.",
+    "was full. No samples unless the console is enabled.",
     kind="`entries`: requests; `contents`: contents of requests",
 )
 LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "Time when the current settings were read.")

@@ -198,7 +198,7 @@ class Metrics:
                 async with asyncio.timeout(_REFRESH_SECONDS):
                     ended = await asyncio.gather(*(refresh() for refresh in self._refreshers), return_exceptions=True)
             except TimeoutError:
-                ended = [StoreError(f"not read within {_REFRESH_SECONDS:g} s")]
+                ended = [StoreError(f"the values of the gauges were not read within {_REFRESH_SECONDS:g} s")]
             failed = [error for error in ended if error is not None]
             if failed:
                 self._outage.failed(cause=str(failed[0]) or type(failed[0]).__name__)

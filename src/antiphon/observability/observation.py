@@ -67,14 +67,13 @@ class Telemetry:
     reserve: Callable[[Caller], Reservation] | None = None
     counts_owners: bool = False
     journal: Journal | None = None
-    """Receives the entry of each finished request. None without the console."""
+    """Receives the entry of each finished request. `journal` is None if the console is not enabled."""
     console: ConsoleSettings = field(default_factory=ConsoleSettings)
     in_flight: set[Observation] = field(default_factory=set)
-    """The observations of the requests in flight. Empty without a journal."""
+    """The observations of the requests in flight. If `journal` is None, the set is empty."""
 
     def cost(self, model: str, usage: Usage) -> int:
-        """Return the cost of a model call, in millionths of the currency of the configured prices. Returns 0 for a
-        model without a price."""
+        """Return the cost of a model call in millionths of the currency, or 0 for a model without a price."""
         price = self.price_of(model[:NAME_LENGTH])
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
@@ -92,12 +91,13 @@ class Telemetry:
             self.journal.note(plain_entry(door, request_id, caller, path, failure, message), None)
 
     def live(self) -> list[LiveRequest]:
-        """The requests in flight, oldest first. Empty without a journal."""
+        """The requests in flight, oldest first. If `journal` is None, the list is empty."""
         observations = sorted(self.in_flight, key=lambda one: one.started)
         return [live for one in observations if (live := one.live()) is not None]
 
     def recorded(self, entry_id: str, owner: str = "") -> Recording | None:
-        """The recorded contents so far of the request in flight with this entry id. `owner`: as in `stop`."""
+        """The recorded contents so far of the request in flight with this entry id. If `owner` is not empty, only a
+        request of this owner counts."""
         named = (one for one in self.in_flight if one.entry_id == entry_id and one.belongs_to(owner))
         return next((one.recorded() for one in named), None)
 
@@ -349,7 +349,7 @@ class Observation:
         return live_request(exchange, self._caller, trail, self.door, self._upstream, age, first, self._calls)
 
     def recorded(self) -> Recording | None:
-        """The recorded contents of this request so far. None unless the settings record every such request."""
+        """The recorded contents of this request so far, or None if the settings do not record this request."""
         exchange, console = self._exchange, self._telemetry.console
         if console.record != "all" or not isinstance(exchange, RecordingExchange) or exchange.parts is None:
             return None
@@ -361,7 +361,7 @@ class Observation:
         return self._trail.entry_id if self._trail is not None else ""
 
     def belongs_to(self, owner: str) -> bool:
-        """Whether the request belongs to this owner. True for an empty `owner`."""
+        """Whether the request belongs to this owner. An empty `owner` stands for any owner."""
         return not owner or owner == self._caller.owner
 
     def stop(self) -> bool:

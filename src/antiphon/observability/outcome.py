@@ -29,7 +29,8 @@ _BY_CODE = {
     "upstream_unreachable": "check that the upstream runs and that its url is right; `antiphon doctor` tests it",
     "upstream_timeout": "the upstream is slow: check it, or raise timeouts.head, timeouts.idle or timeouts.response",
     "upstream_cut": (
-        "the upstream closed the connection early: read its log, and check the time limits of proxies in between"
+        "the upstream closed the connection early: read its log, and check the time limits of "
+        "proxies between Antiphon and the upstream"
     ),
     "upstream_error": "the upstream reported an error: read its log at the time of this request",
     "upstream_too_large": "raise limits.upstream_body_bytes if the model's answers should be that large",
@@ -87,7 +88,7 @@ _BY_OPERATION = {
     ),
 }
 
-_NO_SUCH = "it was deleted or has expired, belongs to another owner, or never existed on this server"
+_NO_SUCH = "the object was deleted, has expired, belongs to another owner, or never existed on this server"
 _HINTS = {
     "previous_response_not_found": (
         "the response was deleted, has expired (retention), was sent with store: false, or belongs to another owner; "
@@ -151,9 +152,9 @@ def advice_for(failure: Failure) -> str:
 
 
 def hint_for(entry: Entry) -> str:
-    """Return what a person who looks at this failed request should know or do, or an empty text. The hint is the advice
-    for the operator if there is one. Unlike `advice_for`, this function also explains failures that the client
-    caused."""
+    """Return what a person who looks at this failed request should know or do, or an empty text. If the failure has
+    advice for the operator, the hint is this advice. Unlike `advice_for`, this function also explains failures that the
+    client caused."""
     fault, detail = entry.fault, entry.detail
     if not fault or fault == "none":
         return ""

@@ -3,7 +3,7 @@
 This module sets the attributes of a response's spans. Tools, retrieval and stores create child spans of the request's
 span themselves (`tracing.span`). `observation.py` collects times and numbers for metrics.
 
-Invariant: a span contains messages only if the settings enable that.
+Invariant: a span contains messages of the conversation only if the setting `tracing.content` is on.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class ServedIds:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.write(file, bytes(_SIZE)) != _SIZE:
-                raise OSError("there is no room")
+                raise OSError("the shared memory is full")
             self._map = mmap.mmap(file, _SIZE)
         except OSError:
             path.unlink(missing_ok=True)

@@ -196,7 +196,7 @@ def test_a_bomb_is_refused_after_what_it_may_make(coding: str, encode: Callable[
 
 def test_a_body_that_grows_without_measure_is_refused_only_when_it_is_large() -> None:
     assert decode_now(("gzip",), gzip.compress(bytes(16 << 20)), MOST) == bytes(16 << 20)
-    with pytest.raises(RequestTooLarge, match="far larger than its compressed form"):
+    with pytest.raises(RequestTooLarge, match="200 times as large as the compressed body"):
         decode_now(("gzip",), gzip.compress(bytes(17 << 20)), MOST)
     # A long conversation with a repeated prompt does not come near it.
     text = os.urandom(120_000).hex().encode() + b"You are a helpful assistant. " * 700_000
@@ -304,5 +304,5 @@ def test_a_frame_that_is_cut_anywhere_is_not_valid(name: str, whole: int) -> Non
     coded = encode(BODY)
     for at in range(1, len(coded)):
         if at != whole:
-            with pytest.raises(InvalidRequest, match="not valid zstd: it "):
+            with pytest.raises(InvalidRequest, match="not valid zstd: the data "):
                 decode_now((coding,), coded[:at], MOST)

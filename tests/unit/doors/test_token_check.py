@@ -108,7 +108,7 @@ def test_only_public_keys_that_fit_are_read() -> None:
     # Two keys of an algorithm: a token must say which.
     assert set(read_keys(data, ALGORITHMS)) == {("ec", "ES256"), ("twin", "ES256")}
     for wrong in (b"", b"[]", b'{"keys": []}', b'{"keys": 7}', key_set(small), json.dumps({"keys": [shared]}).encode()):
-        with pytest.raises(ValueError, match="it "):
+        with pytest.raises(ValueError, match=r"key set|Key Set"):
             read_keys(wrong, ALGORITHMS)
 
 

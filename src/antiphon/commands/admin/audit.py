@@ -1,8 +1,8 @@
 """Implements `antiphon admin audit`, and records the actions of the user who runs a command.
 
-This module finds the name of the acting user, and prints the audit. `stores/audit.py` has the stored rows, and the log
-event of a row. `client_keys.py`, `whole_state.py` and `command.py` make the changes, and `commands/journal.py`
-prints contents.
+This module finds the name of the acting user, and prints the audit. `stores/audit.py` stores the audit rows and defines
+their log event. `client_keys.py`, `whole_state.py` and `command.py` make the changes. `commands/journal.py` prints the
+recorded contents of requests.
 
 Invariant: the log event of a change is written after the change is stored.
 """
@@ -46,7 +46,7 @@ def log_action(settings: Settings, noted: AuditEntry) -> None:
 
 
 async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
-    """Store an audit row in a separate transaction, and log it. Raises `StoreError`."""
+    """Store an audit row in a separate transaction, and log the row. Raises `StoreError`."""
     await store.note(noted)
     log_action(settings, noted)
 
@@ -86,8 +86,8 @@ def _since(text: str) -> float:
 
 
 def _user() -> str:
-    """The name of the process's user, from the user id. Environment variables are not used, because a user can set them
-    to another name."""
+    """The name of the operating-system user that runs this process. Environment variables are not used, because a user
+    can set them to another name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -101,8 +101,8 @@ async def _create(settings: Settings, arguments: argparse.Namespace, keys: KeyMa
     _print_new(settings, made, "", as_json=arguments.json)
     if hashlib.sha256(token.encode()).digest() in (client_keys(settings) or {}):
         print(
-            "The settings list this token too, and the settings have priority. Remove the token from the settings "
-            "before you move data.",
+            "The settings list this token too, and their owner overrides the owner of the new key. Remove the token "
+            "from the settings before you run 'antiphon admin move-owner'.",
             file=sys.stderr,
         )
     former = hashed_owner(token, settings)
@@ -119,14 +119,14 @@ def _lifetime(arguments: argparse.Namespace) -> float | None:
 
 
 def _existing_token(variable: str) -> str:
-    """The token in an environment variable."""
+    """The client's token in an environment variable. Raises `ConfigError` if the token cannot be a client key."""
     token = read_token(variable)
     try:
         check_client_keys(f"--from-env {variable}", (SecretStr(token),))
     except ValueError as error:
         raise ConfigError(str(error).replace("[0]", "")) from None
     if key_digest(SecretStr(token)) != hashlib.sha256(token.encode()).digest():
-        raise ConfigError(f"--from-env {variable}: write the token itself, not its digest")
+        raise ConfigError(f"--from-env {variable}: put the token into the variable, not its sha256 digest")
     return token
 
 
@@ -157,7 +157,7 @@ async def _list(arguments: argparse.Namespace, keys: KeyManager) -> int:
 
 
 def _told(key: ClientKey) -> dict[str, object]:
-    """The key as JSON."""
+    """The client key as a JSON object, without its token."""
     return {
         "id": key.id,
         "owner": key.owner.removeprefix(NAMED),

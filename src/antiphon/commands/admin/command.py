@@ -4,9 +4,9 @@ This module runs the actions and prints their results. `whole_state.py` has the 
 `client_keys.py` has the actions on client keys. `owners.py` moves data to another owner. The package `stores` has the
 SQL.
 
-`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines come from one database
-snapshot, except the lines about files. All actions work while servers use the data folder, but `vacuum` delays the
-servers' writes.
+`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. `of` is the id of the object to
+which the row belongs, or a file's purpose. All lines come from one database snapshot, except the lines about files. All
+actions work while servers use the data folder, but `vacuum` delays the servers' writes.
 
 Invariant: without `--yes` no data is deleted.
 """
@@ -118,7 +118,7 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
         made = await _make_keys(settings) if sure and lost else []
         print(json.dumps({"missing": missing, "made": made}))
     elif not lost:
-        print("Every key that the stored data needs exists.")
+        print("No encryption key is missing.")
     elif sure:
         created = ", ".join(await _make_keys(settings))
         print(f"Created new keys: {created}. Data that needs the lost keys stays unreadable.")
@@ -129,7 +129,7 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
 
 
 async def _make_keys(settings: Settings) -> list[str]:
-    """Replace the lost keys. Returns the paths of the new keys."""
+    """Create new keys in place of the lost keys of the data folder. Returns the paths of the new keys."""
     made = new_keys(settings)
     async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("new-keys", detail={"files": [path.name for path in made]}))
@@ -137,7 +137,7 @@ async def _make_keys(settings: Settings) -> list[str]:
 
 
 async def _owner_data(settings: Settings) -> OwnerData:
-    """Open the data of one owner. The caller must close it."""
+    """Open the stored data of one owner. The caller must close the result."""
     return await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
 
 
@@ -198,7 +198,7 @@ async def _purge(settings: Settings, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"deleted": counted})
     return (
-        f"deleted: {chains} groups of linked responses, {conversations} conversations, {streams} streams of "
+        f"deleted: {chains} chains of responses, {conversations} conversations, {streams} streams of "
         f"background responses, {expired} files"
     )
 
@@ -340,8 +340,8 @@ def read_day(flag: str, text: str) -> str:
 async def show_usage(
     store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO, find: FindNames | None = None
 ) -> int:
-    """Print the requested sums of usage, or delete old sums of usage. `find` finds the names of owners. Raises
-    `ConfigError` and `StoreError`."""
+    """Print the requested sums of usage, or delete old sums of usage. `find` returns the names of owners by their ids.
+    Raises `ConfigError` and `StoreError`."""
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)
         if not arguments.yes:
@@ -393,7 +393,7 @@ def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[st
 
 
 async def show_quotas(settings: Settings, store: QuotaStore, *, as_json: bool) -> int:
-    """Print one row for each counter of a quota. Returns the exit status. Raises `StoreError`."""
+    """Print a table with one row for each quota counter. Returns the exit status. Raises `StoreError`."""
     found = await quota_use(store, quota_rules(settings.quotas))
     if as_json:
         for one in found:

@@ -30,8 +30,8 @@ _LONGEST = 300
 
 
 def selected_owner(arguments: argparse.Namespace, settings: Settings) -> str:
-    """The selected owner. The command reads a token from an environment variable, because every user of the machine can
-    see command-line arguments. Raises `ConfigError`."""
+    """The owner that `--owner` or `--token-env` selects. The token is in an environment variable, because every user of
+    the machine can see command-line arguments. Raises `ConfigError`."""
     if arguments.owner is not None:
         return str(arguments.owner)
     headers, resolver = _presented(read_token(arguments.token_env), settings)
@@ -51,7 +51,8 @@ def read_token(variable: str) -> str:
 
 
 def hashed_owner(token: str, settings: Settings) -> str:
-    """Return the owner of a token that is no configured key: the token's hash. Raises `ConfigError`."""
+    """Return the owner of a token that is not a configured key. This owner is the token's hash. Raises
+    `ConfigError`."""
     headers, resolver = _presented(token, settings)
     return replace(resolver, client_keys=None).resolve(headers).owner
 
@@ -68,8 +69,9 @@ def target_owner(text: str) -> str:
 
 
 def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, str]:
-    """The old and the new owner of `move-owner`. If the given token already belongs to the new owner, the old owner is
-    the token's hash. The token's data belonged to this hash before. Raises `ConfigError`."""
+    """The old and the new owner of `move-owner`. If the token of `--token-env` already belongs to the new owner, the
+    old owner is the token's hash. Before the token became a configured key, its data belonged to this hash. Raises
+    `ConfigError`."""
     old, new = selected_owner(arguments, settings), target_owner(arguments.target)
     if old == new and arguments.token_env is not None:
         old = hashed_owner(read_token(arguments.token_env), settings)
@@ -117,7 +119,7 @@ async def move_owner(
         print(f"antiphon: {printable(str(refused))}", file=sys.stderr)
         return 1
     if left := await containers.move(old, new):
-        again = "Run the command again when they are no longer in use."
+        again = "Run the command again when no request uses the containers."
         print(f"antiphon: containers are in use: {', '.join(left)}. {again}", file=sys.stderr)
         return 1
     print(told(True) if as_json else f"Moved {counted.words} {sides}.")

@@ -121,10 +121,10 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
         size = str(one.target.content_bytes) if one.kind == CONTENTS else ""
         rows.append([one.kind, str(one.target.rows), size, f"{one.target.checksum:016x}"])
     write_table(rows, sys.stdout, left=1)
-    print(f"Moved to {goal.shown}; every row and every content was compared.")
+    print(f"Moved to {goal.shown}; the command compared every row and the contents of every file.")
     mark = folder / MARK_FILE
     kept = (
-        f"The move did not change the data in {folder}. No process starts on this folder while {mark} exists. "
+        f"The move did not change the data in {folder}. No process uses this data folder while the file {mark} exists. "
         "Keep the folder until you have checked the moved data."
     )
     print(kept, *hints, sep="\n")
@@ -159,8 +159,8 @@ async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) 
     recorded, own = await backend.recorded_keys(), keys.recorded()
     if recorded is None:
         raise ConfigError(
-            "state.url: the machines share no database, so no database records keys. The keys are in the data folder "
-            "or the settings"
+            "state.url: this command needs a PostgreSQL database, which records keys. With SQLite, the keys are in the "
+            "data folder or the settings"
         )
     rows = [["key", "fingerprint", "database", "these settings"]]
     for name in sorted({*recorded, *own} - {MOVING}):

@@ -3,8 +3,8 @@
 This module checks this machine, these settings and the trace collector, and prints the report. `upstream_probes.py`
 probes a chat server, and `upstream_report.py` judges its features. `stores/__init__.py` checks a database.
 
-Invariants: exit status 0 means that the command found no problem that makes requests fail. (A failing trace collector
-is only a note, because requests do not need the collector.) The output contains no secret.
+Invariants: exit status 0 means that the command found no problem that makes requests fail. A failing trace collector
+does not change the exit status, because requests do not need the collector. The output contains no secret.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from antiphon.tools.code_interpreter import HOLDS, Trial, try_out
 
 _ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0
 _NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
-"""Thresholds for warnings: free bytes (two) and free inodes. The Prometheus alert about a full disk also uses the
-second threshold."""
+"""`_NO_ROOM` and `_LITTLE_ROOM` are thresholds of free bytes, for a problem and for a note. `_FEW_FILES` is a threshold
+of free inodes. The Prometheus alert about a full disk also uses `_LITTLE_ROOM`."""
 _HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
 
 
@@ -81,8 +81,8 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 async def _to_the_end(source: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
-    """Yield all findings of the group of checks `source`. If the system refuses a path, that error becomes a finding,
-    so that the remaining checks still run."""
+    """Yield all findings of the group of checks `source`. If the operating system denies access to a file, this
+    function yields the error as a finding, so that the remaining checks still run."""
     try:
         async for finding in source:
             yield finding
@@ -157,7 +157,7 @@ def _space(settings: Settings) -> Iterator[Finding]:
         files = disk.f_favail if disk.f_files else _FEW_FILES
         said = f"{free / MIB:,.0f} MiB are free for {what} ({folder.absolute()})"
         if free < _NO_ROOM or not files:
-            full = "its disk is full" if files else "its disk has no free inodes for new files"
+            full = "the disk is full" if files else "the disk has no free inodes for new files"
             yield Finding(_HERE, "problem", f"{said}: {full}", "free some space, or choose another disk")
         elif free < _LITTLE_ROOM or files < _FEW_FILES:
             more = "" if free < _LITTLE_ROOM else f", for {files} files"
@@ -184,7 +184,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
 
 
 def _quotas(settings: Settings) -> Iterator[Finding]:
-    """One finding for each limit that has no effect."""
+    """One finding for each quota setting that has no effect."""
     for setting, reason in idle_quotas(settings):
         yield Finding(_HERE, "note", f"{setting} limits nothing: {reason}", IDLE_QUOTA_ADVICE)
 
@@ -197,7 +197,7 @@ def _identities(settings: Settings) -> Iterator[Finding]:
 
 
 def _extensions(_: Settings) -> Iterator[Finding]:
-    """List the tools and profiles of other packages. Reading the settings has already loaded the profiles."""
+    """List the tools and profiles that other packages add to Antiphon."""
     for one in extensions():
         yield Finding(_HERE, "ok", f"installed in addition to Antiphon: {one}")
 
@@ -214,7 +214,8 @@ async def examine_sandbox(
         yield Finding(_HERE, "problem", f"code_interpreter: this machine cannot isolate code: {trial.reason}")
     elif trial.room == "counted":
         advice = (
-            "to remove these limits on files, allow Antiphon's process to use user namespaces or to mount file systems"
+            "to let code write files without these limits, allow Antiphon's process to use user namespaces or to mount "
+            "file systems"
         )
         yield Finding(_HERE, "note", f"code_interpreter: {HOLDS[trial.room]}", advice)
     else:
@@ -222,7 +223,7 @@ async def examine_sandbox(
 
 
 async def _state(settings: Settings) -> AsyncIterator[Finding]:
-    """Check the database of the state: the server, its schema, and the keys that machines share."""
+    """Check the state database: the server, its schema, and the keys that machines share."""
     keys = deployment_keys(settings)
     wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
@@ -249,7 +250,8 @@ async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]:
-    """Check that tracing works, and that the collector accepts an empty export. Yields no finding without tracing."""
+    """Check that tracing works, and that the collector accepts an empty export. Yields no finding if tracing is not
+    configured."""
     url = settings.traces_url
     if url is None:
         return

@@ -1,8 +1,8 @@
 """Probes a chat server with about a dozen small requests to find its features, and identifies the server.
 
-This module sends the probes, interprets the answers, and knows paths that identify a server. `command.py` prints the
-results, and `upstream_report.py` judges them. `translation/profiles` identifies a server by its list of models or its
-host name. This module changes no setting.
+This module sends the probes, interprets the answers, and lists URL paths that identify a server. `command.py` prints
+the results, and `upstream_report.py` judges them. `translation/profiles` identifies a server by its list of models or
+its host name. This module changes no setting.
 
 Invariants: a probe never raises, and requests at most `_TOKENS` tokens. The result of a probe contains no credential.
 Requests that identify a server are `GET` requests without credentials. If these requests do not identify the server,
@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def json(self) -> dict[str, object]:
-        """The JSON object in the response. Empty if the body is not a JSON object."""
+        """The JSON object in the response. The result is empty if the body is not a JSON object."""
         try:
             value = decode_any(self.body)
         except ValueError:
@@ -94,12 +94,12 @@ class Answer:
 
     @property
     def refused(self) -> bool:
-        """Whether the server rejected the request itself."""
+        """Whether the response has one of the statuses in `_REFUSALS`, so that the probed feature is not supported."""
         return self.status in _REFUSALS
 
     @property
     def message(self) -> dict[str, object] | None:
-        """The message of the first choice. None if the response has no such message."""
+        """The message of the first choice. The result is None if the response has no such message."""
         choices = objects(self.json.get("choices")) if self.status == 200 else []
         message = choices[0].get("message") if choices else None
         return message if isinstance(message, dict) else None
@@ -173,7 +173,9 @@ class ChatProbes:
         yield await self._role(model)
         if images:
             yield await self._image(model)
-        yield ProbedFeature("reasoning that is shown", bool(self._thinking), self._thinking or "the model sent none")
+        yield ProbedFeature(
+            "reasoning that is shown", bool(self._thinking), self._thinking or "the model sent no reasoning"
+        )
 
     # One probe each
 
@@ -200,7 +202,9 @@ class ChatProbes:
         return [
             ProbedFeature("streaming", True, f"{len(chunks)} chunks"),
             usage if asked.status == 200 else _refusal("usage in streams", asked),
-            ProbedFeature("finish_reason in streams", ended, "present" if ended else "the stream ends without it"),
+            ProbedFeature(
+                "finish_reason in streams", ended, "present" if ended else "the stream ends without finish_reason"
+            ),
         ]
 
     async def _tools(self, model: str) -> AsyncIterator[ProbedFeature]:
@@ -316,7 +320,7 @@ def _chunks(body: bytes) -> list[dict[str, object]]:
 
 
 def _streamed_arguments(answer: Answer) -> str:
-    """The joined arguments of the first call in a stream."""
+    """The joined arguments of the first tool call in a stream."""
     pieces = []
     for chunk in _chunks(answer.body) if answer.status == 200 else ():
         for choice in objects(chunk.get("choices")):
@@ -343,7 +347,7 @@ def _is_json(content: object) -> bool:
 
 
 async def url_with_prefix(probes: ChatProbes, url: str) -> str:
-    """The URL with the prefix `/v1`, if the server lists models there; else empty."""
+    """The URL with the prefix `/v1`, if the server lists models below this prefix. Otherwise the result is empty."""
     if url.endswith("/v1"):
         return ""
     below = await probes.get("/v1/models")
@@ -367,24 +371,27 @@ async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
 
 
 def prefix_question(section: str) -> str:
-    """The question to the operator when `GET /models` is not found. For some servers the prefix is right, but they have
-    no list of models."""
+    """The question to the operator when `GET /models` gets a 404. This is only a question, because some servers with
+    the right prefix have no list of models."""
     return f"is the prefix of {section}.url right (…/v1)?"
 
 
 def certificate_advice(failure: str, section: str) -> str:
-    """The advice about a rejected certificate; empty for other failures."""
+    """The advice about a rejected certificate. For other failures the text is empty."""
     if "certificate" not in failure:
         return ""
     if "expired" in failure:
         return "the certificate has expired: renew it at the server"
     if any(word in failure for word in _ASKED_FOR_NOW):
-        return "the certificate, or its authority's, lacks a field that Python 3.13 and newer require: add it"
+        return (
+            "Python 3.13 and newer require a field that the server's or the CA's certificate lacks: "
+            "issue new certificates"
+        )
     return (
-        f"set {section}.ca_file to the certificate's authorities, or {section}.host to the host name in the certificate"
+        f"set {section}.ca_file to the CA certificates, or {section}.host to the host name in the server's certificate"
     )
 
 
 def usual_server(url: str) -> str:
-    """A hint: the server that usually listens on the port of this URL. Empty for other ports."""
+    """A hint: the server that usually listens on the port of this URL. For other ports the text is empty."""
     return _PORTS.get(urlsplit(url).port or 0, "")

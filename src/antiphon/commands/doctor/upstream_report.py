@@ -102,7 +102,7 @@ async def examine(
     route = routes.choose(model) if model else None
     if route is not None and not route.serves(model or ""):
         yield Finding(
-            "settings", "problem", f"the settings do not serve the model {model}", "check the setting 'models'"
+            "settings", "problem", f"the settings have no upstream for the model {model}", "check the setting 'models'"
         )
         return
     for name, upstream in settings.every_upstream.items():
@@ -193,14 +193,14 @@ class _Upstream:
         return any(profile.serves(self._upstream.address[0].lower()) for profile in known_profiles().values())
 
     def _choose(self, names: list[str]) -> str:
-        """The model for the probes when none is given."""
+        """The model for the probes when the flag `--model` is not given."""
         if self._upstream.models:
             return self._upstream.models[0]
         chat = [name for name in names if not any(word in name.lower() for word in _NOT_FOR_CHAT)]
         return next(iter((*chat, *names)), "")
 
     def _judge(self, support: ProbedFeature, profile: UpstreamProfile) -> Finding:
-        """The finding about one probe, for this profile."""
+        """The finding about the result of one probe, judged by what the profile needs."""
         finding = self._find("ok", f"{support.name}: {'yes' if support.works else 'no'} ({support.detail})")
         if support.works:
             return finding
@@ -211,19 +211,19 @@ class _Upstream:
         if support.refused and sends and support.name in _NEEDED:
             finding.verdict, finding.advice = "problem", _NEEDED[support.name]
         elif not sends:
-            finding.what += f"; the profile {profile.name} takes this into account"
+            finding.what += f"; the profile {profile.name} does not use this feature"
         else:
             finding.verdict, finding.advice = "note", _ADVICE.get(support.name, "")
         return finding
 
     def _fit(self, found: list[ProbedFeature], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
-        """The finding about the profile in use: whether it is the best one for the server."""
+        """The finding about whether the profile in use is the best profile for the server."""
         names = ", ".join(one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile))
         refused = f"sends fields or values that this server refuses: {names}" if names else ""
         best = fitting_profile(found, profile, known)
         looks = f"; the server looks like {PROFILES[known].title}" if known else ""
         if best is not profile:
-            what = f"profile {profile.name} {refused or 'is not the best one for this server'}{looks}"
+            what = f"profile {profile.name} {refused or 'is not the best profile for this server'}{looks}"
             return self._find("note", what, f"set {self._section}.profile: {best.name}{_ALIKE if not known else ''}")
         if refused:
             advice = "no profile fits this server completely; leave these fields out of requests"
@@ -247,7 +247,7 @@ class _Upstream:
         if "timed out" in failure or "no connection within" in failure:
             return f"look for a firewall, a wrong address, or a port with another scheme than {url} has"
         usual = usual_server(self._upstream.url)
-        running = f"is {usual} running there (its usual port)" if usual else "is the server running there"
+        running = f"is {usual} running (this is its usual port)" if usual else "is the server running"
         return f"{running}, and is {url} right (with its /v1)?"
 
     def _credentials(self) -> str:
@@ -260,7 +260,7 @@ class _Upstream:
         if any(f"HTTP {status}" in answer.detail for status in (401, 403)):
             return self._credentials()
         if "HTTP 404" in answer.detail and (url := await url_with_prefix(probes, self._upstream.url)):
-            return f"the API is below /v1: {self._section}.url: {url}"
+            return f"set {self._section}.url to {url}, because the API is below /v1"
         if "HTTP 404" in answer.detail and listed == 404:
             return prefix_question(self._section)
         if names:
@@ -272,8 +272,8 @@ def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, kn
     """The profile with the fewest fields that the server rejects. The current profile wins unless another profile has
     fewer.
 
-    `known` is the profile of a server that identifies itself. `known` wins against other profiles with the same number
-    of rejected fields.
+    `known` is the profile of a server that identifies itself. Among profiles with equally few rejected fields, the
+    function prefers `known`.
     """
     supports = [support for support in found if support.name in _SENDS]
 

@@ -2,8 +2,7 @@
 
 This module contains only values and pure functions. This module also decompresses an upstream's body if the body is
 compressed although the request did not accept compression. `stream.py`, `relay_state.py` and `immediate_response.py`
-know when Envoy accepts an answer. `peer.py` sends the answer, and the exchange decides what happens after a damaged
-body.
+decide when to send an answer. `peer.py` sends the answer, and the exchange decides what happens after a damaged body.
 
 The decoders accept chunks of any size, and follow the same rules as aiohttp, which the HTTP server uses. A gzip body
 may have several members, and a deflate body may lack the zlib header. No bytes may follow the end of a body.
@@ -38,7 +37,8 @@ class Accounting:
     """Settings for the token counts and costs that the sidecar reports to Envoy as metadata.
 
     `cost_of` returns the cost of a model's tokens, in millionths of the currency of the configured prices, or 0 when
-    the price is unknown. `record_seconds` is the time between two token records of a running stream.
+    the price is unknown. `record_seconds` is the number of seconds between two reports of the token counts of a running
+    stream.
     """
 
     cost_of: Callable[[str, Usage], int]
@@ -69,8 +69,8 @@ def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview
 def whole_answer(
     status: int, headers: Headers, body: bytes, head_told: wire.Metadata | None, end_told: wire.Metadata | None
 ) -> Iterator[bytes]:
-    """Build the messages of a complete response, for use after the request's end. Envoy's `local_reply_config` never
-    rewrites a response in this form, unlike an immediate response."""
+    """Build the messages of a complete response. The sidecar sends them after the request's `end_of_stream`. Envoy's
+    `local_reply_config` never rewrites a response in this form, unlike an immediate response."""
     yield wire.local_head(status, headers, head_told)
     for part, last in in_parts(body):
         yield wire.local_body(part, last, end_told if last else None)
@@ -104,7 +104,7 @@ def final_metadata(response_id: str, finish: Finish, accounting: Accounting) -> 
 
 def running_metadata(model: str, usage: Usage | None) -> wire.Metadata | None:
     """Build the metadata for Envoy in the middle of a long stream: the estimated tokens so far. If the stream is cut,
-    this estimate is Envoy's last token record. Returns None without an estimate."""
+    Envoy logs the last estimate. Returns None if `usage` is None."""
     if usage is None:
         return None
     return {wire.TOKEN_USAGE: wire.TokenRecord(model, usage, estimated=True)}
@@ -125,8 +125,8 @@ def decoder_for(encoding: str | None) -> Inflate | None:
 
 
 class Inflate:
-    """Decodes one compressed body. `fault` describes its first error and is empty without one. One input chunk produces
-    at most `most` bytes."""
+    """Decodes one compressed body. `fault` describes the first error in the body. If the body is valid, `fault` is
+    empty. One input chunk produces at most `most` bytes."""
 
     __slots__ = ("_decoder", "_most", "_name", "fault")
 

@@ -10,10 +10,10 @@ request would take 7 % more instructions (15 % in the compiled build) (docs/expl
 The small cache for repeated headers holds only short headers whose names are in `_HARMLESS`. None of these headers
 carries a credential. Other headers are decoded each time, so no secret value of a client outlives its request.
 
-Invariants: this code reads and writes what the generated protobuf classes would read and write, body chunks byte for
-byte (tests compare them). The generated protobuf classes still handle every message with an unusual encoding. (This
-module does not check the content of a metadata_context, because no code reads that content in these messages.) The
-cache has a size limit.
+Invariants: the results of this module are equal to those of the generated protobuf classes. Tests compare the decoded
+values, and the bytes of encoded body chunks. The generated protobuf classes still handle every message with an unusual
+encoding. (This module does not check the content of a metadata_context, because the sidecar does not read it from these
+messages.) The cache has a size limit.
 """
 
 from __future__ import annotations

@@ -126,9 +126,10 @@ class Call:
         """The number of bytes in the queue for the processor."""
         self._withheld = 0
         self.waiter: asyncio.Future[bytes | None] | None = None
-        """The future on which the processor waits for a message; None while it does not wait."""
+        """The future on which the processor waits for a message, or None while the processor does not wait."""
         self.room: asyncio.Future[None] | None = None
-        """The future on which the processor waits for room in the send queue; None while it does not wait."""
+        """The future on which the processor waits for room in the send queue, or None while the processor does not
+        wait."""
         self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.unary: Callable[[Call, bytes], None] | None = None
@@ -137,8 +138,8 @@ class Call:
         self.headed = False
         """Whether any message was sent to the peer."""
         self.lingers = 0.0
-        """How many seconds the peer may still send after the answer or the refusal; 0 before the answer. The server
-        drops the bytes that the peer sends in this time."""
+        """How many seconds the peer may still send after the answer or the refusal. The number is 0 until then. The
+        server drops the bytes that the peer sends in this time."""
         self.verdict = (GrpcStatus.OK, "")
         """The status that ends the call when `lingers` is over."""
         self.ended = False
@@ -250,7 +251,7 @@ class Call:
                 return
         if self.unary is not None:
             if len(self._messages) > 1:
-                self._cancel(GrpcStatus.INTERNAL, "more than one message")
+                self._cancel(GrpcStatus.INTERNAL, "the call has more than one request message")
             elif end:
                 self.unary(self, self._messages[0] if self._messages else b"")
         elif self.waiter is not None:

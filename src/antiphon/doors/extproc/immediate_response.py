@@ -7,11 +7,14 @@ Rules, verified against Envoy 1.40.0:
 
 - A streamed immediate response begins only after the request's end of stream. If the response began earlier, Envoy
   might forward the request.
+
 - A streamed immediate response begins with its head, which includes `:status`. The response ends with exactly one
   `end_of_stream`, because the client waits until this flag arrives.
+
 - Envoy cancels the call within milliseconds after the end of the response, and also after a client disconnects. When
   Envoy cancels the call, the code closes the generator explicitly, which ends the model call. The code does not leave
   this closing to the garbage collector.
+
 - A client that reads slowly does not slow the sidecar down, because Envoy buffers all bytes of an immediate response.
   So each stream has a maximum size, which includes its final events. `Ahead` delays a stream that is written faster
   than clients read.
@@ -78,8 +81,8 @@ async def answer_whole(
 
 
 async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: BodyStream) -> None:
-    """Send a response in chunks, after the request's end. When Envoy ends the stream, this function closes `parts`
-    immediately."""
+    """Send a response in chunks, after the request's `end_of_stream`. When Envoy ends the stream, this function closes
+    `parts` immediately."""
     async with aclosing(parts):
         await peer.send(wire.local_head(status, headers, None))
         async for part in parts:

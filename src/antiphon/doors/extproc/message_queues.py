@@ -3,8 +3,8 @@ the transport accepts.
 
 `Inbox` reads messages and joins body chunks. `Outbox` sends messages and remembers whether any message was sent.
 `peer.py` waits for messages and for room in the queue. `wire.py` encodes the messages, and `answers.py` builds the
-content of answers. `stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` know when
-Envoy accepts an answer.
+content of answers. `stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` decide
+when to send an answer.
 
 Invariants: messages keep their order, and each is delivered once. Joining chunks loses and duplicates no byte of a
 body.
@@ -23,7 +23,8 @@ from antiphon.errors import AntiphonError
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 
 GATHERED: Final = 64 * 1024
-"""The size in bytes at which one step stops joining chunks of an upstream's body. Then other streams get CPU time."""
+"""The size in bytes at which the inbox stops joining chunks of an upstream's body, so that other streams get CPU
+time."""
 
 
 class PeerLeft(AntiphonError):

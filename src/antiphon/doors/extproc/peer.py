@@ -1,7 +1,7 @@
 """Waits for messages from Envoy and sends messages to it, for one stream.
 
 `message_queues.py` reads and sends without waiting. `answers.py` and `wire.py` build the answers. `stream.py`,
-`relay_state.py` and `immediate_response.py` know when Envoy accepts an answer.
+`relay_state.py` and `immediate_response.py` decide when to send an answer.
 
 Invariant: all answers go through a `Peer`, so `Peer.answered` shows whether any answer was sent. Before the first
 answer, a failure can still become a proper error response.
@@ -59,7 +59,8 @@ class Peer:
         await self.send_all([message])
 
     async def send_all(self, messages: list[bytes]) -> None:
-        """Send these answers in order and empty the list. Waits and raises as `send` does."""
+        """Send these answers in order and empty the list. Waits while flow control blocks an answer. Raises `PeerLeft`
+        when Envoy has ended the stream."""
         outbox, stream = self.outbox, self.stream
         try:
             while True:

@@ -170,7 +170,7 @@ class Interludes:
         self._failure: BaseException | None = None
 
     def schedule(self) -> None:
-        """Set the timer again if an action is now due sooner than the timer fires."""
+        """Restart the timer if the next action is now due before the timer fires."""
         due = self._next_due()
         if self._timer is not None:
             if self._at <= due:

@@ -1,8 +1,7 @@
 """Decides, without IO, which messages of one relayed exchange the sidecar sends to Envoy, and when.
 
-This module knows which answers Envoy accepts at which point of a stream, and it computes deadlines. `relay.py` waits,
-sends and runs timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the content of the
-response.
+This module has the rules about the answers that Envoy accepts, and computes deadlines. `relay.py` waits, sends and runs
+timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the content of the response.
 
 Rules, verified against Envoy 1.40.0:
 
@@ -10,9 +9,9 @@ Rules, verified against Envoy 1.40.0:
   then the body. `stream.py` does not relay a request with trailers.
 - The sidecar may send no body chunk before the upstream's first body chunk, because Envoy would reset the stream. The
   answer to the response headers also waits for that chunk, so an early failure still gets its HTTP status.
-- If the upstream's response has no body, Envoy accepts a body only inside the answer to the response headers. If it has
-  trailers but no body, Envoy accepts a body only as an immediate response. A response with trailers ends with the
-  answer to the trailers instead of `end_of_stream`.
+- If the upstream's response has no body, Envoy accepts a body only inside the answer to the response headers. If the
+  upstream's response has trailers but no body, Envoy accepts a body only as an immediate response. A response with
+  trailers ends with the answer to the trailers instead of `end_of_stream`.
 - An event stream that is complete before the upstream's end (after `[DONE]`) is sent immediately. The sidecar ends the
   stream when the upstream's body ends, because an earlier end would make Envoy drop the upstream's connection.
 - After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
@@ -160,7 +159,7 @@ class RelayState:
         self.finished = False
         """Whether the response is complete once `outgoing` and `rest` are sent."""
         self.cut = ""
-        """The reason why the client's stream must break off after `outgoing`; empty if it need not."""
+        """The reason to break the client's stream off after `outgoing`. The text is empty without such a reason."""
         # The output of the exchange for the client.
         self._head: SendHead | None = None
         self._waiting: list[bytes] = []
@@ -406,7 +405,8 @@ class RelayState:
             self.rest = _response_parts(body, told, trailers)
 
     def _close(self) -> None:
-        """End a stream whose chunks were all sent. If the upstream sent trailers, the answer to them is the end."""
+        """End a stream whose chunks were all sent. If the upstream sent trailers, the answer to the trailers ends the
+        stream."""
         self.finished = True
         trailers = self._end is _RESPONSE_TRAILERS
         self.outgoing.append(wire.response_trailers() if trailers else wire.response_body(b"", True))
@@ -458,7 +458,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The maximum silence of the upstream in seconds. Before the response head, each upstream tried adds to it."""
+        """The maximum silence in seconds. Before the response head, it is multiplied by the number of upstreams."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:

@@ -10,9 +10,12 @@ rules of this module:
 - The sidecar sends no answer before it has the whole request. The first answer decides whether Envoy makes the model
   call (relay) or this process answers (local). Only an early refusal is sent before the request's end, as an immediate
   response.
+
 - If a handler ended without an answer, Envoy would send the untranslated request upstream, even an incomplete one. So
   `serve_stream` answers or raises, and its caller aborts the call after an exception.
+
 - A request that ended with trailers is never relayed.
+
 - Envoy sends its own local replies to the sidecar as response messages, even before the sidecar has answered the
   request.
 """
@@ -172,8 +175,8 @@ async def _serve(
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:
-    """Read the request to its end and decompress its body. Returns False when Envoy has answered the client itself in
-    the meantime."""
+    """Read the request to its end and decompress its body. Returns False when Envoy has answered the client itself
+    before the request's end."""
     body = WholeBody(request.headers, hold, context.limits.request_body_bytes)
     # Most requests have arrived completely at this point, and reading them needs no timeout.
     last = None
@@ -198,7 +201,8 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
 
 
 def _last(received: Received, body: WholeBody) -> Received | None:
-    """Add the message's bytes to the body. Returns the message that ends the request, or None when more must follow."""
+    """Add the message's bytes to the body. Returns the message that ends the request, or None when the request has
+    further messages."""
     if received.kind is not MessageKind.REQUEST_BODY:
         return received
     body.add(received.body)

@@ -82,8 +82,8 @@ class GrpcioTransport:
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
     def announce_end(self) -> None:
-        """Do nothing. gRPC's server can send a GOAWAY only together with refusing calls, and the health service reports
-        the drain anyway."""
+        """Do nothing. gRPC's server sends a GOAWAY only when it also refuses calls. The health service reports the
+        drain anyway."""
 
     async def aclose(self, grace: float) -> None:
         if self._server is not None:

@@ -1,7 +1,7 @@
 """Converts ext_proc messages to and from plain values. No other file uses the generated protobuf classes.
 
 `fast_codec.py` decodes the usual header messages, and handles the usual body chunks. `stream.py`, `relay.py` and
-`immediate_response.py` know when Envoy accepts an answer.
+`immediate_response.py` decide when to send an answer.
 
 This module encodes header changes and metadata by hand. The generated protobuf classes take twice the time, because
 they create an object for each field of each header. Most headers are equal in every answer, so this module caches their
@@ -50,7 +50,7 @@ class TokenRecord:
 
 
 Metadata = dict[str, str | int | TokenRecord]
-"""Envoy's dynamic metadata by key, for the namespace `antiphon`. A `TokenRecord` has a separate namespace of Envoy, and
+"""Envoy's dynamic metadata by key, for the namespace `antiphon`. Only a `TokenRecord` goes into another namespace, and
 its key in this mapping is the name of that namespace."""
 
 TOKEN_USAGE: Final = "envoy.ai.token_usage"
@@ -99,7 +99,7 @@ _HEAD_KINDS: Final = {
 
 
 def decode(message: bytes) -> Received:
-    """Decode one ProcessingRequest. Raises `ValueError` for other bytes."""
+    """Decode one ProcessingRequest. Raises `ValueError` for bytes that are not a ProcessingRequest."""
     first = message[:1]
     kind = _BODY_KINDS.get(first)
     if kind is not None:
@@ -189,8 +189,8 @@ def _texts(value: AnyObject) -> dict[str, object]:
 
 
 def _each_once(headers: Headers) -> Headers:
-    """Return the headers with each name once. Of several headers with one name, Envoy 1.40 applies only the last one,
-    whatever the append action.
+    """Return the headers with one header for each name. If several headers have one name, Envoy 1.40 applies only the
+    last header, whatever the append action.
 
     The values of one name are joined with commas. For `set-cookie` only the last value remains, because cookies cannot
     be joined.

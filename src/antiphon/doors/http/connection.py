@@ -2,8 +2,8 @@
 
 This module answers bytes that are not HTTP. This module closes a connection whose client sends no request head or does
 not read. This module also checks that a client masks its WebSocket frames (RFC 6455, 5.1), because aiohttp's reader
-(3.14.5) does not. `server.py` serves the requests, `listener.py` accepts connections, and `websocket.py` interprets
-frames.
+(3.14.5) does not check the mask. `server.py` serves the requests, `listener.py` accepts connections, and `websocket.py`
+interprets frames.
 
 Invariant: no write waits forever for the client, whether it writes a stream, a whole response or a frame. Each
 connection has one timeout for writes, which starts when the write buffer becomes full, not with each write.

@@ -66,7 +66,7 @@ class ConsoleAccess:
 
     @property
     def connections(self) -> int | None:
-        """The maximum number of connections of the listener. None: as many as the process allows."""
+        """The maximum number of connections of the listener. None means that only the process's own limit applies."""
         return min(_CONNECTIONS, max_connections()) if self.is_separate else None
 
     @property
@@ -85,7 +85,7 @@ class ConsoleAccess:
         return self._pages is not None and self._at is not ConsoleAt.NOWHERE and is_console(path)
 
     def takes(self, method: str, path: str, headers: Headers, *, trusted: bool) -> bool:
-        """Whether the console answers this request. `trusted` says whether the gateway sent the request. Raises
+        """Whether the console answers this request. `trusted` is True if the gateway sent the request. Raises
         `NotFound` for a path that this listener does not serve."""
         if not self.is_here(path):
             if self.is_separate and not self.redirects(method, path):
@@ -106,8 +106,8 @@ class ConsoleAccess:
         return (header_value(headers, PEER_HEADER) or "") if self._at is ConsoleAt.GATEWAY else peer
 
     async def runs(self, request: ApiRequest) -> Caller | None:
-        """The caller for whom a request of the playground creates a response; None for any other request. Raises
-        `ApiError`."""
+        """The caller for whom a request of the playground creates a response. The result is None for any other request.
+        Raises `ApiError`."""
         is_run = self._pages is not None and request.method == "POST" and request.path == RUN_PATH
         return await self._pages.runs(request) if is_run and self._pages is not None else None
 
@@ -128,8 +128,8 @@ class ConsoleAccess:
         return BodyLimit(_FORM_BYTES + (self._context.upload_bytes if kind == "stream" else 0), seconds)
 
     async def handle(self, peer: str, request: ApiRequest) -> ApiResponse:
-        """Answer a request to a page, and count it. `peer` is the address of the client or the gateway. The answer to
-        HEAD has no content."""
+        """Answer a request to a page, and count the request in the metrics. `peer` is the address of the client or the
+        gateway. The answer to HEAD has no content."""
         assert self._pages is not None
         answer = await self._pages.handle(request)
         fault = answer.failure.fault if answer.failure is not None else "none"

@@ -83,7 +83,7 @@ class ExchangeAnswer:
         async with aclosing(self._runner.drive(self._exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendBody):
-                    assert self._head is not None, "a body before its head"
+                    assert self._head is not None, "the exchange sent a body before its head"
                     if self._stream is not None:
                         await self._stream.write(action.data)
                     else:

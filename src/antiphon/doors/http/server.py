@@ -3,10 +3,10 @@
 This module listens, controls access, finds a request's owner, applies limits, drains, and writes one log line per
 request. `api/router.py` finds the endpoint of a path, and `exchange.py` writes the response of an exchange.
 
-Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
-and every error response has OpenAI's error object. The server removes headers that only a trusted gateway may set,
-unless the request came over a Unix socket or has the shared secret. The server reads an upload only as fast as its
-handler consumes it.
+Invariants: if the head of a request shows that the server must refuse the request, the server does not read the body.
+Every response has `x-request-id`, and every error response has OpenAI's error object. The server removes headers that
+only a trusted gateway may set, unless the request came over a Unix socket or has the shared secret. The server reads an
+upload only as fast as its handler consumes it.
 """
 
 from __future__ import annotations
@@ -319,8 +319,8 @@ class HttpDoor:
         *,
         counts: bool = True,
     ) -> web.StreamResponse:
-        """Read the body, call the handler, and write its answer. `limit` has limits below those of the settings.
-        `counts` is whether the answer's bytes count in `hold`."""
+        """Read the body, call the handler, and write its answer. `limit` has limits below those of the settings. If
+        `counts` is True, the answer's bytes are charged to the memory budget `hold`."""
         pieces = None
         if kind == "stream":
             hold.add(UPLOAD_BYTES)
@@ -486,7 +486,7 @@ class HttpDoor:
 
 
 def _peer_address(request: web.BaseRequest) -> str:
-    """The host part of the peer's address; empty for a Unix socket."""
+    """The host part of the peer's address. For a Unix socket the text is empty."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return str(peer[0]) if isinstance(peer, tuple) else ""
 
