@@ -233,7 +233,8 @@ _ROWS: Final = (
         str,
         {
             "auto": ignored(
-                "handled if `context_tokens` is set: Antiphon drops the oldest turns, and counts four bytes as a token"
+                "handled if the setting `context_tokens` is set: Antiphon drops the oldest turns, and counts four "
+                "bytes as a token"
             ),
             "disabled": sent("the default of Chat Completions, so Antiphon sends nothing"),
         },
@@ -247,7 +248,7 @@ _ROWS: Final = (
         words=("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
         forward=_if_passed,
         unsent=("auto", "default"),
-        note="`auto` and `default` need nothing and are never listed as ignored",
+        note="Antiphon never sends `auto` and `default`, and never lists them as ignored",
         echo="auto",
         template=True,
     ),
@@ -271,8 +272,8 @@ _ROWS: Final = (
         "context_management",
         list[ContextManagement],
         handled(
-            "the same model first summarizes a history of more than `compact_threshold` tokens, by default a "
-            "share of `context_tokens`"
+            "the same model first summarizes a history of more than `compact_threshold` tokens, by default "
+            "80 % of `context_tokens`"
         ),
         template=True,
     ),
@@ -301,8 +302,8 @@ _ROWS: Final = (
     Field(
         "prompt",
         fate=handled(
-            "names a template in `/v1/prompts`; the template's messages come first, and its fields apply as in "
-            "a request"
+            "names a template in `/v1/prompts`; the template's messages come first, and its fields apply unless the "
+            "request has the same fields"
         ),
     ),
     # Separate tables have the treatment of the values of `include`, `tools` and `tool_choice`.
