@@ -96,8 +96,8 @@ _CHANGE = """
 ## Change without restart
 
 `antiphon up` reads its settings again after SIGHUP. With `reload.watch`, `antiphon up` also checks every second whether
-the settings file has changed. `antiphon up` validates the new settings as at a start. The environment and the flags of
-the start still override the file.
+the settings file has changed. `antiphon up` validates the new settings as it does when it starts. The environment
+variables and flags with which `antiphon up` was started still override the file.
 
 `antiphon up` then starts a second set of processes: workers, and Envoy with `--door envoy`. When the new set is ready,
 it accepts all new connections. The old set finishes its requests and exits. These two log lines show an accepted and a
@@ -128,7 +128,7 @@ After an accepted change, the old set logs `draining` and `drained`. The service
   when the response in progress has ended.
 - **Responses with `store: false`.** A WebSocket's responses with `store: false` exist only in the memory of the
   connection. If the client continues such a response after the close, the request gets `previous_response_not_found`.
-  The client then sends the whole input, as after any reconnect.
+  The client must then send the whole input.
 - **Background responses.** The old set finishes its running background responses and starts no queued ones.
 - **Code interpreter.** A reload loses the variables of code interpreters, because the old set's workers hold them in
   memory. The containers' files stay.
@@ -604,7 +604,7 @@ An exchange is the state machine of one `POST /v1/responses` ([how it works](../
 servers, and the runner that performs the exchange's actions, pass inputs to the exchange. `TRANSITIONS` in
 `src/antiphon/engine/exchange/states.py` holds the transitions, and `scripts/docs` generates this page from
 `TRANSITIONS`. The exchange raises an error if its state does not allow an input. The exchange also raises an error if
-an input leads to a state that `TRANSITIONS` does not list for it.
+an input leads to a state that `TRANSITIONS` does not list for this input.
 """
 _MEANINGS = {
     State.NEW: "no input has arrived yet",

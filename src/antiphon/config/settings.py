@@ -75,11 +75,11 @@ class Settings(Section):
     """The names of reasoning events: OpenAI's or those of Open Responses. A request can choose other names with the
     header `antiphon-dialect`."""
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
-    """The field of a reasoning item that gets an upstream's reasoning text: `content` or `summary`. `auto` chooses
-    `summary` if the request sets `reasoning.summary`, else `content`."""
+    """The field of a reasoning item into which Antiphon puts an upstream's reasoning text: `content` or `summary`.
+    `auto` chooses `summary` if the request sets `reasoning.summary`, else `content`."""
     strict: bool = False
-    """Refuse requests with unknown item types, part types, values or tool members, by a 400. The same applies to
-    schemas, grammars and repeated items that OpenAI refuses. If false, Antiphon ignores unknown parts and lists them in
+    """Refuse requests with unknown item types, part types, values or tool members, by a 400. Also refuse the schemas,
+    grammars and repeated items that OpenAI refuses. If false, Antiphon ignores the unknown parts and lists them in
     `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
