@@ -391,16 +391,16 @@ histogram.
   were lower by one bit, Prometheus would assume a restarted counter.
 - **`process_start_time_seconds`** is the time when `antiphon up` started and its counters were 0. A restarted worker or
   a reload of the settings ([configuration.md](configuration.md#change-without-restart)) does not change this time.
-  After a restart of `antiphon up`, all counters begin at 0 together, with a later start time. In one worker's own
-  `/metrics`, the start time and the counters are those of that worker.
+  After a restart of `antiphon up`, all counters begin at 0 together, with a later start time. A worker's own `/metrics`
+  has the start time and the counters of this worker only.
 - **Gauges** cover only running workers. All workers report the same shared values (the length of the queue, sizes,
-  `antiphon_disk_free_bytes`), so `/metrics` shows the largest report instead of the sum.
-  No database stores a counter.
+  `antiphon_disk_free_bytes`), so `/metrics` shows the largest report instead of the sum. Counters exist only in memory,
+  not in the database.
 
 A test with real processes checks that no counter decreases. In this test, clients send requests without a pause, and
-two scrapers check each series in each scrape. Meanwhile the test kills each worker once, stops one worker (SIGSTOP)
-and continues it, and stops and kills another worker. Finally the test kills a worker between two scrapes while no
-client sends requests. After that, the metrics contain each count exactly once.
+two scrapers check each series in each scrape. Meanwhile the test kills each worker once, stops one worker (SIGSTOP) and
+continues it, and stops and kills another worker. Finally the test kills a worker between two scrapes while no client
+sends requests. At the end, the test checks that the metrics contain each count exactly once.
 
 <!-- not run: the lines below the command are its output; the full tests run this test -->
 ```console
@@ -466,7 +466,7 @@ a variable is an error at the start.
 - `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` sets `tracing.traces_endpoint` unchanged, and overrides
   `OTEL_EXPORTER_OTLP_ENDPOINT`. If `tracing.endpoint` is set, Antiphon ignores both variables.
 - `OTEL_EXPORTER_OTLP_HEADERS` adds secret headers to `tracing.headers`: `name=value` separated by commas,
-  percent-encoded. If the setting has the same header name, the setting's value applies.
+  percent-encoded. If `tracing.headers` has a header with the same name, its value applies.
 - `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` set `tracing.sample`. The allowed samplers are `always_on`,
   `always_off`, `traceidratio` with its share, and each of them with the prefix `parentbased_`. Antiphon treats every
   sampler as `parentbased_`: a client's `traceparent` decides.
@@ -474,9 +474,9 @@ a variable is an error at the start.
 - `OTEL_SERVICE_NAME` sets `tracing.service_name`. `OTEL_RESOURCE_ATTRIBUTES` also adds attributes to the sidecars'
   spans.
 
-Envoy sends separate spans to the same collector, under the same `service.name`. Envoy sends them only with the
-configuration that Antiphon generates, or if you copy the section `connection_manager` from the output of `antiphon
-envoy-config --for snippet` into yours. Envoy's spans have these names:
+Envoy sends separate spans to the same collector, under the same `service.name`. Envoy sends these spans with the
+configuration that Antiphon generates. For your own Envoy configuration, copy the section `connection_manager` from the
+output of `antiphon envoy-config --for snippet`. Envoy's spans have these names:
 
 - `ingress` is the span of each request.
 - `async … egress` is the span of Envoy's call of the sidecar for a request.
@@ -502,8 +502,8 @@ ingress                                      Envoy: the client's request
 ```
 
 `scripts/lab traces` tests this tree of spans. The test sends a request with three turns through `antiphon up`, which
-exports to real receivers. The receivers' own APIs must then return one trace with this tree. The last run (2026-11-23,
-Envoy 1.40.0, arize-phoenix 20.26.1, oteltap 1.0.0) printed:
+exports to real receivers. The test then reads the trace back from each receiver's API, and checks that it has this tree
+of spans. The last run (2026-11-23, Envoy 1.40.0, arize-phoenix 20.26.1, oteltap 1.0.0) printed:
 
 ```
 oteltap: 15 spans in 1 trace: good

@@ -85,7 +85,7 @@ _DATABASE = "`sessions`, `vectors`: the SQLite databases; `postgresql`: the Post
 
 RESPONSES = _counter(
     "responses_total",
-    "Responses by outcome, by the way of serving (`door`) and by the party that caused a failure (`fault`).",
+    "Responses by outcome, by mode or server (`door`) and by the party that caused a failure (`fault`).",
     outcome=_OUTCOMES,
     door=_DOOR,
     fault=_FAULT,
@@ -184,8 +184,7 @@ QUOTA_REFUSALS = _counter(
     subject="`owner`, `key`, `team` or `model`: the subject of the limit",
     measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, "
     "`cost_per_month` or `parallel_requests`",
-    refusal="`refused`; `early`: the request would have been served without the shares of the limit that other "
-    "processes had reserved; `shadow`: the request was served; `unavailable`: the database failed",
+    refusal="`refused`; `early`: the limit was free, but other processes had reserved parts of it; `shadow`: the request was served; `unavailable`: the database failed",
 )
 CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
@@ -252,7 +251,7 @@ WRITER_GROUP = _seconds(
 )
 READERS = _gauge(
     "antiphon_storage_readers_busy",
-    "Connections of the database's pool that are reading. With PostgreSQL, all busy connections.",
+    "Connections of the database's pool that are reading. With PostgreSQL, all connections in use.",
     database=_DATABASE,
 )
 THREADS = _gauge("antiphon_threads_busy", "Busy threads of the process's pools.", pool="a pool's name")
@@ -281,15 +280,16 @@ MOST_CONNECTIONS = _shared(
 )
 OLDEST_XMIN = _shared(
     "antiphon_database_oldest_xmin_age",
-    "Number of transactions begun since the oldest transaction that a query, a transaction, a prepared transaction or "
-    "a replication slot holds. PostgreSQL cannot vacuum rows deleted since that transaction. Transactions of other "
+    "Number of transactions since the oldest transaction whose data a query, a transaction, a prepared transaction or "
+    "a replication slot still needs. PostgreSQL cannot vacuum rows deleted since that transaction. Transactions of other "
     "roles count only if Antiphon's role is in `pg_read_all_stats`.",
     database="`postgresql`",
 )
 BLOBS = _shared("antiphon_blobs_bytes", "Total size of file contents, from the database.")
 DISK_FREE = _shared("antiphon_disk_free_bytes", "Space on the data folder's disk that this process may use.")
 LOG_DROPPED = _counter(
-    "antiphon_log_lines_dropped_total", "Log lines dropped because the reader was too slow or the disk was full."
+    "antiphon_log_lines_dropped_total",
+    "Log lines that Antiphon dropped, because the program that reads standard error was too slow or its disk was full.",
 )
 JOURNAL_LOST = _counter(
     "antiphon_journal_lost_total",
