@@ -184,7 +184,8 @@ QUOTA_REFUSALS = _counter(
     subject="`owner`, `key`, `team` or `model`: the subject of the limit",
     measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, "
     "`cost_per_month` or `parallel_requests`",
-    refusal="`refused`; `early`: the limit was free, but other processes had reserved parts of it; `shadow`: the request was served; `unavailable`: the database failed",
+    refusal="`refused`; `early`: other processes had reserved the rest of the limit, but had not used it; `shadow`: the "
+    "request was served; `unavailable`: the database failed",
 )
 CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
@@ -281,8 +282,8 @@ MOST_CONNECTIONS = _shared(
 OLDEST_XMIN = _shared(
     "antiphon_database_oldest_xmin_age",
     "Number of transactions since the oldest transaction whose data a query, a transaction, a prepared transaction or "
-    "a replication slot still needs. PostgreSQL cannot vacuum rows deleted since that transaction. Transactions of other "
-    "roles count only if Antiphon's role is in `pg_read_all_stats`.",
+    "a replication slot still needs. PostgreSQL cannot vacuum rows deleted since that transaction. Transactions of "
+    "other roles count only if Antiphon's role is in `pg_read_all_stats`.",
     database="`postgresql`",
 )
 BLOBS = _shared("antiphon_blobs_bytes", "Total size of file contents, from the database.")
