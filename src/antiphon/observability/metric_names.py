@@ -184,8 +184,8 @@ QUOTA_REFUSALS = _counter(
     subject="`owner`, `key`, `team` or `model`: the subject of the limit",
     measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, "
     "`cost_per_month` or `parallel_requests`",
-    refusal="`refused`; `early`: other processes had reserved the rest of the limit, but had not used it; `shadow`: the "
-    "request was served; `unavailable`: the database failed",
+    refusal="`refused`; `early`: other processes had reserved the rest of the limit, but had not used it; `shadow`: "
+    "the request was served; `unavailable`: the database failed",
 )
 CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
