@@ -145,9 +145,10 @@ class TimeoutSettings(Section):
     process kills and replaces a child process that does not answer. 0: no check."""
     drain: float = Field(default=30.0, ge=0)
     """Seconds after SIGTERM in which requests in flight may finish. The seconds of `timeouts.notice` are part of this
-    time. The process then cuts the remaining requests and stores their responses as failed, and the exit status is 1.
-    The process ends at most two seconds after the drain. One second before the end of the drain, the process hands
-    background responses over to other processes (see `background.on_restart`). Such responses do not count as cut."""
+    time. After the drain, the process cuts the remaining requests and stores their responses as failed. The exit status
+    is then 1. The process ends at most two seconds after the drain. One second before the end of the drain, the process
+    hands background responses over to other processes (see `background.on_restart`). Such responses do not count as
+    cut."""
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
     report that the process is not ready. In this time the load balancer notices the stop. Choose one second more than
@@ -313,8 +314,8 @@ class QuotaSettings(Section):
     teams: dict[str, StorageLimits] = Field(default_factory=dict)
     """Limits of single teams, by the team's name."""
     models: dict[str, QuotaLimits] = Field(default_factory=dict)
-    """Limits of models for all callers together, by name or glob (`qwen*`). An exact name applies before a glob, and an
-    earlier glob before a later one. All models of one glob share its limits."""
+    """Limits of models for all clients together, by name or glob (`qwen*`). An exact name has priority over a glob, and
+    an earlier glob over a later glob. All models of one glob share its limits."""
     shadow: bool = False
     """Serve the requests that the quotas would refuse, and only log and count these requests."""
     when_unavailable: Literal["allow", "refuse"] = "allow"

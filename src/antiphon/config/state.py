@@ -122,7 +122,7 @@ class BlobSettings(Section):
     """Seconds for one request to the bucket, including up to two retries. A request writes at most 8 MiB of a file,
     reads at most 2 MiB, lists objects, or deletes them. An upload or a download sends several requests in sequence, and
     no setting limits its total time. If the bucket stops answering, an upload fails after this time. Before the client
-    gets the error, Antiphon deletes the uploaded parts. Deleting them may take as long as this time."""
+    gets the error, Antiphon deletes the uploaded parts. The deletion may take up to the same number of seconds."""
 
     @field_validator("url")
     @classmethod

@@ -119,16 +119,18 @@ COST = _counter(
     "antiphon_cost_total", "Cost of the tokens by the setting `prices`, in the currency of `prices`.", model=_MODEL
 )
 OWNER_RESPONSES = _counter(
-    "antiphon_owner_responses_total", "Responses by owner. Empty without `metrics.owners`.", owner=_OWNER
+    "antiphon_owner_responses_total",
+    "Responses by owner. Only with `metrics.owners` this metric has values.",
+    owner=_OWNER,
 )
 OWNER_TOKENS = _counter(
     "antiphon_owner_tokens_total",
-    "Input and output tokens by owner, estimates included. Empty without `metrics.owners`.",
+    "Input and output tokens by owner, estimates included. Only with `metrics.owners` this metric has values.",
     owner=_OWNER,
 )
 OWNER_COST = _counter(
     "antiphon_owner_cost_total",
-    "Cost of the tokens by owner, in the currency of `prices`. Empty without `metrics.owners`.",
+    "Cost of the tokens by owner, in the currency of `prices`. Only with `metrics.owners` this metric has values.",
     owner=_OWNER,
 )
 REQUESTS = _counter(
@@ -295,7 +297,7 @@ LOG_DROPPED = _counter(
 JOURNAL_LOST = _counter(
     "antiphon_journal_lost_total",
     "Requests, and recorded contents of requests, that the console does not show, because the queue to the database "
-    "was full. Empty without the console.",
+    "was full. Only with the console this metric has values.",
     kind="`entries`: requests; `contents`: contents of requests",
 )
 LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "Time when the current settings were read.")
