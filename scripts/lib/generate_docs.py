@@ -109,7 +109,7 @@ refused change:
  "advice":"the previous settings stay in use","level":"error","message":"settings_refused"}
 ```
 
-After an accepted change, the old set logs `draining` and `drained`. The service continues.
+After an accepted change, the old set of processes logs `draining` and `drained`. The service continues.
 
 - **Refused settings.** `antiphon up` refuses the whole change if one setting is wrong or a new worker cannot start. The
   log line `settings_refused` gives the reason, and the old set of processes continues.
@@ -137,7 +137,7 @@ After an accepted change, the old set logs `draining` and `drained`. The service
 - **Metrics.** `antiphon_config_reloads_total`, `antiphon_config_last_reload_successful` and
   `antiphon_settings_loaded_timestamp_seconds` report reloads. Counters include the values of the old set of processes.
 
-`antiphon up` refuses a change of these settings and names the setting. Every other setting can change:
+Only the settings in this table need a restart. `antiphon up` refuses a change of such a setting, and names the setting:
 
 | setting | why a change needs a restart |
 | --- | --- |

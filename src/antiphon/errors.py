@@ -300,8 +300,8 @@ def unsupported_parameter(message: str, name: str | None = None) -> InvalidReque
 
 
 def invalid_parameter(name: str, problem: str, code: str = "invalid_value") -> InvalidRequest:
-    """The error for a parameter whose problem none of the other functions describes. `problem` is a sentence without
-    its final period."""
+    """The error for an invalid parameter, with a free description of the problem. `problem` is a sentence without its
+    final period."""
     return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code=code)
 
 

@@ -76,13 +76,13 @@ def _operations(document: dict[str, Any], theirs: list[str]) -> list[str]:
         if not path.startswith("/v1/vector-stores")
     }
     near = [one for one in theirs if one.partition(" /")[2].partition("/")[0] in _AREAS]
-    lines = ["## Operations", "", "Operations of the client that Antiphon lacks:", ""]
+    lines = ["## Operations", "", "Operations that the client `openai` has and Antiphon lacks:", ""]
     lines += [f"- `{one}`" for one in near if one not in ours]
-    lines += ["", "Operations of Antiphon that the client lacks:", ""]
+    lines += ["", "Operations that Antiphon has and the client `openai` lacks:", ""]
     lines += [f"- `{one}`: {said}" for one, said in ours.items() if one not in theirs]
     areas = sorted({one.partition(" /")[2].partition("/")[0] for one in theirs} - {*_AREAS})
     shown = ", ".join(f"`{one}`" for one in areas)
-    return [*lines, "", f"Areas of the client in which Antiphon has no operation: {shown}.", ""]
+    return [*lines, "", f"Areas of the client `openai` in which Antiphon has no operation: {shown}.", ""]
 
 
 def _shapes(document: dict[str, Any], public: dict[str, Any], client: Mapping[str, Any]) -> list[str]:

@@ -112,7 +112,7 @@ class DefaultVersion(Struct):
 
 class Prompt(Struct):
     """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. Llama
-    Stack's client gets another format, because it cannot read this one."""
+    Stack's client gets another format, because it cannot read this format."""
 
     id: str
     object: Literal["prompt"]

@@ -152,8 +152,8 @@ class TimeoutSettings(Section):
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
     report that the process is not ready. In this time the load balancer notices the stop. Choose one second more than
-    the interval of the load balancer's health checks. Unset: 0 for `serve` and `up`. Unset: 2 for `antiphon extproc`,
-    but at most half of `drain`. Envoy checks the sidecar's health every second."""
+    the interval of the load balancer's health checks. Unset: 0 for `serve` and `up`. For `antiphon extproc` the default
+    is 2 (at most half of `drain`), because Envoy checks the sidecar's health every second."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:

@@ -57,7 +57,8 @@ _OUTCOMES = (
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
     "the party that caused the failure: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, "
-    "`unknown` (relay with your own Envoy: the sidecar cannot tell a disconnected client from a cut upstream)"
+    "`unknown` (relay with your own Envoy: the sidecar cannot tell a disconnected client from an upstream that "
+    "broke its stream off)"
 )
 _CODE = "the error code in the response's log line; empty: no code; `other`: a code after the first hundred"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
@@ -177,7 +178,7 @@ SEARCHES = _seconds(
 )
 REFUSED = _counter(
     "antiphon_requests_refused_total",
-    "Requests, and turns of background responses, refused for lack of capacity, by the limiting setting.",
+    "Requests, and turns of background responses, that a process refused because it had reached a limit.",
     setting=_BOUNDS,
 )
 QUOTA_REFUSALS = _counter(

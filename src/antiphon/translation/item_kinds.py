@@ -66,8 +66,8 @@ _SAID: Final = (
     "the model gets a user message that names the sender; Antiphon ignores content that another server encrypted"
 )
 _APPROVAL: Final = (
-    "the model gets the approval, with its `reason`, as the result of the requested call; 400 if `tools` lacks the MCP "
-    "server of an approved call"
+    "the model gets the approval, with its `reason`, as the result of the requested call; the request gets a 400 if "
+    "`tools` lacks the MCP server of an approved call"
 )
 
 ITEMS: Final = {
