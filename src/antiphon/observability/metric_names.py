@@ -57,8 +57,8 @@ _OUTCOMES = (
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
     "the party that caused the failure: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, "
-    "`unknown` (relay with your own Envoy: the sidecar cannot tell a disconnected client from an upstream that "
-    "broke its stream off)"
+    "`unknown` (relay with your own Envoy: the sidecar cannot tell which side ended the "
+    "stream)"
 )
 _CODE = "the error code in the response's log line; empty: no code; `other`: a code after the first hundred"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"

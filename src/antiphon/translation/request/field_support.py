@@ -66,7 +66,7 @@ def _strict(profile: UpstreamProfile) -> Support:
 
 
 def _images(profile: UpstreamProfile) -> Support:
-    return sent("`image_url`") if profile.images else rejected("the chat server accepts only text")
+    return sent("as `image_url`") if profile.images else rejected("the chat server accepts only text")
 
 
 def _file(profile: UpstreamProfile) -> Support:

@@ -137,7 +137,7 @@ def _if_passed(profile: UpstreamProfile, name: str) -> bool:
 
 
 def _max_output_tokens(profile: UpstreamProfile) -> Support:
-    return sent(f"`{profile.token_limit_field}`")
+    return sent(f"as `{profile.token_limit_field}`")
 
 
 def _parallel(profile: UpstreamProfile) -> Support:
@@ -148,7 +148,7 @@ def _parallel(profile: UpstreamProfile) -> Support:
 
 def _json_schema(profile: UpstreamProfile) -> Support:
     if profile.structured_output == "json_schema":
-        return sent("`response_format`")
+        return sent("as `response_format`")
     if profile.structured_output == "json_object":
         return handled("Antiphon sends `json_object`, and the schema as an instruction to the model")
     return handled("Antiphon sends the schema as an instruction to the model")
@@ -159,7 +159,7 @@ def _json_object(profile: UpstreamProfile) -> Support:
         return handled("Antiphon sends an instruction to the model to write JSON")
     if not profile.json_object:
         return handled("Antiphon sends a `json_schema` that allows any object, and an instruction to write JSON")
-    return sent("`response_format`, with a schema" if profile.json_object_schema else "`response_format`")
+    return sent("as `response_format`, with a schema" if profile.json_object_schema else "as `response_format`")
 
 
 def _verbosity(profile: UpstreamProfile) -> Support:
@@ -170,7 +170,7 @@ def _effort(profile: UpstreamProfile) -> Support:
     if not profile.reasoning_effort:
         return IGNORED
     known = profile.effort_values
-    return sent(f"the nearest value of {', '.join(known)}" if known else "`reasoning_effort`")
+    return sent(f"the nearest value of {', '.join(known)}" if known else "as `reasoning_effort`")
 
 
 _ROWS: Final = (
