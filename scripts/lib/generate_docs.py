@@ -334,7 +334,9 @@ by `--key-env NAME`. The doctor never prints a key.
 
 ## The profiles
 
-The last column lists the [flags](#which-profile-applies) whose values differ from those of the profile `generic`.
+The last column lists the [flags](#which-profile-applies) whose values differ from those of the profile `generic`. A
+flag without a value is on, and `no` before a flag means that the flag is off. `parameters` lists the request fields of
+[this section](#sampling-templates-guided-decoding) that the server accepts. A model name such as `grok-4-*` precedes flags that only these models have.
 
 | profile | server | hosts | flags that differ from `generic` |
 | --- | --- | --- | --- |
@@ -538,7 +540,8 @@ def traces() -> str:
         lines.append(f"| `{one.name}` | {one.kind} | {one.text} | {said} |")
     lines += [
         "",
-        f"Each failed span has `{ERROR}` and the status `ERROR`. A fault of the client makes no span fail.",
+        f"Each failed span has `{ERROR}` and the status `ERROR`. If the client caused an "
+        "error, no span counts as failed.",
         "",
     ]
     lines += ["| attribute | meaning |", "| --- | --- |"]

@@ -23,7 +23,8 @@ class ConsoleSettings(Section):
     request with recorded contents, it also shows what the client sent and what the model server got."""
 
     enabled: bool = False
-    """Serve the console, and record a row for each request, which the console lists. Needs the extra `console`."""
+    """Serve the console, and record a row for each request, which the console lists. The console needs the extra
+    `console`."""
     listen: TcpAddress = "127.0.0.1:8090"
     """`HOST:PORT` of the console's separate listener (port 0: any free port). With `door: envoy`, Envoy listens
     there."""

@@ -191,7 +191,8 @@ class ModelSettings(Section):
     extra: dict[str, object] = Field(default_factory=dict)
     """Members that Antiphon adds to the chat requests of responses with these models, unless the client sets them (for
     example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). If the client and this setting both have an
-    object, Antiphon merges the two objects member by member. Requests to `/v1/chat/completions` pass unchanged."""
+    object, Antiphon merges the two objects member by member. Antiphon does not add them to requests to
+    `/v1/chat/completions`."""
 
     @field_validator("upstream", mode="before", json_schema_input_type=str | tuple[str | UpstreamShare, ...])
     @classmethod
