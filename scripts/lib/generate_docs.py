@@ -336,7 +336,8 @@ by `--key-env NAME`. The doctor never prints a key.
 
 The last column lists the [flags](#which-profile-applies) whose values differ from those of the profile `generic`. A
 flag without a value is on, and `no` before a flag means that the flag is off. `parameters` lists the request fields of
-[this section](#sampling-templates-guided-decoding) that the server accepts. A model name such as `grok-4-*` precedes flags that only these models have.
+[this section](#sampling-templates-guided-decoding) that the server accepts. A model name such as `grok-4-*` precedes
+flags that only these models have.
 
 | profile | server | hosts | flags that differ from `generic` |
 | --- | --- | --- | --- |
