@@ -148,8 +148,8 @@ UPSTREAM_CALLS = _counter(
     "Envoy forwards without this process.",
     upstream="a name of `upstreams`, `default`, or `embeddings`: the server of `embeddings.url`",
     operation="`responses`: a model call of a response; `native`: a call of an upstream with the Responses API, or for "
-    "a response that such an upstream stores; `pass_through`: Chat Completions, embeddings, `path_allow`; `models`: the "
-    "list of models; `embeddings`: for vector stores and searches",
+    "a response that such an upstream stores; `pass_through`: Chat Completions, embeddings, `path_allow`; `models`: "
+    "the list of models; `embeddings`: for vector stores and searches",
     status=_STATUS,
 )
 UPSTREAM_HEAD = _seconds(
