@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 def compiled() -> bool:
     """Whether this process runs compiled modules. The compiled wheel contains compiled modules next to their Python
-    sources, and Python imports the compiled ones. The pure-Python wheel contains only the sources."""
+    sources, and Python imports the compiled modules. The pure-Python wheel contains only the sources."""
     # The import is inside the function, because `antiphon health` starts every few seconds and does not need
     # `find_spec`.
     from importlib.util import find_spec

@@ -25,7 +25,7 @@ import os.path
 from collections.abc import Mapping
 
 IN_THE_CURRENT_FOLDER = ".antiphon"
-"""The data folder in a checkout. The settings reference shows this value as the default."""
+"""The name of a data folder in the current folder. The settings reference shows this value as the default."""
 _NAME = "antiphon"
 
 

@@ -5,8 +5,8 @@ a SIGTERM during the start of a container. `commands/command_line.py` defines th
 `commands` implements them, and `supervisor/process.py` drains a server.
 
 Invariants: the process imports the module of a command only when that command runs. If settings are wrong, the process
-prints them to standard error, one setting per line, and exits with status 2. Without an error, the exit status is the
-one that the command returns.
+prints them to standard error, one setting per line, and exits with status 2. Without an error, the process exits with
+the status that the command returns.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ _FUNCTIONS = {
     "try": "try_request:run",
     "version": "command_line:run_version",
 }
-"""The module and the function of each command. A command that is not listed is the function `run` of the module with
-the command's name."""
+"""The module and the function of each command. For a command that is not listed, the function is `run` in the module
+with the command's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that `arguments` name. By default, `arguments` are those of the process. Returns the exit
-    status."""
+    """Run the command that `arguments` name. The default is the process's command line. Returns the exit status."""
     if os.getpid() == 1:
         # The kernel ignores a signal to process 1 of a container if the process has no handler for it. Without this
         # handler, a SIGTERM during the start would be lost, and the pod would stay for its whole grace period.

@@ -1,7 +1,7 @@
 """Defines all exceptions that can reach a client, and builds OpenAI's error object. No other module builds this object.
 
 This module defines the HTTP status, `type`, `code` and `param` of each exception, and the messages for wrong
-parameters. An exception that a package both raises and catches is defined in that package.
+parameters. If one package raises and catches an exception, that package defines the exception.
 `translation/answer/upstream_errors.py` maps an upstream's error, and the package `doors` writes an error to a socket.
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and `request_id` if
@@ -222,8 +222,8 @@ class HistoryTooLarge(RequestTooLarge):
 
 
 class OwnerFull(ApiError):
-    """An owner or a team has reached a limit of stored data. The status is 429, as for any quota, and a header tells
-    SDKs not to retry."""
+    """An owner or a team has reached a limit of stored data. The status is 429, and a header tells SDKs not to
+    retry."""
 
     status = 429
     type = "insufficient_quota"
@@ -245,9 +245,9 @@ class OwnerFull(ApiError):
 
 
 class AtCapacity(ApiError):
-    """The requests in flight have reached the limit that the setting `setting` sets. If `owner` is set, the limit is
-    that of one owner, else that of the whole process. A client may retry after a second. Overload causes many of these
-    errors. So `observability/repeated_failures.py` counts the errors, and writes one log line for many errors."""
+    """The requests in flight have reached the limit that the setting `setting` sets. With `owner`, the limit applies to
+    that owner, otherwise to the whole process. A client may retry after a second. Overload causes many of these errors.
+    So `observability/repeated_failures.py` counts the errors, and writes one log line for many errors."""
 
     status = 503
 
@@ -280,7 +280,7 @@ class UpstreamTimedOut(ApiError):
 
 
 def missing_parameter(name: str, advice: str = "") -> InvalidRequest:
-    """The error for a missing parameter. `advice` is a sentence with a space before it, or empty."""
+    """The error for a missing parameter. `advice` is empty, or a sentence that begins with a space."""
     return InvalidRequest(
         f"Missing required parameter: '{name}'.{advice}", param=name, code="missing_required_parameter"
     )
@@ -300,7 +300,8 @@ def unsupported_parameter(message: str, name: str | None = None) -> InvalidReque
 
 
 def invalid_parameter(name: str, problem: str, code: str = "invalid_value") -> InvalidRequest:
-    """The error for a parameter that is wrong in any other way. `problem` is a sentence without its final period."""
+    """The error for an invalid parameter, with a free description of the problem. `problem` is a sentence without its
+    final period."""
     return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code=code)
 
 
@@ -440,7 +441,8 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
 
 
 _PASSING: frozenset[StoreReason] = frozenset({"slow", "unknown", "locked", "busy", "unavailable"})
-"""Reasons whose cause may disappear within a second. An answer with such a reason has a `retry-after` header."""
+"""The reasons of store failures that may disappear within a second. An error response with such a reason has a
+`retry-after` header."""
 
 
 def store_refusal(error: StoreError, what: str) -> ApiError:

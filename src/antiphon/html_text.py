@@ -1,7 +1,7 @@
 """Extracts the text, title and links of an HTML page.
 
-This module also decodes the bytes of a page. The web search tool and the reader of files for vector stores supply the
-pages.
+This module also decodes the bytes of a page. The pages come from the web search tool, and from the module that extracts
+the text of files for vector stores.
 
 Invariants: markup, scripts, styles and hidden elements never reach the model. The running time is linear in the page's
 length, even if elements are not closed.

@@ -51,14 +51,15 @@ def shortened(text: str) -> str:
 
 
 def is_shortened(text: str) -> bool:
-    """Return whether `text` is the beginning of an id, with at least as many digits as `shortened` leaves."""
+    """Return whether `text` is the beginning of an id and has at least the 16 digits that `shortened` keeps."""
     return _BEGINNING.fullmatch(text) is not None
 
 
 def is_id(text: str, prefix: str) -> bool:
     """Return whether `text` has the form of an id with this prefix. Callers use this cheap test before a query.
 
-    For example, `is_id("resp_1a", "resp")` is true. `is_id("resp-1a", "resp")` and `is_id("conv_1a", "resp")` are not.
+    For example, `is_id("resp_1a", "resp")` is true. `is_id("resp-1a", "resp")` and `is_id("conv_1a", "resp")` are
+    false.
     """
     return text.startswith(prefix + "_") and len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text)
 

@@ -22,10 +22,12 @@ _LEAST = 32
 
 
 def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") -> bytes:
-    """The key `name` of this data folder (64 hexadecimal digits), created if it is missing. Raises `ConfigError`.
+    """Return the key `name` of this data folder (64 hexadecimal digits). If the key is missing, the function creates
+    it. Raises `ConfigError`.
 
-    Before this function creates a key, it calls `depends`. If the result is not empty, it describes stored data that a
-    new key would make unreadable. The function then raises `ConfigError` and creates no key.
+    Before this function creates a key, it calls `depends`. `depends` returns a description of stored data that a new
+    key would make unreadable, or an empty string. If the string is not empty, the function raises `ConfigError` and
+    creates no key.
     """
     path = folder / name
     try:
@@ -45,7 +47,7 @@ def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") 
 
 
 def is_gone(path: Path, lost: str) -> str:
-    """The error message about a missing key file on which stored data depends. `lost` describes that data."""
+    """The error message about a missing key file. `lost` describes the stored data that depends on the key."""
     return f"data: the key file {path} is missing. {lost}"
 
 

@@ -43,7 +43,7 @@ def bearer_token(authorization: str | None) -> KnownSecrets:
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """The text with `[redacted]` in place of each of these secrets."""
+    """The text with `[redacted]` in place of each secret in `secrets`."""
     gone: list[tuple[int, int]] = []
     # A first search in bytes is fast, but does not give positions in the text. Most texts contain no secret and need no
     # second search.
@@ -98,7 +98,7 @@ class SecretSearch:
         self._short = [secret.encode("utf-8", "surrogateescape") for secret in short]
 
     def clean(self, body: bytes) -> bytes:
-        """The body without the secrets. Returns `body` itself if it contains no secret."""
+        """The body without the known secrets. Returns `body` itself if it contains no secret."""
         for word in self._short:
             if word in body:
                 # As in `without`, the method removes a short secret only where it is a separate word. The search is

@@ -7,8 +7,8 @@ Format: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-G
 The version of the format, the key id, the owner and the kind of data are the associated data of AES-GCM. Therefore a
 sealed text opens only for the owner and the kind for which it was sealed.
 
-Invariants: every text that cannot be opened gives the same `InvalidRequest`, so an attacker does not learn which part
-was wrong. `open` never returns more than `max_bytes`.
+Invariants: `open` raises the same `InvalidRequest` for every text that it cannot decrypt, so an attacker does not learn
+which part was wrong. `open` never returns more than `max_bytes`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class Sealer:
 
 
 def is_sealed(text: str) -> bool:
-    """Whether the text begins like a sealed text of Antiphon. Encrypted content of other servers begins differently."""
+    """Whether the text begins with the prefix of Antiphon's sealed texts. Encrypted content of other servers begins
+    differently."""
     return text.startswith(_PREFIX)
 
 
@@ -121,8 +122,8 @@ class _Key:
 
 
 def _associated(key_id: bytes, owner: str, kind: str) -> bytes:
-    """The associated data of a sealed text. The bytes contain the length of each name before the name, so different
-    names never give equal bytes."""
+    """The associated data of a sealed text. The length of each name precedes the name, so different names never give
+    equal bytes."""
     names = [name.encode(errors="surrogateescape") for name in (owner, kind)]
     return _PREFIX.encode() + key_id + b"".join(len(name).to_bytes(8, "big") + name for name in names)
 

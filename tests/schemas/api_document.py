@@ -51,7 +51,8 @@ class Error(Struct):
 
 
 class CompactedConversation(Struct, kw_only=True):
-    """The latest messages of the user and the compaction item. A client can begin a new conversation with them."""
+    """The latest messages of the user and the compaction item. A client can begin a new conversation with this
+    output."""
 
     id: str
     object: Literal["response.compaction"] = "response.compaction"
@@ -269,16 +270,19 @@ def _add_events(schemas: Schemas) -> None:
         if "delta" in members:
             members["obfuscation"] = {
                 "type": "string",
-                "description": "Random letters that hide the length of `delta`. Only if the request has "
-                "`include_obfuscation: true`.",
+                "description": "Random letters that hide the length of `delta`. The event has this field only if the "
+                "request has `include_obfuscation: true`.",
             }
         if "response" in members:
             members["headers"] = {
                 "type": "object",
-                "description": "Only in the first event of a response on a WebSocket: the headers that an HTTP answer "
-                "to the request would have.",
+                "description": "The headers that an HTTP response to the request would have. Only the first event of a "
+                "response on a WebSocket has this field.",
             }
-        members["stream_id"] = {"type": "string", "description": "The request's `stream_id`, on a WebSocket."}
+        members["stream_id"] = {
+            "type": "string",
+            "description": "A copy of the request's `stream_id`. Only events on a WebSocket have this field.",
+        }
 
 
 def _add_links(paths: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:

@@ -120,7 +120,8 @@ def add_request_body(schemas: Schemas) -> Schema:
         "model": {"type": "string", "minLength": 1},
         "input": {
             "anyOf": [_TEXT, {"type": "array", "items": {"$ref": f"{_REF}InputItem"}}, {"type": "null"}],
-            "description": "Required, unless `previous_response_id`, `conversation` or `prompt` supplies input.",
+            "description": "A request needs `input`, unless `previous_response_id`, `conversation` or `prompt` "
+            "supplies it.",
         },
         "instructions": {"type": ["string", "null"]},
         "tools": {"type": ["array", "null"], "items": {"$ref": f"{_REF}Tool"}},
@@ -146,9 +147,9 @@ def add_request_body(schemas: Schemas) -> Schema:
         "CreateResponse",
         {
             "type": "object",
-            "description": "Antiphon ignores unknown fields and lists them in `antiphon-ignored`. The setting "
-            "`upstream.field_allow` lets named fields through. docs/reference/compatibility.md lists the treatment of "
-            "each field for each chat server.",
+            "description": "Antiphon ignores unknown fields and lists them in the header `antiphon-ignored`. Antiphon "
+            "forwards the fields that the setting `upstream.field_allow` names. The page "
+            "docs/reference/compatibility.md lists the treatment of each field for each chat server.",
             "properties": {**read_apart, **fields, **parameters},
             "required": ["model"],
         },

@@ -70,9 +70,15 @@ def test_the_page_has_every_operation_and_schema() -> None:
 
 
 def test_words() -> None:
-    assert words({"type": ["integer", "null"], "minimum": 1, "maximum": 4}) == "integer from 1 to 4 or null"
-    assert words({"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "string"}]}) == "`a`, another string"
+    assert words({"type": ["integer", "null"], "minimum": 1, "maximum": 4}) == "integer from 1 to 4, or null"
+    assert words({"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "string"}]}) == "`a` or another string"
     assert words({"type": "array", "items": {"const": "x"}, "maxItems": 3}) == "list of at most 3 `x`"
+    assert words({"type": ["array", "null"], "items": {"type": "string"}}) == "list of strings, or null"
+    assert words({"type": "array", "items": {}}) == "list"
+    assert words({"type": "object", "additionalProperties": {}}) == "object"
+    assert words({"type": "object", "additionalProperties": {"type": ["number", "string"]}}) == (
+        "object whose values are numbers or strings"
+    )
 
 
 def test_the_differences_say_what_only_one_side_has() -> None:

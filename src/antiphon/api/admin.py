@@ -72,16 +72,16 @@ class CreateClientKey(Struct):
 
 
 class RotateClientKey(Struct):
-    """The lifetimes of the old key and of its successor. The successor expires after `expires_in` seconds, or never if
-    the field is missing. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
+    """The lifetimes of the old key and of its successor. The successor expires after `expires_in` seconds, or never
+    without `expires_in`. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
 
     expires_in: _Seconds | None = None
     overlap: Annotated[int, Meta(ge=0, le=_MOST_SECONDS)] | None = None
 
 
 class ClientKeyObject(Struct, kw_only=True):
-    """A client key (`key_…`). `prefix` is the first characters of its token. Only the answer to the creation of the key
-    has `token`. Times are seconds since the epoch. A key whose `expires_at` is null never expires."""
+    """A client key (`key_…`). `prefix` is the first characters of the token. Antiphon returns `token` only once, when
+    it creates the key. Times are seconds since the epoch. A key whose `expires_at` is null never expires."""
 
     id: str
     object: Literal["client_key"] = "client_key"
@@ -100,7 +100,7 @@ class ClientKeyObject(Struct, kw_only=True):
 class QuotaUseObject(Struct, kw_only=True):
     """The use of one limit in its current period. An example of `subject` is `owner:n:anna`, and an example of `limit`
     is `tokens_per_month`. `period` is the start of the period in UTC (`2026-01-31T09:30Z`). `held` is the amount that
-    processes have reserved for requests. `maximum` is null if the settings have no such limit. Costs are in the
+    processes have reserved for running requests. `maximum` is null if the settings have no such limit. Costs are in the
     currency of the setting `prices`."""
 
     object: Literal["quota_use"] = "quota_use"
@@ -113,8 +113,8 @@ class QuotaUseObject(Struct, kw_only=True):
 
 
 class UsageSumObject(Struct, kw_only=True):
-    """The usage of model calls. The object has only those of the members `day`, `owner`, `model` and `upstream` that
-    the parameter `by` names. `cost` is in the currency of the prices. An object with `owner` also has the owner's
+    """The usage of model calls. The parameter `by` selects which of the members `day`, `owner`, `model` and `upstream`
+    the object has. `cost` is in the currency of the setting `prices`. An object with `owner` also has the owner's
     readable name and team, if Antiphon knows them."""
 
     object: Literal["usage_sum"] = "usage_sum"
@@ -270,7 +270,7 @@ class Administration(Area):
     @Route(
         "GET",
         "/v1/antiphon/admin/usage",
-        "List usage sums",
+        "List sums of tokens and cost",
         UsageSumList,
         parameters=(
             Parameter(
@@ -303,7 +303,7 @@ class Administration(Area):
     @Route(
         "GET",
         "/v1/antiphon/admin/audit",
-        "List the audit",
+        "List the audit log",
         AuditList,
         parameters=(
             _SINCE,

@@ -223,7 +223,7 @@ class PassedOn:
 
 def _passed(path: str) -> Route:
     """The route of a forwarded path. Only the upstream defines the body and the answers, errors included."""
-    summary = f"Pass on {path.strip('/')}"
+    summary = f"Forward {path.strip('/')} to the upstream"
     errors = UPSTREAM_ERRORS
     return Route("POST", f"/v1{path}", summary, AnyObject, body=AnyObject, events=AnyObject, errors=errors, keyed=True)
 

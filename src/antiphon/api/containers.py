@@ -80,7 +80,7 @@ _NAME = Parameter("name", str, "List only containers with this name.")
 
 
 class ContainerExpiry(Struct):
-    """The minutes without use after which a container expires. `anchor` must be `last_active_at`."""
+    """A container expires after `minutes` minutes without use. `anchor` must be `last_active_at`."""
 
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     minutes: Annotated[int, Meta(extra_json_schema={"minimum": 1})] | None = None
@@ -93,8 +93,8 @@ class NetworkPolicy(Struct):
 
 
 class CreateContainer(Struct):
-    """A new container. `file_ids` are uploaded files to copy into it. `memory_limit` is `1g`, `4g`, `16g` or `64g`.
-    Without `memory_limit`, the operator's limit applies."""
+    """A new container. Antiphon copies the uploaded files `file_ids` into the new container. `memory_limit` is `1g`,
+    `4g`, `16g` or `64g`. Without `memory_limit`, the limit is the setting `code_interpreter.memory`."""
 
     name: Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": _MAX_NAME})] | None = None
     expires_after: ContainerExpiry | None = None
@@ -118,7 +118,7 @@ class ContainerFileForm(Struct):
 
 
 class IdleMinutes(Struct):
-    """The minutes without use after which the container expires."""
+    """The container expires after `minutes` minutes without use."""
 
     anchor: Literal["last_active_at"]
     minutes: int
@@ -131,8 +131,8 @@ class NoNetwork(Struct):
 
 
 class ContainerObject(Struct, kw_only=True):
-    """A container (`cntr_…`) for code. Times are seconds since the epoch. The container expires when it is not used for
-    the minutes in `expires_after`."""
+    """A container (`cntr_…`) for code. Times are seconds since the epoch. The container expires after
+    `expires_after.minutes` minutes without use."""
 
     id: str
     object: Literal["container"] = "container"

@@ -60,7 +60,7 @@ MAX_ITEMS = 20
 Items = Annotated[
     Raw,
     Meta(
-        description="Items, in the form of the field `input` of `POST /v1/responses`.",
+        description="The items have the format of the field `input` of `POST /v1/responses`.",
         extra_json_schema={
             "type": "array",
             "items": {"$ref": "#/components/schemas/InputItem"},

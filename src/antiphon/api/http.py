@@ -69,8 +69,8 @@ EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
 
 
 class ListOf(Struct, Generic[_One], kw_only=True):
-    """One page of a list, in the format of OpenAI's API. The ids of the objects are the cursors for `after` and
-    `before`. Send `last_id` as `after` to get the next page. `has_more` is false on the last page."""
+    """One page of a list, in the format of OpenAI's API. The ids of the objects in `data` are the cursors for `after`
+    and `before`. Send `last_id` as `after` to get the next page. `has_more` is false on the last page."""
 
     object: Literal["list"] = "list"
     data: list[_One]
@@ -94,7 +94,8 @@ class Well(Struct):
 
 
 class Unwell(Struct):
-    """The process should get no requests now. `reason` is a short text for operators."""
+    """The process cannot serve requests now, so a load balancer must send it none. `reason` is a short text for
+    operators."""
 
     status: Literal["unavailable"]
     reason: str
@@ -103,7 +104,8 @@ class Unwell(Struct):
 Metadata = Annotated[
     dict[str, str],
     Meta(
-        description="At most 16 pairs. Each metadata key has at most 64 characters, each metadata value at most 512.",
+        description="The metadata has at most 16 pairs. Each metadata key has at most 64 characters, each metadata "
+        "value at most 512.",
         extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}},
     ),
 ]

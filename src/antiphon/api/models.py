@@ -66,7 +66,8 @@ _TOOLS = frozenset(
 
 
 class ModelObject(Struct, kw_only=True, frozen=True):
-    """A model in OpenAI's shape. `created` is in seconds since the epoch, and 0 if the upstream does not report it."""
+    """A model in OpenAI's shape. `created` is in seconds since the epoch. `created` is 0 if the upstream does not
+    report it."""
 
     id: str
     object: Literal["model"] = "model"

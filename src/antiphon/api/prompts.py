@@ -81,12 +81,13 @@ _HOSTED = frozenset(
 )
 
 
-_Version = Annotated[int | str, Meta(description="The number of a version, from 1 on.")]
+_Version = Annotated[int | str, Meta(description="The number of a version. The first version has the number 1.")]
 
 
 class WritePrompt(Struct):
-    """A template: at least one of the fields of `POST /v1/responses` that a prompt can hold, with `{{name}}` for
-    variables. `prompt` and `template` are other names for `instructions`. A request with other fields gets a 400."""
+    """The template of a prompt. The template needs at least one of these fields of `POST /v1/responses`. `{{name}}`
+    stands for the variable `name`. `prompt` and `template` are other names for `instructions`. A request with a field
+    that is not listed here gets a 400."""
 
     name: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["name"]})] | None = None
     description: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["description"]})] | None = None
@@ -110,8 +111,8 @@ class DefaultVersion(Struct):
 
 
 class Prompt(Struct):
-    """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. The
-    client of Llama Stack gets another format, which it requires."""
+    """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. Llama
+    Stack's client gets another format, because it cannot read this format."""
 
     id: str
     object: Literal["prompt"]

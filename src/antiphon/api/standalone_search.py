@@ -47,7 +47,7 @@ _CUT = "\n[The rest was cut off: it is too long.]"
 
 
 class SearchQuery(Struct):
-    """A search for the text `q`. `recency` is the largest age of a result in days."""
+    """A search for the text `q`. `recency` is the maximum age of a result in days."""
 
     q: str = ""
     recency: int | None = None
@@ -110,8 +110,8 @@ class SearchDomains(Struct):
 
 
 class SearchSettings(Struct):
-    """Limits that apply to all commands of a search request. If `external_web_access` has a value other than `true` and
-    `live`, commands may not read pages."""
+    """Limits that apply to all commands of a search request. Commands may read pages only if `external_web_access` is
+    `true`, `live` or absent."""
 
     filters: SearchDomains | None = None
     user_location: Raw = Raw()
@@ -120,8 +120,8 @@ class SearchSettings(Struct):
 
 
 class StandaloneSearchBody(Struct):
-    """The body of a web search that is not part of a response. The text of the answer has at most `max_output_tokens`
-    tokens, at four characters each."""
+    """The body of a web search that is not part of a response. The text of the response has at most `max_output_tokens`
+    tokens. Antiphon counts four characters as one token."""
 
     id: str | None = None
     model: str | None = None

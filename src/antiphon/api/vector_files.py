@@ -86,7 +86,7 @@ class AddFile(Struct):
 
 
 class ChangeFile(Struct):
-    """The new attributes of a file in a vector store, which replace all former ones."""
+    """The new attributes of a file in a vector store, which replace all earlier attributes."""
 
     attributes: AttributesInput | UnsetType | None = UNSET
 

@@ -32,7 +32,8 @@ BATCHES = ObjectKind("File batch", lambda one: is_id(one, "vsfb"), where=" in th
 
 
 class Expiry(Struct):
-    """When a vector store expires: after `days` without use, from 1 to 365. `anchor` must be `last_active_at`."""
+    """A vector store expires after `days` days without use. `days` is from 1 to 365. `anchor` must be
+    `last_active_at`."""
 
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     days: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 365})] | None = None
@@ -79,15 +80,15 @@ class FileCounts(Struct):
 
 
 class ExpiresAfterDays(Struct):
-    """When a vector store expires: after `days` without use."""
+    """The vector store expires after `days` days without use."""
 
     anchor: Literal["last_active_at"]
     days: int
 
 
 class VectorStoreObject(Struct, kw_only=True):
-    """A vector store (`vs_…`). Times are seconds since the epoch. `usage_bytes` is the size of its chunks. `status` is
-    `in_progress` while files are ingested."""
+    """A vector store (`vs_…`). Times are seconds since the epoch. `usage_bytes` is the size of the vector store's
+    chunks. `status` is `in_progress` while files are ingested."""
 
     id: str
     object: Literal["vector_store"] = "vector_store"
@@ -146,7 +147,7 @@ class TextPart(Struct):
 
 class FileContentPage(Struct, kw_only=True):
     """A page of a file's text. `data` has one text part per chunk. `next_page` is the value of the parameter `page` for
-    the next page, null on the last page."""
+    the next page. On the last page, `next_page` is null."""
 
     object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
     data: list[TextPart]
@@ -167,8 +168,8 @@ class SearchResult(Struct, kw_only=True):
 
 
 class SearchResultsPage(Struct, kw_only=True):
-    """The results of a search, best first. All results are on one page. `search_query` has the queries of the search,
-    after any rewriting."""
+    """The results of a search, best first. All results are on one page. `search_query` has the queries of the search.
+    If Antiphon rewrote the query, these are the rewritten queries."""
 
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]

@@ -99,7 +99,8 @@ class CreateVectorStore(Struct):
 
 
 class UpdateVectorStore(Struct):
-    """A change of a vector store. Missing fields keep their values. `expires_after: null` removes the expiry."""
+    """A change of a vector store. Fields that the request omits keep their values. `expires_after: null` removes the
+    expiry."""
 
     name: _Name | None = None
     expires_after: Expiry | UnsetType | None = UNSET
@@ -107,9 +108,9 @@ class UpdateVectorStore(Struct):
 
 
 class SearchStore(Struct):
-    """The body of a search. `query` is one text or several. `top_k` is another name for `max_num_results`. `filters` is
-    a comparison such as `{"type": "gte", "key": "year", "value": 2024}`, or combines several with `and` or `or`. A
-    search request with a field that is not listed here gets a 400."""
+    """The body of a search. `query` is a text or a list of texts. `top_k` is another name for `max_num_results`.
+    `filters` is a comparison such as `{"type": "gte", "key": "year", "value": 2024}`. The filter types `and` and `or`
+    combine several comparisons. A search request with a field that is not listed here gets a 400."""
 
     query: str | list[str] | None = None
     rewrite_query: bool | None = None
@@ -120,7 +121,8 @@ class SearchStore(Struct):
 
 
 class SearchStores(SearchStore):
-    """The body of a search over several vector stores, which `vector_store_ids` and `vector_store_id` name."""
+    """The body of a search over several vector stores. `vector_store_ids` and `vector_store_id` name the vector
+    stores."""
 
     vector_store_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_STORES})] | None = None
     vector_store_id: str | None = None

@@ -31,15 +31,16 @@ class LimitSettings(Section):
     """Largest single event in an upstream's stream."""
     no_output_bytes: int = Field(default=16 * MIB, ge=1024)
     """Maximum number of bytes that an upstream may send in a stream without output. Comments, empty deltas and
-    annotations do not count as output. Neither do choices and log probabilities that the request does not ask for.
-    Each byte of output allows 1024 further bytes without output."""
+    annotations do not count as output. Choices and log probabilities that the request does not ask for do not count
+    either. Each byte of output allows 1024 further bytes without output."""
     drive_stream_bytes: int = Field(default=64 * MIB, ge=64 * 1024)
     """Largest event stream of one response in mode `drive`, where the sidecar sends the stream through Envoy. A larger
     response fails (`stream_too_large`). Envoy buffers the part of the stream that the client has not read."""
     drive_ahead_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
-    """Maximum number of bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar
-    estimates these bytes for clients that read 256 KiB a second. One stream may be 8 MiB ahead of such a client. At the
-    limit, the sidecar writes each stream at 256 KiB a second."""
+    """Maximum number of bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar cannot
+    see this number, and estimates it by assuming that each client reads 256 KiB a second. The sidecar writes at most 8
+    MiB more of a stream than the client has read by this estimate. At the limit, the sidecar writes each stream at 256
+    KiB a second."""
     input_items: int = Field(default=10_000, ge=1)
     """Maximum number of items in one request's `input`."""
     chain_items: int = Field(default=50_000, ge=1)
@@ -104,14 +105,14 @@ class TimeoutSettings(Section):
     """Seconds to wait for the upstream's response head."""
     head_wait: float = Field(default=60.0, ge=0)
     """For mode `drive`: seconds that the sidecar waits for the upstream's response head before it sends its own
-    response head to the client. After that, an error can only be an event in the stream."""
+    response head to the client. After this time, an error can only be an event in the stream."""
     idle: float = Field(default=300.0, gt=0)
-    """Seconds without any byte in the middle of an upstream's answer, after which the answer fails."""
+    """Seconds for which an upstream may send no byte in the middle of an answer. After this time the answer fails."""
     no_output: float = Field(default=900.0, gt=0)
-    """Seconds for which an upstream may send data without output, such as comments and empty deltas. `idle` is the
-    limit for an upstream that sends nothing."""
+    """Seconds for which an upstream may send data without output, such as comments and empty deltas. `timeouts.idle` is
+    the limit for an upstream that sends nothing."""
     error_body: float = Field(default=10.0, gt=0)
-    """Seconds to read the body of an upstream's error. After that the sidecar uses the bytes that have arrived."""
+    """Seconds to read the body of an upstream's error. After this time the sidecar uses the bytes that have arrived."""
     response: float = Field(default=3600.0, gt=0)
     """Seconds for one response with all its model calls and tools. A response that takes longer fails
     (`response_timeout`). For a background response the limit applies to each attempt, without the time in the
@@ -131,8 +132,8 @@ class TimeoutSettings(Section):
     """Seconds in which a write to the database must begin its commit. A write that takes longer is rolled back and
     fails."""
     settle: float = Field(default=30.0, gt=0)
-    """Seconds in total to wait for a write whose commit has begun but does not finish. After that the client gets an
-    error. If the write takes effect later, the store undoes it."""
+    """Seconds in total to wait for a write whose commit has begun but does not finish. After this time the client gets
+    an error. If the write takes effect later, the store undoes the write."""
     read: float = Field(default=10.0, gt=0)
     """Seconds for one read from a database, including the wait for other operations."""
     check: float = Field(default=10.0, ge=0)
@@ -144,14 +145,15 @@ class TimeoutSettings(Section):
     process kills and replaces a child process that does not answer. 0: no check."""
     drain: float = Field(default=30.0, ge=0)
     """Seconds after SIGTERM in which requests in flight may finish. The seconds of `timeouts.notice` are part of this
-    time. The process then cuts the remaining requests and stores their responses as failed, and the exit status is 1.
-    The process ends two seconds later in any case. One second before the end of the drain, the process hands background
-    responses over to other processes (see `background.on_restart`). Such responses do not count as cut."""
+    time. After the drain, the process cuts the remaining requests and stores their responses as failed. The exit status
+    is then 1. The process ends at most two seconds after the drain. One second before the end of the drain, the process
+    hands background responses over to other processes (see `background.on_restart`). Such responses do not count as
+    cut."""
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
-    report that the process is not ready. In this time the load balancer notices the stop. Set the interval of the load
-    balancer's health checks plus one second. Unset: 0 for `serve` and `up`. For `antiphon extproc`: 2, because Envoy
-    checks health every second, but at most half of `drain`."""
+    report that the process is not ready. In this time the load balancer notices the stop. Choose one second more than
+    the interval of the load balancer's health checks. Unset: 0 for `serve` and `up`. For `antiphon extproc` the default
+    is 2 (at most half of `drain`), because Envoy checks the sidecar's health every second."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -254,7 +256,7 @@ class WebSocketSettings(Section):
     total_bytes: int = Field(default=256 * MIB, ge=1024)
     """Maximum number of bytes of all WebSocket connections of one process: the responses kept in memory, and waiting
     requests. At the limit, the least recently used connections discard their responses, and their clients must send the
-    whole input again. If that does not free enough memory, a request gets a 503."""
+    whole input again. If the discarded responses do not free enough memory, a request gets a 503."""
     compression: bool = True
     """Compress WebSocket frames if the client offers the extension permessage-deflate."""
 
@@ -312,13 +314,13 @@ class QuotaSettings(Section):
     teams: dict[str, StorageLimits] = Field(default_factory=dict)
     """Limits of single teams, by the team's name."""
     models: dict[str, QuotaLimits] = Field(default_factory=dict)
-    """Limits of models for all callers together, by name or glob (`qwen*`). An exact name applies before a glob, and an
-    earlier glob before a later one. All models of one glob share its limits."""
+    """Limits of models for all clients together, by name or glob (`qwen*`). An exact name has priority over a glob, and
+    an earlier glob over a later glob. All models of one glob share its limits."""
     shadow: bool = False
     """Serve the requests that the quotas would refuse, and only log and count these requests."""
     when_unavailable: Literal["allow", "refuse"] = "allow"
-    """What happens to a request while the database with the quota counters fails. `allow`: the request is served, and
-    counted later. `refuse`: the request gets a 503."""
+    """What happens to a request while the database with the quota counters fails. `allow`: the process serves the
+    request, and counts it later. `refuse`: the request gets a 503."""
     expected_output_tokens: int = Field(default=500, ge=0, le=1_000_000)
     """Output tokens to reserve for a request that sets no `max_output_tokens`, until the process knows the average
     of the model's answers."""

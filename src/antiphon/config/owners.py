@@ -45,8 +45,8 @@ class MetadataSettings(_ClaimSettings):
     namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "envoy.filters.http.jwt_authn"
     """The namespace of Envoy's dynamic metadata in which a filter leaves the claims that it checked."""
     key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = "claims"
-    """The key that holds the claims in this namespace: `payload_in_metadata` of jwt_authn. Empty: the namespace itself
-    has the claims."""
+    """The key of this namespace that contains the claims: the value of `payload_in_metadata` in the settings of
+    jwt_authn. Empty: the namespace itself has the claims."""
 
 
 class JwtSettings(_ClaimSettings):
@@ -145,14 +145,15 @@ class OwnerSettings(Section):
     0600), which all workers share."""
     api_keys: tuple[Secret, ...] = ()
     """The keys that clients may present as bearer token, at least 16 characters each. An entry may be `sha256:` and the
-    hexadecimal digest of a key, so that the settings hold no key. A request with another token, or without one, gets a
+    hexadecimal digest of a key, so that the settings do not contain the key itself. A request with another token, or
+    without one, gets a
     401. Unset: the gateway accepts every token."""
 
     keys: dict[str, Annotated[NamedOwner, _OrKeys]] | None = None
     """Named owners, each with a list of API keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
-    `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old key. A request whose
-    token is neither one of these keys nor one of `api_keys` gets a 401. `{}` rejects every client. Named owners need
-    `source: bearer`."""
+    `tools`. Stored data belongs to the owner's name, so a client with a new key can still read the owner's data. A
+    request whose token is neither one of these keys nor one of `api_keys` gets a 401. `{}` rejects every client. Named
+    owners need `source: bearer`."""
 
     managed_keys: bool = False
     """Whether clients may also use the keys that `antiphon admin keys create` creates. Within a second, every process
@@ -275,11 +276,11 @@ def key_digest(key: SecretStr) -> bytes:
 
 class SealingSettings(Section):
     keys: tuple[Secret, ...] = ()
-    """Keys that encrypt data which clients store for Antiphon (reasoning with `store: false`), at least 16 characters
-    each. The first key encrypts, and every key decrypts. To rotate, add the new key second on every process, then move
-    it first on every process. Remove the old key when no client holds texts encrypted with it. With `state.seal` the
-    keys also encrypt stored data, and an old key must stay while such data exists. Unset: Antiphon creates a key file
-    in the data folder (mode 0600), which all workers share."""
+    """Keys that encrypt the data that Antiphon gives clients to keep (reasoning with `store: false`), at least 16
+    characters each. The first key encrypts, and every key decrypts. To rotate, add the new key as the second key on
+    every process. Then make the new key the first key on every process. Remove the old key when no client holds texts
+    encrypted with it. With `state.seal` the keys also encrypt stored data, and an old key must stay while such data
+    exists. Unset: Antiphon creates a key file in the data folder (mode 0600), which all workers share."""
 
     @field_validator("keys")
     @classmethod

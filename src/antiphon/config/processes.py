@@ -54,7 +54,8 @@ class TracingSettings(Section):
     """OpenTelemetry traces (extra `otel`), which Antiphon sends as OTLP over HTTP."""
 
     enabled: bool = True
-    """Whether processes send traces, if an endpoint is set. Unset: true, except with `OTEL_SDK_DISABLED=true`."""
+    """Whether Antiphon sends traces to `tracing.endpoint`. Without an endpoint, the setting has no effect. Unset: true,
+    except with `OTEL_SDK_DISABLED=true`."""
     endpoint: BaseUrl | None = None
     """Base URL of the collector (`http://collector:4318`). Antiphon appends `/v1/traces`. Without an endpoint Antiphon
     sends no traces, and does not load OpenTelemetry."""
@@ -115,8 +116,9 @@ class SidecarSettings(Section):
     """The gRPC server of the ext_proc service: `grpcio` (gRPC's own), `http2` (several times faster; needs the extra
     `fast`), or `auto`: `http2` when it is installed."""
     secret: HeaderSecret | None = None
-    """The shared secret with which Envoy authenticates to the sidecar. Envoy adds it to its own calls, and removes it
-    from client requests. The secret is required if one of the addresses in this section is on TCP."""
+    """The shared secret with which Envoy authenticates to the sidecar. Envoy adds the secret to its calls of the
+    sidecar, and removes it from client requests. The secret is required if one of the addresses in this section is on
+    TCP."""
     socket_mode: FileMode = Field(default=0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
     tls: SidecarTlsSettings = SidecarTlsSettings()
@@ -165,14 +167,14 @@ class EnvoySettings(Section):
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Lowest level of the log lines that Envoy writes."""
     access_log: bool = False
-    """Write Envoy's access log, one line with token counts for each request. Envoy writes it to standard output.
-    `antiphon up` copies it to its own log on standard error, in Envoy's format with `process: envoy`. Even if false,
-    Envoy logs failures that only Envoy sees."""
+    """Write Envoy's access log, one line with token counts for each request. Envoy writes the access log to standard
+    output. `antiphon up` copies the access log to its own log on standard error, in Envoy's format with `process:
+    envoy`. If the setting is false, Envoy logs only the failures that no other process sees."""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     metrics: TcpAddress | None = None
     """`HOST:PORT` where Envoy serves its own metrics (`/stats/prometheus`) and a liveness check (`/live`), without
-    authentication. No other path of Envoy's admin interface is served there. Unset: only `envoy.admin` serves the
+    authentication. This address serves no other path of Envoy's admin interface. Unset: only `envoy.admin` serves the
     metrics."""
     retries: int = Field(default=2, ge=0)
     """Maximum number of retries of a model call that fails before the upstream answers. Envoy makes the retries."""

@@ -75,19 +75,19 @@ class Settings(Section):
     """The names of reasoning events: OpenAI's or those of Open Responses. A request can choose other names with the
     header `antiphon-dialect`."""
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
-    """The field of a reasoning item that gets an upstream's reasoning text: `content` or `summary`. `auto` chooses
-    `summary` if the request sets `reasoning.summary`, else `content`."""
+    """The field of a reasoning item into which Antiphon puts an upstream's reasoning text: `content` or `summary`.
+    `auto` chooses `summary` if the request sets `reasoning.summary`, else `content`."""
     strict: bool = False
-    """Refuse requests with unknown item types, part types, values or tool members, by a 400. The same applies to
-    schemas, grammars and repeated items that OpenAI refuses. If false, Antiphon ignores unknown parts and lists them in
+    """Answer 400 to requests with unknown item types, part types, values or tool members. Also answer 400 to schemas,
+    grammars and repeated items that OpenAI refuses. If false, Antiphon ignores the unknown parts and lists them in
     `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
-    """Further upstreams by name, each with the settings of `upstream` except `path_allow`. Entries of `models` send
-    requests to them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
+    """Further upstreams by name, each with the settings of `upstream` except `path_allow`. The entries of `models`
+    select the upstream of a request. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
     models: tuple[ModelSettings, ...] = ()
     """Rules that map models to upstreams. The first entry that matches a model applies. Other models go to `upstream`.
-    If only `upstreams` are set and `upstream` is not, a request for another model gets a 404."""
+    If `upstreams` is set but `upstream` is not, a request for another model gets a 404."""
     prices: tuple[PriceSettings, ...] = ()
     """Prices of models. The first entry that matches a model applies. Each entry has `model` (a name or a pattern),
     `input`, `output` and optionally `cached_input`: the prices of a million tokens. All prices must be in the same

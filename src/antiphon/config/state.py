@@ -46,7 +46,7 @@ class StateSettings(Section):
     """Seconds for one operation on PostgreSQL, including the time to get or open a connection."""
     unready_after: float = Field(default=20.0, ge=0)
     """Seconds without a successful write to PostgreSQL after which `/ready` fails. 0: `/ready` never fails for this
-    reason. All replicas share the database, so no other replica would serve a request better during a short outage
+    reason. A replica stays ready during a short outage, because the other replicas use the same database
     ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
 
     start_within: float = Field(default=90.0, ge=0)
@@ -56,7 +56,7 @@ class StateSettings(Section):
 
     migrate: Literal["auto", "check"] = "auto"
     """How a starting process handles missing migrations of the database's schema. `auto` applies them. With `check` the
-    process does not start until `antiphon migrate up` has applied them."""
+    process does not start until `antiphon migrate up` has applied the missing migrations."""
 
     @property
     def place(self) -> StateUrl:
@@ -111,8 +111,8 @@ class BlobSettings(Section):
     region: str = "us-east-1"
     """The region of the S3 bucket."""
     key_id: Secret | None = None
-    """Access key id. If `key_id` and `secret` are unset, the process gets credentials as AWS's own tools do (`AWS_*`
-    variables, a role)."""
+    """Access key id. If `key_id` and `secret` are unset, the process finds credentials in the same sources as AWS's
+    tools (`AWS_*` variables, a role)."""
     secret: Secret | None = None
     """Secret access key for S3."""
     path_style: bool | None = None
@@ -121,8 +121,8 @@ class BlobSettings(Section):
     seconds: float = Field(default=30.0, ge=1)
     """Seconds for one request to the bucket, including up to two retries. A request writes at most 8 MiB of a file,
     reads at most 2 MiB, lists objects, or deletes them. An upload or a download sends several requests in sequence, and
-    no setting limits its total time. If the bucket stops answering, an upload fails after this time. Antiphon then
-    deletes the uploaded parts, which may take the same time again before the client gets the error."""
+    no setting limits its total time. If the bucket stops answering, an upload fails after this time. Before the client
+    gets the error, Antiphon deletes the uploaded parts. The deletion may take up to the same number of seconds."""
 
     @field_validator("url")
     @classmethod
@@ -163,8 +163,8 @@ class VectorStoreSettings(Section):
     enabled: bool = True
     """Offer vector stores. If false, requests to `/v1/vector_stores` get a 404."""
     ingest: int = Field(default=2, ge=0)
-    """Maximum number of files that one process ingests concurrently. 0: this process ingests none, and other processes
-    must."""
+    """Maximum number of files that one process ingests concurrently. 0: this process ingests no files, and leaves them
+    to other processes."""
     file_seconds: float = Field(default=60.0, gt=0)
     """Seconds of processor time for extracting the text of one file. A file that takes longer fails."""
     file_memory_bytes: int = Field(default=1024 * MIB, ge=256 * MIB)
@@ -174,8 +174,8 @@ class VectorStoreSettings(Section):
     tokens: int = Field(default=5_000_000, ge=1_000)
     """Maximum number of tokens of one file in a vector store."""
     matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
-    """Bytes of memory that cache vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit, the
-    vectors of the least recently searched vector stores leave the cache. The next search in such a store reads the
+    """Bytes of memory for the cache of vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit,
+    the vectors of the least recently searched vector stores leave the cache. The next search in such a store reads the
     vectors from the database again."""
     lease: float = Field(default=60.0, gt=1)
     """Seconds after which another process ingests a file if the process that was ingesting it has died."""
@@ -240,16 +240,16 @@ class BackgroundSettings(Section):
     client_credentials: Literal["refuse", "seal"] = "refuse"
     """How Antiphon handles a background request whose upstream needs the client's own key (`upstream.auth:
     passthrough`). `refuse`: the request gets a 400. `seal`: the stored job contains the key, encrypted with
-    `sealing.keys`, until the response ends. The setting has no effect for an upstream that accepts calls without a key,
-    which Antiphon checks."""
+    `sealing.keys`, until the response ends. The setting has no effect if the upstream accepts calls without a key.
+    Antiphon tests this with a request without a key."""
 
 
 class IdempotencySettings(Section):
     """Requests with the header `Idempotency-Key`."""
 
     keep: float = Field(default=86_400.0, gt=0)
-    """Seconds for which the store remembers an idempotency key after its request has succeeded. In this time, the same
-    request gets the same result."""
+    """Seconds for which the store remembers an idempotency key after its request has succeeded. In this time, a
+    repeated request with the same key gets the result of the first request."""
     lease: float = Field(default=30.0, ge=1)
     """Seconds after which an idempotency key is released if the process that handled its request has died."""
 
@@ -266,7 +266,7 @@ class RetentionSettings(Section):
     """Seconds after which Antiphon deletes the stored stream of a background response. Clients can then no longer
     resume the stream, but the response stays."""
     audit: float | None = Field(default=31_536_000.0, gt=0)
-    """Seconds after which Antiphon deletes a row of the audit (365 days). The audit keeps at most 100000 changes and
-    100000 reads. `null`: the age of rows has no limit."""
+    """Seconds after which Antiphon deletes a row of the audit log (365 days). The audit log keeps at most 100000
+    changes and 100000 reads. `null`: the age of rows has no limit."""
     sweep: float = Field(default=600.0, gt=0)
     """Seconds between two runs of the task that deletes data which is too old."""

@@ -30,7 +30,7 @@ class ToolSettings(Section):
     response one quarter. Further calls wait."""
     output_chars: int = Field(default=100_000, ge=100)
     """Maximum number of characters of one call's output that the model gets. Antiphon cuts a longer output, and appends
-    a sentence that says so."""
+    a sentence that reports the cut."""
     calls: int = Field(default=128, ge=1)
     """Maximum number of tool calls in one response. A request can lower this limit with `max_tool_calls`."""
     result_bytes: int = Field(default=32 * MIB, ge=1024)
@@ -132,8 +132,8 @@ class CodeInterpreterSettings(Section):
     sockets: Path | None = None
     """Folder for the sockets between the worker processes of this machine. Only the user that runs Antiphon may have
     access to this folder. Through these sockets, a worker sends code to the worker that runs the container's
-    interpreter. Unset: under `antiphon up` its run folder. Otherwise no folder, and each worker runs its code
-    itself."""
+    interpreter. Unset: `antiphon up` uses its run folder. Other commands use no folder, and each worker then runs its
+    code itself."""
     machines: int = Field(default=8, ge=1)
     """Maximum number of live interpreters. If there are more containers, the least recently used ones lose their
     variables, but keep their files."""
@@ -141,8 +141,8 @@ class CodeInterpreterSettings(Section):
     """Seconds without use after which a container is deleted. The request that creates the container may set another
     time."""
     containers: int = Field(default=200, ge=1)
-    """Maximum number of containers that exist at the same time. Together their files take at most this number
-    times `code_interpreter.disk_bytes`."""
+    """Maximum number of containers that exist at the same time. All their files together take at most this number
+    multiplied by `code_interpreter.disk_bytes`."""
     per_owner: int = Field(default=50, ge=1)
     """Maximum number of containers of one owner."""
     sweep: float = Field(default=60.0, gt=0)

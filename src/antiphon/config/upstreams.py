@@ -166,13 +166,14 @@ class UpstreamShare(Section):
 
 class ModelSettings(Section):
     match: str
-    """The models of this entry: a name, or a pattern with `*`, `?`, `[…]`. Upper and lower case differ. The first entry
+    """The models of this entry: a name, or a pattern with `*`, `?`, `[…]`. Patterns are case-sensitive. The first entry
     that matches a model applies."""
     upstream: str | tuple[UpstreamShare, ...] = "default"
     """The upstream that serves these models: a name in `upstreams`, or `default` for the section `upstream`. A list
     names several upstreams. With `[a, b]` a call goes to `b` if `a` is unreachable, sends no response head within
     `timeouts.head`, or answers with a 429 or a 5xx. `[{name: a, weight: 3}, {name: b, weight: 1}]` distributes requests
-    3 to 1, and tries the other upstream in the same cases. After an answer has begun, no other upstream is tried."""
+    3 to 1. If one upstream fails in these ways, Antiphon tries the other. After an answer has begun, Antiphon tries no
+    other upstream."""
     mode: Literal["translate", "native", "disabled"] = "translate"
     """`translate`: Antiphon translates requests to Chat Completions. `native`: the upstream supports the Responses API
     itself, so Antiphon forwards requests unchanged and stores nothing. `disabled`: requests for these models get a
@@ -190,7 +191,8 @@ class ModelSettings(Section):
     extra: dict[str, object] = Field(default_factory=dict)
     """Members that Antiphon adds to the chat requests of responses with these models, unless the client sets them (for
     example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). If the client and this setting both have an
-    object, the objects are merged member by member. Requests to `/v1/chat/completions` pass unchanged."""
+    object, Antiphon merges the two objects member by member. Antiphon does not add them to requests to
+    `/v1/chat/completions`."""
 
     @field_validator("upstream", mode="before", json_schema_input_type=str | tuple[str | UpstreamShare, ...])
     @classmethod

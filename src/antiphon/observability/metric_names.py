@@ -63,9 +63,8 @@ _CODE = "the error code in the response's log line; empty: no code; `other`: a c
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
 _OWNER = "the owner's name, or the owner id if the owner has no name; `other`: all further owners"
 _MODEL = (
-    "the requested model, if an upstream has answered a request for it; `other`: after a hundred "
-    "models, or for a name longer "
-    "than 256 characters"
+    "the requested model, if an upstream has answered a request for it; `other`: every model after the first "
+    "hundred, and every name of more than 256 characters"
 )
 _RESULT = "`ok`, `error`"
 _STATUS = (

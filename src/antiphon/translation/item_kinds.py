@@ -48,26 +48,26 @@ def _message(profile: UpstreamProfile) -> Support:
 def _reasoning(profile: UpstreamProfile) -> Support:
     if profile.replay_reasoning == "off":
         return ignored("the chat server accepts no reasoning in its input")
-    return sent(f"the field `{profile.replay_reasoning}` of the assistant message with this reasoning")
+    return sent(f"as the field `{profile.replay_reasoning}` of the assistant message")
 
 
 _SHOWN: Final = handled("the model gets a function call and its result")
 _OUTPUT: Final = handled("the model gets a tool message")
 _CALL: Final = handled("the model gets a function call")
 _ANSWERS: Final = (
-    "images of the output follow in a user message; an output without `call_id` answers the only open call (of the "
-    "tool `name`, if given), or becomes a message"
+    "Antiphon sends the output's images in a user message after the output; an output without `call_id` belongs to "
+    "the only call without output (of the tool `name`, if given), or becomes a message"
 )
 _OPENED: Final = (
     "Antiphon decrypts its own compaction items, and the model gets the summary; for another server's compaction item "
-    "the model gets a note"
+    "the model gets a notice that earlier text is missing"
 )
 _SAID: Final = (
     "the model gets a user message that names the sender; Antiphon ignores content that another server encrypted"
 )
 _APPROVAL: Final = (
-    "the model gets the approval, with its `reason`, as the result of the requested call; 400 if `tools` lacks the MCP "
-    "server of an approved call"
+    "the model gets the approval, with its `reason`, as the result of the requested call; the request gets a 400 if "
+    "`tools` lacks the MCP server of an approved call"
 )
 
 ITEMS: Final = {

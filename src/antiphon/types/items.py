@@ -166,9 +166,9 @@ class Message(_Tracked, kw_only=True):
 
 
 class Reasoning(_EmittedItem, kw_only=True):
-    """A reasoning item. Reasoning items have no `status` (OpenAI's service sent none in 197 of 197 recorded items).
-    `content` is absent when `summary` contains the text. `encrypted_content` is absent when the request's `include`
-    does not list it."""
+    """A reasoning item. Reasoning items have no `status`, as in recordings of OpenAI's service. `content` is absent
+    when `summary` contains the text. `encrypted_content` is present only if the request's `include` has
+    `reasoning.encrypted_content`."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -177,9 +177,9 @@ class Reasoning(_EmittedItem, kw_only=True):
 
 
 class FunctionCall(_Tracked, kw_only=True):
-    """A call of a function tool. `arguments` is a JSON string whose text is JSON. `namespace` is present when the tool
-    was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool's declaration
-    requests encrypted arguments."""
+    """A call of a function tool. `arguments` is a string that contains JSON. `namespace` is present when the tool was
+    declared in a namespace. If the tool's declaration requests encrypted arguments, `encrypted_function_args` is an
+    empty list."""
 
     type: Literal["function_call"] = "function_call"
     arguments: JsonText
@@ -240,7 +240,8 @@ class Compaction(_EmittedItem, kw_only=True):
 
 
 class FileSearchCall(_Tracked, kw_only=True):
-    """A search in vector stores. `results` is present only if the request's `include` lists it."""
+    """A search in vector stores. `results` is present only if the request's `include` has
+    `file_search_call.results`."""
 
     type: Literal["file_search_call"] = "file_search_call"
     queries: list[str]
@@ -249,14 +250,15 @@ class FileSearchCall(_Tracked, kw_only=True):
 
 class WebSearchCall(_Tracked, kw_only=True):
     """A web search, or a page that Antiphon opened. `action` is `{type: search, query, sources?}` or `{type: open_page,
-    url}`, and is present when the call is complete."""
+    url}`. Only a completed call has `action`."""
 
     type: Literal["web_search_call"] = "web_search_call"
     action: JsonObject | UnsetType = UNSET
 
 
 class CodeInterpreterCall(_Tracked, kw_only=True):
-    """Code that Antiphon ran. `outputs` is present only if the request's `include` lists it."""
+    """Code that Antiphon ran. `outputs` is present only if the request's `include` has
+    `code_interpreter_call.outputs`."""
 
     type: Literal["code_interpreter_call"] = "code_interpreter_call"
     code: str

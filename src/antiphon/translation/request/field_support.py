@@ -39,10 +39,10 @@ HOSTED_SUPPORT: Final = handled("Antiphon runs the tool between two turns of the
 """The support for a tool, a choice, an item or an `include` value, if the operator has configured the tool."""
 _FUNCTION: Final = handled("the model gets a function; Antiphon returns its calls as items of the tool's type")
 _LATER: Final = handled(
-    "a call without output gets a placeholder; when the output arrives, Antiphon repeats the call with its output"
+    "Antiphon gives a call without output a placeholder output; when the real output arrives, Antiphon repeats the call"
 )
 _IN_CHAT: Final = rejected("a field of Chat Completions; the error message names the field to use")
-_UNKNOWN: Final = ignored("with `strict` the request gets a 400")
+_UNKNOWN: Final = ignored("with the setting `strict` the request gets a 400")
 
 
 def _parameter(name: str) -> Rule:
@@ -66,7 +66,7 @@ def _strict(profile: UpstreamProfile) -> Support:
 
 
 def _images(profile: UpstreamProfile) -> Support:
-    return sent("`image_url`") if profile.images else rejected("the chat server accepts only text")
+    return sent("as `image_url`") if profile.images else rejected("the chat server accepts only text")
 
 
 def _file(profile: UpstreamProfile) -> Support:
@@ -100,7 +100,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         **{name: rule for row in FIELDS.values() for name, rule in row.rules().items()},
         "extra_body": handled("Antiphon treats the members of `extra_body` as top-level fields, as SDKs send them"),
         "any other field": ignored(
-            "`field_allow` sends the field to the upstream; with `strict` the request gets a 400"
+            "with the setting `field_allow` Antiphon sends the field; with the setting `strict` the request gets a 400"
         ),
         **dict.fromkeys(OF_CHAT, _IN_CHAT),
     },
@@ -155,7 +155,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         **{f"input.{name}": kind.support for name, kind in ITEMS.items() if kind.support is not None},
         "any other item": _UNKNOWN,
         "any other member of an item": ignored(
-            "with `strict` the request gets a 400; the model gets all members of items of hosted tools"
+            "with the setting `strict` the request gets a 400; the model gets all members of items of hosted tools"
         ),
     },
     "Content parts": {

@@ -137,7 +137,7 @@ def _if_passed(profile: UpstreamProfile, name: str) -> bool:
 
 
 def _max_output_tokens(profile: UpstreamProfile) -> Support:
-    return sent(f"`{profile.token_limit_field}`")
+    return sent(f"as `{profile.token_limit_field}`")
 
 
 def _parallel(profile: UpstreamProfile) -> Support:
@@ -148,7 +148,7 @@ def _parallel(profile: UpstreamProfile) -> Support:
 
 def _json_schema(profile: UpstreamProfile) -> Support:
     if profile.structured_output == "json_schema":
-        return sent("`response_format`")
+        return sent("as `response_format`")
     if profile.structured_output == "json_object":
         return handled("Antiphon sends `json_object`, and the schema as an instruction to the model")
     return handled("Antiphon sends the schema as an instruction to the model")
@@ -159,7 +159,7 @@ def _json_object(profile: UpstreamProfile) -> Support:
         return handled("Antiphon sends an instruction to the model to write JSON")
     if not profile.json_object:
         return handled("Antiphon sends a `json_schema` that allows any object, and an instruction to write JSON")
-    return sent("`response_format`, with a schema" if profile.json_object_schema else "`response_format`")
+    return sent("as `response_format`, with a schema" if profile.json_object_schema else "as `response_format`")
 
 
 def _verbosity(profile: UpstreamProfile) -> Support:
@@ -170,7 +170,7 @@ def _effort(profile: UpstreamProfile) -> Support:
     if not profile.reasoning_effort:
         return IGNORED
     known = profile.effort_values
-    return sent(f"the nearest value of {', '.join(known)}" if known else "`reasoning_effort`")
+    return sent(f"the nearest value of {', '.join(known)}" if known else "as `reasoning_effort`")
 
 
 _ROWS: Final = (
@@ -233,7 +233,8 @@ _ROWS: Final = (
         str,
         {
             "auto": ignored(
-                "handled if `context_tokens` is set: Antiphon drops the oldest turns, and counts four bytes as a token"
+                "handled if the setting `context_tokens` is set: Antiphon drops the oldest turns, and counts four "
+                "bytes as a token"
             ),
             "disabled": sent("the default of Chat Completions, so Antiphon sends nothing"),
         },
@@ -247,7 +248,7 @@ _ROWS: Final = (
         words=("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
         forward=_if_passed,
         unsent=("auto", "default"),
-        note="`auto` and `default` need nothing and are never listed as ignored",
+        note="Antiphon never sends `auto` and `default`, and never lists them as ignored",
         echo="auto",
         template=True,
     ),
@@ -271,8 +272,8 @@ _ROWS: Final = (
         "context_management",
         list[ContextManagement],
         handled(
-            "the same model first summarizes a history of more than `compact_threshold` tokens, by default a "
-            "share of `context_tokens`"
+            "the same model first summarizes a history of more than `compact_threshold` tokens, by default "
+            "80 % of `context_tokens`"
         ),
         template=True,
     ),
@@ -301,8 +302,8 @@ _ROWS: Final = (
     Field(
         "prompt",
         fate=handled(
-            "names a template in `/v1/prompts`; the template's messages come first, and its fields apply as in "
-            "a request"
+            "names a template in `/v1/prompts`; the template's messages come first, and its fields apply unless the "
+            "request has the same fields"
         ),
     ),
     # Separate tables have the treatment of the values of `include`, `tools` and `tool_choice`.
