@@ -1,10 +1,10 @@
 """Implements an exchange that the console can watch, record and stop.
 
 For each request, this module records the start and end of steps such as loading, tool calls and saving. It also records
-the contents of the request as a list of parts: the client's request, the chat requests, the upstream's answers, and the
-events for the client. It limits the size of the recording, and removes secrets. When an operator cancels a request in
-the console, this module ends the request. `observability/journal_entry.py` writes the request's entry in the journal,
-and `observability/observation.py` decides whether Antiphon stores the recording.
+a list of parts: the client's request, the chat requests, the upstream's answers, and the events for the client. It
+limits the size of the recording, and removes secrets. When an operator cancels a request in the console, this module
+ends the request. `observability/journal_entry.py` writes the request's entry in the journal, and
+`observability/observation.py` decides whether Antiphon stores the recording.
 
 A process without the console uses `ResponseExchange`, so recording costs that process nothing. All bytes that the
 upstream sends within `STEP` seconds become one part, and so do all events for the client. The exchange removes secrets

@@ -132,8 +132,8 @@ class ResponseExchange:
         self._watch = Watch(options.times)
         self._silent = False
         self.generate = True
-        """If False, the exchange skips the model call and completes the response without output. A WebSocket client
-        sends such a request to prepare a later one (prewarm)."""
+        """If False, the response has no model call and no output: a WebSocket client sends a prewarm before a later
+        request."""
         self.error_events = True
         """If False, the exchange omits the `error` event before `response.failed`. A WebSocket client would stop
         reading the response after an `error` event."""
@@ -260,7 +260,7 @@ class ResponseExchange:
         self._core.claimed = self._core.keyed = True
 
     def turn_away(self, error: ApiError) -> None:
-        """Refuse a request before the server or the runner has performed any action for it."""
+        """Refuse a request before any of its actions has been performed."""
         self._machine.receive(Input.TURNED_AWAY)
         self._actions.clear()
         self._core.locked = self._core.keyed = False
@@ -269,8 +269,7 @@ class ResponseExchange:
     def answer_again(self, stored: StoredResponse) -> None:
         """Answer a repeated request (same idempotency key) with the stored response.
 
-        The runner has performed no action for this request. If the request names a prompt that is not loaded, the
-        exchange does not parse the request.
+        The runner has performed no action for this request.
         """
         core, known, phase = self._core, Known(), self._core.phase
         # The stored response may be a background response with a stream.
@@ -311,13 +310,12 @@ class ResponseExchange:
             self._core.phase.reject(refused_for(error))
 
     def receive_tool_result(self, result: ToolResult) -> None:
-        """Receive the result of one tool call of the action `RunTools`."""
+        """Receive the result of one tool call of `RunTools`."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_tool_result(result)
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Handle a failure to save the claim of the action `RunTools`, which records the tool calls before they run.
-        None of these tool calls has run."""
+        """Handle a failure to save the claim of `RunTools`. None of its tool calls has run."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_unclaimed(error)
 
@@ -335,8 +333,7 @@ class ResponseExchange:
             self._actions.append(SendBody(KEEPALIVE))
 
     def receive_time(self, at: float) -> float:
-        """Receive the monotonic time `at` in seconds. If a time limit is exceeded, fail the request. Every state allows
-        this input.
+        """Receive the monotonic time `at`. Fail the request if it exceeds a time limit. Every state allows this input.
 
         Returns the time by which the caller must call this method again.
         """
@@ -355,8 +352,7 @@ class ResponseExchange:
     def receive_too_much(self, error: ApiError) -> None:
         """Fail the response, because its event stream exceeds `limits.drive_stream_bytes`.
 
-        Every state allows this input. Like a time limit, it has an effect only while the exchange waits for the
-        upstream or for tools.
+        Every state allows this input, but only a wait for the upstream or for tools ends.
         """
         self._machine.receive(Input.LIMIT)
         if self.state in TIMED:

@@ -160,8 +160,8 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.FOLLOWING: {Input.FOLLOWED: _DONE, Input.LIMIT: frozenset({State.FOLLOWING}), Input.CANCEL: _DONE},
     State.DONE: {Input.DATA: _DONE, Input.END: _DONE, Input.LIMIT: _DONE, Input.CANCEL: _DONE},
 }
-"""Maps each state and each input that the state allows to the possible next states. If the state is one of its own next
-states, the input may leave the state unchanged."""
+"""Maps each state and each input that the state allows to the possible next states. An input may leave the state
+unchanged if the next states include the current state."""
 
 
 class StateMachine:
