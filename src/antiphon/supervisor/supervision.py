@@ -40,7 +40,8 @@ class RestartPolicy:
 
     A child that does not answer for `hung` seconds hangs. With `hung` 0 there are no health checks. A child must be
     ready `starting` seconds after its start. If a child ends within `quick` seconds, its end is a quick death. After
-    `deaths` quick deaths in a row, the parent process gives up."""
+    `deaths` quick deaths in a row, the parent process gives up.
+    """
 
     hung: float = 30.0
     starting: float = 60.0
@@ -138,8 +139,8 @@ class Supervised:
                 await asyncio.sleep(pause)
 
     async def _watch(self, child: Child) -> tuple[int, bool]:
-        """Wait for the child's end, and kill the child if it hangs. Returns the child's exit status and whether the
-        child was killed for hanging."""
+        """Wait until the child ends, and kill it if it hangs. Returns the exit status, and whether this method killed
+        the child."""
         ended = asyncio.ensure_future(child.wait())
         last = self._clock() + self._policy.starting
         pause = self._policy.hung / (2 * _ASKS) or _LOOK_SECONDS
@@ -162,7 +163,7 @@ class Supervised:
 
 
 def tell_first(failed: asyncio.Future[BaseException], task: asyncio.Task[NoReturn]) -> None:
-    """Complete `failed` with the error that ended the task, unless an earlier error has completed it."""
+    """Set the error that ended `task` as the result of `failed`, unless `failed` already has a result."""
     if task.cancelled():
         return
     # The exception is read in any case, because asyncio logs an unread exception with its traceback.
