@@ -414,7 +414,7 @@ _WEIGHTED = [{"name": "a", "weight": 3}, {"name": "b", "weight": 1}]
             _two([{"name": "a", "wieght": 1}]),
             "models[0].upstream: an entry of the list has only 'name' and 'weight'",
         ),
-        (_two(["a", "b"], mode="native"), "models[0]: a native upstream stores its own responses"),
+        (_two(["a", "b"], mode="native"), "models[0]: a native model needs a single upstream"),
         (
             _two(["a", "b"], b={"header_allow": ["x-a"]}),
             "models[0].upstream: a and b differ in 'header_allow'. All upstreams of a list need the same value",
