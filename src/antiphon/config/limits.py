@@ -57,8 +57,8 @@ class LimitSettings(Section):
     tool_calls: int = Field(default=256, ge=1)
     """Maximum number of tool calls in one answer of a model."""
     concurrent_requests: int = Field(default=10_000, ge=1)
-    """Maximum number of requests in flight per process. If the process may open only few files, this limit falls to a
-    little less than half the number of files. Further requests get a 503."""
+    """Maximum number of requests in flight per process. If the operating system lets the process open only few files,
+    this limit falls to a little less than half that number of files. Further requests get a 503."""
     owner_requests: int | None = Field(default=None, ge=0)
     """Maximum number of requests in flight of one owner, running background responses included. Further requests get a
     429, and background responses wait. Unset: half of `concurrent_requests`. 0: as many as `concurrent_requests`. No

@@ -174,7 +174,8 @@ class OwnerSettings(Section):
 
     @property
     def has_client_keys(self) -> bool:
-        """Whether a client needs a key or an issuer's token. If not, the gateway accepts every token."""
+        """Whether a client needs a key or an issuer's token. If no client needs one, the gateway accepts every
+        token."""
         # An empty `keys` rejects every client, because an operator may have removed the last owner.
         return bool(self.api_keys) or self.keys is not None or self.managed_keys or self.source == "jwt"
 
@@ -278,9 +279,9 @@ class SealingSettings(Section):
     """Keys with which Antiphon encrypts data that clients store for it (reasoning with `store: false`), at least 16
     characters each. The first key encrypts, and every key decrypts. To rotate keys, first add the new key as the second
     entry on every process. Then make the new key the first entry on every process. Remove the old key when no client
-    has data that Antiphon encrypted with it. With `state.seal` Antiphon also encrypts stored data with these keys. Then
-    keep an old key while data exists that Antiphon encrypted with it. Unset: Antiphon creates a key file in the data
-    folder (mode 0600), which all workers share."""
+    has data that Antiphon encrypted with it. With `state.seal` Antiphon also encrypts stored data with these keys. Keep
+    an old key as long as stored data exists that Antiphon encrypted with it. Unset: Antiphon creates a key file in the
+    data folder (mode 0600), which all workers share."""
 
     @field_validator("keys")
     @classmethod

@@ -42,8 +42,8 @@ class MetricsSettings(Section):
     listen: TcpAddress | None = None
     """`HOST:PORT` of `/metrics` for Prometheus (port 0: any free port), without authentication. `up` serves the sums
     over all workers, which never decrease when a worker is replaced. `extproc` and `serve` serve the metrics of their
-    own process, and `/ready` for probes. `extproc --worker 1` listens on this port plus one. Unset: only the sidecar's
-    HTTP port serves `/metrics`."""
+    own process, and `/ready` for probes. `extproc --worker 1` listens on the next port number. Unset: only the
+    sidecar's HTTP port serves `/metrics`."""
     owners: bool = False
     """Also count responses, tokens and cost by owner: `antiphon_owner_responses_total`, `antiphon_owner_tokens_total`
     and `antiphon_owner_cost_total`. Every client that can read `/metrics` then sees the names of owners. Each process

@@ -3,7 +3,7 @@
 This module defines the root with its sections, and checks the rules between sections. It also merges the sources of
 settings: flags override `ANTIPHON_*` environment variables, variables override a YAML file, and the file overrides
 defaults. `sources.py` reads each source, and other modules of this package define the sections. Only `app/` and the
-commands use the root. They pass single sections to all other code.
+commands use the root. `app/` and the commands pass single sections to all other code.
 
 Invariant: an unknown setting is an error in every source, and the result of `redacted` never contains a secret.
 """
@@ -369,10 +369,10 @@ def load_settings(
     file.
 
     Raises `ConfigError`, which names each wrong setting. `flags` has the settings from the command line, as a nested
-    mapping. `defaults` replaces defaults of `Settings`. The name of a setting's variable is `ANTIPHON_` and the
-    setting's path, with two underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). If no source
-    sets the upstream's URL, the variable `OPENAI_API_ENDPOINT` sets it. If no source sets the URL for traces,
-    OpenTelemetry's variables set it.
+    mapping. `defaults` has values that replace the defaults of `Settings`. The name of a setting's variable is
+    `ANTIPHON_` and the setting's path, with two underscores between sections (`ANTIPHON_UPSTREAM__URL`,
+    `ANTIPHON_LISTEN`). If no source sets the upstream's URL, the variable `OPENAI_API_ENDPOINT` sets it. If no source
+    sets the URL for traces, OpenTelemetry's variables set it.
     """
     wrong: list[str] = []
     values = without_unknown(read_file(file), Settings, wrong, f"{file}: ") if file is not None else {}

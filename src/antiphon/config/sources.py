@@ -297,8 +297,8 @@ def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] 
 
 
 def _sample(environ: Mapping[str, str], mistakes: list[str]) -> float | None:
-    """Return the fraction of the requests without `traceparent` that Antiphon traces. The result has no effect on a
-    request with `traceparent`, because there the sender decides."""
+    """Return the fraction of the requests without `traceparent` that Antiphon traces. A request with `traceparent` is
+    not affected, because its sender decides."""
     sampler = _read(environ, _SAMPLER).lower()
     kind = sampler.removeprefix(_PARENT_BASED)
     if not sampler or kind in _SHARES:

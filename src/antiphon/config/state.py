@@ -46,8 +46,8 @@ class StateSettings(Section):
     """Seconds for one operation on PostgreSQL, including the time to get or open a connection."""
     unready_after: float = Field(default=20.0, ge=0)
     """Seconds without a successful write to PostgreSQL after which `/ready` fails. 0: `/ready` never fails for this
-    reason. During a short outage of the database `/ready` must not fail, because no other replica could serve the
-    requests ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
+    reason. During a short outage of the database `/ready` still succeeds, because all replicas share the database and
+    no other replica could serve the requests ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
 
     start_within: float = Field(default=90.0, ge=0)
     """Seconds for which a starting process and `antiphon migrate` retry while PostgreSQL does not answer. The process
@@ -179,7 +179,7 @@ class VectorStoreSettings(Section):
     take 150 MiB. At the limit, Antiphon drops the vectors of the least recently searched vector stores from the cache.
     The next search in such a store reads the vectors from the database again."""
     lease: float = Field(default=60.0, gt=1)
-    """If a process dies while it ingests a file, seconds until another process ingests that file."""
+    """Seconds until another process ingests a file if the process that was ingesting it has died."""
     rewrite_model: str | None = None
     """The model that rewrites queries if a search has `rewrite_query`. Unset: the search uses the query unchanged."""
     rewrite_seconds: float = Field(default=10.0, gt=0)
@@ -195,8 +195,8 @@ class EmbeddingSettings(Section):
     api_key: HeaderSecret | None = None
     """The key for the embeddings server, which Antiphon sends as a bearer token."""
     model: str = "text-embedding-3-small"
-    """The embedding model. After you change the model, a search finds older chunks only by their words. To change this,
-    ingest the files again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of
+    """The embedding model. After you change the model, a search finds older chunks only by their words, until you
+    ingest their files again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of
     `models` has the same name."""
     dimensions: int | None = Field(default=None, ge=1)
     """Length of embedding vectors, for models that can return shorter vectors. Unset: the model's default length."""
@@ -215,8 +215,8 @@ class ConversationSettings(Section):
     """Create a conversation if a create-response request names an id that does not exist. Clients can then choose the
     ids of conversations. If false, such a request gets a 404."""
     lease: float = Field(default=30.0, ge=1)
-    """A response in a conversation locks the conversation. If the process that runs the response dies, this is the
-    number of seconds until the lock expires."""
+    """Seconds until the lock of a conversation expires if the process that locked it has died. A running response locks
+    its conversation."""
 
 
 class BackgroundSettings(Section):
@@ -232,8 +232,8 @@ class BackgroundSettings(Section):
     during a model call. `retry`: Antiphon runs the response again from its beginning. `fail`: the response fails, and
     its error names the reason."""
     attempts: int = Field(default=3, ge=1)
-    """Maximum number of attempts to run a background response, if `on_restart` is `retry`. Each time the process or
-    Envoy dies during the response counts as one attempt. The response fails after the last attempt."""
+    """Maximum number of attempts to run a background response, if `on_restart` is `retry`. An attempt ends when the
+    process or Envoy dies. The response fails after the last attempt."""
     lease: float = Field(default=15.0, ge=1)
     """Seconds after which a process counts as dead if it does not renew its leases. Other processes then run the
     background responses of the dead process."""
@@ -243,7 +243,7 @@ class BackgroundSettings(Section):
     """How Antiphon handles a background request whose upstream needs the client's own key (`upstream.auth:
     passthrough`). `refuse`: the request gets a 400. `seal`: the stored job contains the key, encrypted with
     `sealing.keys`, until the response ends. The setting has no effect for an upstream that accepts calls without a key.
-    Antiphon tests this with a call."""
+    Antiphon tests this with a chat request without content."""
 
 
 class IdempotencySettings(Section):
@@ -253,8 +253,7 @@ class IdempotencySettings(Section):
     """Seconds for which the store remembers an idempotency key after the first request with this key has succeeded. In
     this time, a retry of that request gets the stored result."""
     lease: float = Field(default=30.0, ge=1)
-    """If a process dies while it handles a request with an idempotency key, seconds until a client can use the key
-    again."""
+    """Seconds until a client can use an idempotency key again if the process that handled its request has died."""
 
 
 class RetentionSettings(Section):

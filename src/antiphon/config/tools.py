@@ -72,8 +72,7 @@ class ConnectorSettings(Section):
     """An MCP server that requests name by `connector_id`."""
 
     url: CredentialUrl
-    """The URL of the server. The URL may have a private address and may be `http://`, because the operator chose it. A
-    client's `server_url` may not."""
+    """The URL of the server. The URL may have a private address and may be `http://`, because the operator chose it."""
     headers: dict[HeaderName, HeaderSecret] = Field(default_factory=dict)
     """Headers with the server's credentials. The `headers` and `authorization` of a request override these headers."""
 

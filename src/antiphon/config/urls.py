@@ -5,8 +5,8 @@ defines the setting `state.url`, and the package `stores` opens the store. `reda
 upstreams send.
 
 In an http URL, the functions mask the user name, the password and the values of all query parameters. Any query
-parameter may contain a secret, because services choose the names. The functions also mask path segments that look like
-API keys. In other URLs, they mask only the password and parameters whose name suggests a secret.
+parameter may contain a secret, because each service chooses its own names. The functions also mask path segments that
+look like API keys. In other URLs, they mask only the password and parameters whose name suggests a secret.
 
 Invariants: no error message repeats a URL, because the URL may contain a password. The functions do not change a text
 without a URL, or a text whose credentials are already masked.

@@ -43,7 +43,8 @@ def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[s
 
 
 def secret_environment(settings: Settings) -> dict[str, str]:
-    """Return the secrets as environment variables. Each variable has the name from which Antiphon reads the setting."""
+    """Return the secrets as environment variables. Each variable has the name that Antiphon reads for this setting
+    (`ANTIPHON_…`)."""
     return {"ANTIPHON_" + "__".join(path).upper(): _as_text(value) for path, value in _secrets(settings).items()}
 
 

@@ -96,7 +96,7 @@ class Generation:
         self._admin: EnvoyAdmin | None = None
         self._keeping: set[asyncio.Task[NoReturn]] = set()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Gets the error when the parent process gives up restarting one of the processes."""
+        """A future with the error, when the parent process gives up restarting a process."""
         self._clock = asyncio.get_running_loop().time
         self._last: float | None = None
 

@@ -8,13 +8,12 @@ new objects, so hours may pass between two runs. But one reference cycle may kee
 response in memory: megabytes for each failed call. Antiphon's code avoids cycles
 (`tests/faults/test_what_failures_leave.py`), but libraries create some.
 
-Invariants: the collector runs every `_COLLECT_EVERY` seconds, but uses at most 1/2000 of the time. (A run takes about
-40 ms for 150,000 objects.) The first SIGTERM or SIGINT starts a drain, and a second signal stops the process
-immediately. If the parent process has ended, the drain lasts only `ORPHAN_SECONDS`, because another process may need
-the port. The process always exits: if it still runs `CLOSING_SECONDS` after the drain's deadline, a separate thread
-logs where the process hangs, and ends it. Without `NOTIFY_SOCKET` in the environment, the process sends nothing to a
-service manager. Sending never blocks and never raises an error. If the service manager is unreachable, the process
-writes one log line.
+Invariants: the collector runs every `_COLLECT_EVERY` seconds, but uses at most 1/2000 of the time. A run takes about 40
+ms for 150,000 objects. The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately.
+If the parent process has ended, the drain lasts only `ORPHAN_SECONDS`, because another process may need the port. The
+process always exits: if it still runs `CLOSING_SECONDS` after the drain's deadline, a separate thread logs where the
+process hangs, and ends it. Without `NOTIFY_SOCKET` in the environment, the process sends nothing to a service manager.
+Sending never blocks and never raises an error. If the service manager is unreachable, the process writes one log line.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ one child process, and `generation.py` has the list of processes.
 
 Invariants: if a child does not answer for `RestartPolicy.hung` seconds, the parent process kills it. A quick death is
 the end of a child soon after its start. The pause before the next start doubles with every quick death in a row. After
-`RestartPolicy.deaths` quick deaths in a row, the parent process gives up. Until all processes have been ready, it gives
-up as soon as a child ends. Afterwards, if the machine cannot start a child (for example because the disk is full), it
-retries.
+`RestartPolicy.deaths` quick deaths in a row, the parent process gives up. Until all processes have been ready, the
+parent process gives up as soon as a child ends. Afterwards, it retries if the machine cannot start a child, for example
+because the disk is full.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from antiphon.supervisor.children import Child, describe_status
 _log = structlog.get_logger(__name__)
 
 _ASKS = 3
-"""The number of consecutive unanswered health checks after which the parent process kills a child. One is not enough,
-because the machine may have been suspended."""
+"""The number of consecutive unanswered health checks after which the parent process kills a child. One unanswered check
+is not enough, because the machine may have been suspended."""
 _LOOK_SECONDS = 5.0
 WRONG_SETTINGS = 2
 """The exit status of a command that stops because its settings are wrong (`entry.py`)."""

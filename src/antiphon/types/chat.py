@@ -1,7 +1,7 @@
 """Defines the types of Chat Completions: the request that Antiphon sends, and the chunk that Antiphon accepts.
 
 The type of a request has exactly the fields that Antiphon sends. The type of a chunk has only the fields that Antiphon
-reads: a chunk may lack some, and may have others. `translation/answer/chunk.py` handles malformed chunks.
+reads. A chunk may lack some of them, and may have other fields. `translation/answer/chunk.py` handles malformed chunks.
 
 Invariant: decoding a chunk does not copy its text, because text fields stay raw JSON.
 """

@@ -243,8 +243,8 @@ class ApplyPatchDiffDone(_CallEvent, tag="response.apply_patch_call_operation_di
 
 
 class _ShellCommand(Event):
-    """The fields that every event about a shell command has. These events have no `item_id`, as at OpenAI.
-    `output_index` identifies the call."""
+    """The fields that every event about a shell command has. `output_index` identifies the call, because OpenAI's
+    service sends no `item_id` in these events."""
 
     output_index: int
     command_index: int

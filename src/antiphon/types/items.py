@@ -345,7 +345,9 @@ class Shown(Struct, omit_defaults=True):
     """The tool calls that the model sees in the chat messages in place of a stored item.
 
     - `call_id` is the id by which the model knows the item's call, if the item has a different id.
+
     - `marks` is the highest citation number in the conversation so far.
+
     - `beside` has the ids of the client tool calls that the model made after these calls, in the same output.
     """
 

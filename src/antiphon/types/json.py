@@ -30,8 +30,8 @@ JsonObjects = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "ar
 """An undecoded JSON array of objects."""
 
 ABSENT: Final = msgspec.Raw()
-"""The value of a raw JSON field that is absent from the data. None cannot have this role, because msgspec cannot decode
-a union of raw JSON and None."""
+"""The value of a raw JSON field that is absent from the data. The value cannot be None, because msgspec cannot decode a
+union of raw JSON and None."""
 
 _NOTHING: Final = msgspec.Raw(b"")
 

@@ -49,7 +49,9 @@ class ToolChoice(Struct, frozen=True):
 
     - `tools` are the tools that the model may call, as pairs (name, namespace). A pair (None, namespace) stands for all
       tools of a namespace. If `tools` is None, the model may call all tools.
+
     - `single`: the request names exactly one tool.
+
     - `echo` is the client's value of `tool_choice`, which the response repeats.
     """
 
@@ -116,17 +118,28 @@ class CreateResponse(Struct):
 
     - `prompt` is the client's reference to a prompt template, which the response repeats. `prompt_messages` are the
       messages of that template.
+
     - `logprobs`, `encrypted_reasoning` and `obfuscation` come from the fields `include` and `stream_options`.
+
     - `compact`: the response is a compaction of the conversation instead of an answer.
+
     - `compact_threshold`: if the conversation has at least this many tokens, Antiphon compacts the conversation before
       the model answers. A threshold of 0 means that Antiphon compacts when the model's context is nearly full.
+
     - `prewarm`: Antiphon prepares the response but makes no model call.
+
     - `comparison_response_id` names the response whose prompt Antiphon compares with the prompt of this request.
+
     - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).
+
     - `parameters` are fields of Chat Completions that the Responses API does not have.
+
     - `others` are fields that neither Chat Completions nor the Responses API has.
+
     - `allowed` names the fields in `parameters` and `others` that the operator lets Antiphon forward (`field_allow`).
+
     - `ignored` has the names of fields without effect. The response header `antiphon-ignored` lists these names.
+
     - `unknown` decides whether Antiphon ignores or refuses unknown fields and values, and records the names of those
       that it ignores.
     """

@@ -219,8 +219,8 @@ class _UpstreamAnswer:
 def _let_go(error: BaseException) -> None:
     """Remove the tracebacks from an exception, because they would waste memory.
 
-    aiohttp's connections keep their exceptions. The frames in the tracebacks refer to the connection, the request's
-    body and the received part of the response.
+    aiohttp's connections keep a reference to the exception. The frames in its tracebacks refer to the connection, the
+    request's body and the received part of the response.
     """
     one: BaseException | None = error
     for _ in range(_CAUSES):

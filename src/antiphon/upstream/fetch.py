@@ -1,8 +1,8 @@
 """Fetches files that a client names by URL, and refuses URLs that lead to private networks.
 
-Only public addresses are allowed, and the exceptions that the operator configures. The tables of non-public networks
-come from IANA's special-purpose address registries (IPv4 and IPv6). They also contain the metadata addresses of cloud
-providers.
+Antiphon connects only to public addresses, and to the exceptions that the operator configures. The tables of non-public
+networks come from IANA's special-purpose address registries (IPv4 and IPv6). They also contain the metadata addresses
+of cloud providers.
 
 This module checks the URL's scheme and port, and refuses a URL with credentials. It resolves the host and checks every
 address. It then connects to one of the checked addresses, and the socket refuses any other address. This prevents DNS

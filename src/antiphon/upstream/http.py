@@ -3,8 +3,8 @@
 This module has the connection pool, and sends a request over one of its connections. `client.py` reads the body and
 classifies failures.
 
-An aiohttp session does more than a model call needs, such as cookies, redirects and proxies. It took half to two thirds
-of a call's CPU time. So this module uses only aiohttp's pool, connector, parser and header writer.
+An aiohttp session does more than a model call needs, such as cookies, redirects and proxies. The session took half to
+two thirds of a call's CPU time. So this module uses only aiohttp's pool, connector, parser and header writer.
 
 Invariants: a request has only its caller's headers, the target's headers, a constant `user-agent`, `accept-encoding:
 identity`, `host` and `content-length`. A caller cannot replace a header of the target. A connection returns to the pool
@@ -48,8 +48,9 @@ class UpstreamTarget:
     """The server to which model calls go: an upstream, or Envoy's model listener.
 
     `base_url` is the URL without `/chat/completions`. If `unix_path` is set, calls go to this Unix socket instead of
-    the URL's host. The client adds `headers` to every call, such as the host, an API key or the shared secret. They
-    replace the caller's headers with the same names. `ssl` has the trusted certificate authorities for an https URL.
+    the URL's host. The client adds `headers` to every call, such as the host, an API key or the shared secret. These
+    headers replace the caller's headers of the same names. `ssl` has the trusted certificate authorities for an https
+    URL.
     """
 
     base_url: str

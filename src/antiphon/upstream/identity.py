@@ -33,7 +33,7 @@ class ServerIdentities:
     """Finds out which kind of server each of the upstreams in `names` is.
 
     For each identified upstream, this class calls `found` with the upstream's name and the profile's name. If an
-    upstream does not answer for `warn_seconds`, it logs a warning.
+    upstream does not answer for `warn_seconds`, this class logs a warning.
     """
 
     def __init__(

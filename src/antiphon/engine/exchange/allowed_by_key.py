@@ -4,9 +4,9 @@
 `native_request.py`, `api/chat.py` and `api/conversations.py`.
 
 A body that Antiphon forwards unchanged may have two fields with the same name, or both `Model` and `model`. Antiphon
-checks all such fields, because it does not know which one the upstream uses. Not only the request has a field `tools`,
-but also namespaces and some input items (`additional_tools`, `tool_search_output`). So Antiphon checks every `tools`
-field at any depth, except inside a JSON Schema.
+checks all such fields, because it does not know which one the upstream uses. Namespaces and some input items
+(`additional_tools`, `tool_search_output`) also have a field `tools`. So Antiphon checks every `tools` field at any
+depth, except inside a JSON Schema.
 
 Invariant: for a key without limits, Antiphon does not search the body, so the check costs nothing.
 """

@@ -17,8 +17,8 @@ from antiphon.translation.values import Ending
 class AnswerReader:
     """The parser that a model call has until its answer begins, and the base class of all parsers.
 
-    `output` is a counter that increases with each output of the model. `idle` is the number of bytes that the upstream
-    has sent without model output.
+    `output` is the size of the model's output so far. `idle` is the number of bytes that the upstream has sent without
+    model output.
     """
 
     __slots__ = ()

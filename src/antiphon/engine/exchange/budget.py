@@ -85,7 +85,7 @@ class Budget:
 
     def refuse(self, owner: str = "") -> AtCapacity:
         """Return the error for a request that may fit later, and call `refused` with the error. The caller passes
-        `owner` if the owner's share is used up, and not the whole budget."""
+        `owner` if the owner's share is used up, and an empty string if the whole budget is used up."""
         if owner:
             full = AtCapacity(
                 f"Your requests in flight, including running background responses, have reached this server's limit "

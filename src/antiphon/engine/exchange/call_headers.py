@@ -4,8 +4,8 @@ This module chooses the client's headers that Antiphon sends with a model call, 
 client gets. `translation/answer/upstream_errors.py` chooses the rate limit headers of a translated answer. Envoy or the
 HTTP client adds the upstream's credentials.
 
-Invariants: a model call has no client header that is not in the lists of this module or in the settings. Antiphon
-forwards hop-by-hop headers in neither direction.
+Invariants: a model call contains only those client headers that this module or the settings list. Antiphon forwards
+hop-by-hop headers in neither direction.
 """
 
 from __future__ import annotations

@@ -455,8 +455,8 @@ def _files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head
 
 
 def _files_of(request: CreateResponse) -> tuple[str, ...]:
-    """Return the URLs and ids of the files that the request itself names, without the files of its history. Only these
-    files must exist."""
+    """Return the URLs and ids of the files that the request itself names, without the files of its history. A missing
+    file of the history is no error."""
     own = _own_items(request)
     return (*file_urls(own), *file_ids(own))
 

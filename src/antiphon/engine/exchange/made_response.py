@@ -2,14 +2,11 @@
 
 This module defines the order of the phases, and the phases in which the sidecar calls the model. The model either
 answers the client or summarizes the conversation (compaction). Each phase requests the model call, chooses the parser
-for the model's output, and reports the token usage. Other modules contain:
+for the model's output, and reports the token usage.
 
-- loading objects, and the condition for a compaction (`loaded_request.py`)
-- the other phases (`running_tools.py`, `response_end.py`)
-- the format of a compaction (`translation/chat/compaction.py`)
-- parsing the bytes of an answer (`answer_readers.py`)
-- the remaining `max_output_tokens` after earlier turns (`tool_turns.py`)
-- the input that each state allows (`states.py`)
+`loaded_request.py` loads stored objects and decides whether a compaction is necessary. `translation/chat/compaction.py`
+defines the format of a compaction. `answer_readers.py` parses the bytes of an answer. The other phases are in
+`running_tools.py` and `response_end.py`.
 
 Invariants: Antiphon first compacts the conversation, then prepares the tools, then lets the model answer. The client
 does not get the text of the summary, only the compaction item and the token usage. Antiphon reports the token usage of

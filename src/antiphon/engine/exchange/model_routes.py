@@ -33,13 +33,19 @@ class ModelRoute:
     - `profile` describes the upstream's kind (such as vLLM). `assumed`: Antiphon could derive the profile neither from
       the settings nor from the host name, and replaces the profile when the upstream reports its kind. `flags` are the
       profile flags in the settings, which also apply after this change.
+
     - `upstream` is the name of the upstream or of the group. `several` has the names of the group's upstreams.
       `ordered`: the upstreams after the first are only fallbacks.
+
     - `model` is the model's name at the upstream, or None if the upstream uses the same name as the client.
+
     - `models`, if not empty, lists the only models that the route serves, by the client's or the upstream's name.
+
     - `passthrough`: Antiphon forwards the client's header `Authorization`. `headers` names the other client headers
       that Antiphon forwards.
+
     - `fields` names further request fields that Antiphon forwards.
+
     - `extra` has fields that Antiphon adds to every chat request. A field that the client sets takes precedence over
       the same field in `extra`.
     """

@@ -5,8 +5,8 @@ This module checks the request, and parses and forwards the answer. `model_route
 The sidecar forwards an event stream as it arrives. It buffers a JSON answer until the answer is complete, so that the
 client gets an error object if the call fails.
 
-If the gateway calls the upstream with its own key, all clients share one account there. Any client that knows an id
-could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So with
+If the gateway calls the upstream with its own key, all clients share one account at the upstream. Any client that knows
+an id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So with
 several owners, a request must not name such an object, and the sidecar removes headers about the account from the
 answer.
 

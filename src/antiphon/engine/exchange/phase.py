@@ -129,7 +129,8 @@ class Known:
         self.quoted = True
         """Whether the log may quote an upstream's error."""
         self.makes_response = False
-        """Whether the request creates a response on this server. A token count and a native request do not."""
+        """Whether the request creates a response on this server. A token count and a native request create no response
+        on this server."""
         self.needs_drive = False
         """Whether the sidecar must make the model calls itself. In relay mode, Envoy makes the model call, but only for
         a request that needs exactly one model call."""
@@ -221,7 +222,7 @@ class ExchangeCore:
         self.actions: list[Action] = []
         self.answer = Answering(self.actions)
         self.call = ModelCall(0)
-        """The model call that runs now, or the last one if none runs now."""
+        """The present model call, or the previous one if no model call runs now."""
         self.known = Known()
         self.phase = Phase(self)
         """The current phase, which handles the next input."""

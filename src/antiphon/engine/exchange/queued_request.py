@@ -72,7 +72,7 @@ class QueuedRequest(Phase):
 
     def _proceed(self) -> None:
         """Queue the request. This method first translates the request, so that the client gets errors immediately. If
-        the conversation needs compaction, the method skips this translation."""
+        the conversation needs compaction, only the worker translates the request, after the compaction."""
         loaded = self._loaded
         if not loaded.needs_compaction:
             chat = loaded.translate(loaded.request, loaded.items)
@@ -120,8 +120,8 @@ class QueuedRequest(Phase):
 
 
 PAYLOADS: tuple[int, ...] = (1,)
-"""The format versions of a stored job (`engine/ports/jobs.py`) that this build of Antiphon can read. It writes the last
-version in the tuple.
+"""The format versions of a stored job (`engine/ports/jobs.py`) that this build of Antiphon can read. This build writes
+the last version in the tuple.
 
 A format that older builds cannot read gets a new version number. The tuple also contains older versions, because during
 a rollout the queue may have jobs that an older build stored.

@@ -1,11 +1,8 @@
 """Finds the hosted tools that a request declares, and the MCP tool calls that its client has approved.
 
-This module does no I/O. Other modules contain:
-
-- the calls of these tools, and the emission of approval requests (`tool_turns.py`)
-- parsing declarations (`translation/request/tools.py`)
-- the rules that decide which calls need approval (`tools/mcp_servers.py`)
-- the storage of used approvals (`engine/ports/idempotency.py`)
+This module does no I/O. `translation/request/tools.py` parses tool declarations, and `tools/mcp_servers.py` decides
+which calls need approval. `tool_turns.py` emits the tool calls and the approval requests. `engine/ports/idempotency.py`
+defines how the store records used approvals.
 
 Invariant: each approval permits one call, and Antiphon runs that call once. This module refuses a second answer to an
 approval request in the same conversation. The store refuses a second use in another branch of the conversation, or in a
@@ -97,7 +94,7 @@ def _finding(one: PreparedTool, servers: dict[str, list[HostedFunction]]) -> Pre
 
 
 def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> bytes:
-    """Return a tool declaration with its MCP server's tools. Return the declaration of any other tool unchanged."""
+    """Return the declaration of an MCP server with the server's tools. Return any other declaration unchanged."""
     declared = _OBJECT.decode(source)
     if bytes(declared["type"]) != _MCP:
         return source

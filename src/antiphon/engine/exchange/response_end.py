@@ -93,7 +93,7 @@ class ResponseEnd(Phase):
             builder.draft.output.clear()
 
     def record(self, ending: Ending) -> ResponseRecord:
-        """Return the form of the response that the store saves if the response ends with `ending`."""
+        """Return the response in the form that the store saves if the response ends with `ending`."""
         core, builder, known = self.core, self.builder, self.core.known
         items, shown = self.loaded.stored_input(), self.turns.shown if self.turns is not None else {}
         owner, usage = core.head.owner, known.usage

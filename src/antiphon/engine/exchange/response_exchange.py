@@ -1,12 +1,8 @@
 """Implements one `POST /v1/responses` as a state machine, without I/O.
 
 This module has the methods that the servers and the runner call, chooses the first phase of a request, and checks its
-limits. Other modules contain:
-
-- the states (`states.py`; `docs/reference/exchange.md` has a diagram)
-- the other phases (`phase.py` and the phases it names)
-- translation (`translation/`)
-- performing actions (`engine/running/runner.py`), and any transport
+limits. `states.py` defines the states, of which `docs/reference/exchange.md` has a diagram. `phase.py` lists the other
+phases. `engine/running/runner.py` performs the actions that an exchange requests.
 
 No code of an exchange awaits or reads the time. The exchange gets its clock and its source of ids as arguments.
 
@@ -88,7 +84,7 @@ TIMED: Final[dict[State, Late | None]] = {
     State.PASSING: None,
 }
 """Maps each state that waits for the upstream or for tools to the state's time limit. None: only the time limit of the
-whole response applies. The store and the runner limit the time of all other states."""
+whole response applies. Other modules limit the time of all other states."""
 # The states in which this exchange has not begun the response. In `FOLLOWING`, a worker generates the response.
 _UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 _OVER: Final = frozenset({State.SAVING, State.DONE})
@@ -132,8 +128,8 @@ class ResponseExchange:
         self._watch = Watch(options.times)
         self._silent = False
         self.generate = True
-        """If False, the response has no model call and no output: a WebSocket client sends a prewarm before a later
-        request."""
+        """If False, the exchange makes no model call and the response has no output. A WebSocket client requests this
+        to prepare a later request (prewarm)."""
         self.error_events = True
         """If False, the exchange omits the `error` event before `response.failed`. A WebSocket client would stop
         reading the response after an `error` event."""
@@ -167,7 +163,7 @@ class ResponseExchange:
     @property
     def needs_drive(self) -> bool:
         """Whether the sidecar, not Envoy, must make the model calls. Envoy makes only one call for each request, and
-        ends it when the client disconnects."""
+        ends this call when the client disconnects."""
         return self._core.known.needs_drive or self._core.keyed
 
     @property

@@ -71,8 +71,8 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem], whe
 def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
     """Prepare the items for the store: give each item a type and a new id.
 
-    The ids that the client sent are not used, because an id may belong to another owner. A reference from one item to
-    another also gets the new id.
+    The store does not use the ids that the client sent, because an id may belong to another owner. A reference from one
+    item to another also gets the new id.
     """
     prepared = []
     calls: dict[str, str] = {}

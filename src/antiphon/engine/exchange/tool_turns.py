@@ -231,8 +231,8 @@ class ToolTurns:
         return waits
 
     def _keep(self, emitted: Sequence[OutputItem]) -> list[InputItem]:
-        """Save the tool outputs that the model gets together with the items. A call that did not run has no item, so
-        the method saves its output with the item of another call.
+        """Save, with each item, the tool output that the model gets for it. A call that did not run has no item, so the
+        method saves its output with the item of another call.
 
         If no call has an item, the method returns the outputs. This happens for approved calls whose tools no longer
         exist.
