@@ -89,7 +89,7 @@ class JwtSettings(_ClaimSettings):
             try:
                 check_issuer_url(self.issuer)
             except ValueError:
-                return "jwt.issuer is not an https:// URL, so Antiphon cannot fetch the keys there: set jwt.jwks"
+                return "jwt.issuer is not an https:// URL, so Antiphon cannot fetch the issuer's keys: set jwt.jwks"
         return ""
 
 
@@ -211,7 +211,7 @@ class OwnerSettings(Section):
                 )
         if self.keys is not None and self.source == "jwt":
             raise ValueError(
-                "keys and source jwt both decide about the bearer token: remove keys, or set source to bearer"
+                "keys and source jwt cannot both check the bearer token: remove keys, or set source to bearer"
             )
         if named and self.source != "bearer":
             raise ValueError(
@@ -224,7 +224,7 @@ class OwnerSettings(Section):
                 "managed_keys to false"
             )
         if self.source == "jwt" and self.api_keys:
-            raise ValueError("api_keys and source jwt both decide about the bearer token: remove api_keys")
+            raise ValueError("api_keys and source jwt cannot both check the bearer token: remove api_keys")
         if self.source == "jwt" and self.jwt.wrong:
             raise ValueError(self.jwt.wrong)
         owner_of: dict[bytes, str] = {}

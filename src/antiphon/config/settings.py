@@ -178,7 +178,10 @@ class Settings(Section):
         kind = self.state.place.kind
         direct = self.state.direct_url
         if direct is not None and (kind, read_state_url(direct.get_secret_value()).kind) != ("postgresql",) * 2:
-            yield "state.direct_url works only with PostgreSQL: it and state.url must both be postgresql:// URLs"
+            yield (
+                "state.direct_url works only with PostgreSQL: state.direct_url and state.url must both be "
+                "postgresql:// URLs"
+            )
         if kind == "memory" and self.owner.managed_keys:
             yield (
                 "owner.managed_keys: with state.url 'memory:', no command can reach the keys; set another state.url, "
@@ -191,18 +194,18 @@ class Settings(Section):
             # Keys created in data folders would differ between machines.
             if self.owner.source == "bearer" and self.owner.key is None:
                 yield (
-                    "owner.key is not set: machines that share a database need the same one (for a data folder that is "
-                    "moved there: the content of its file owner.key)"
+                    "owner.key is not set: set the same key on all machines that share the database. For data from a "
+                    "data folder, use the content of the folder's file owner.key"
                 )
             if not self.sealing.keys:
                 yield (
-                    "sealing.keys are not set: machines that share a database need the same ones (for a data folder "
-                    "that is moved there: the content of its file sealing.key)"
+                    "sealing.keys is not set: set the same keys on all machines that share the database. For data "
+                    "from a data folder, use the content of the folder's file sealing.key"
                 )
             if self.serves_admin and self.admin.token is None:
                 yield (
-                    "admin.token is not set: machines that share a database need the same one; 'openssl rand -hex 32' "
-                    "generates a token (for a data folder that is moved there: the content of its file admin.token)"
+                    "admin.token is not set: set the same token on all machines that share the database. 'openssl "
+                    "rand -hex 32' generates a token"
                 )
 
     def _wrong_keys(self) -> Iterator[str]:

@@ -106,7 +106,7 @@ class BlobSettings(Section):
     ([scaling.md](scaling.md))."""
 
     url: str | None = None
-    """`s3://bucket/prefix`. No other program and no other installation may store objects under this prefix."""
+    """`s3://bucket/prefix`. Only this installation of Antiphon may store objects under this prefix."""
     endpoint: BaseUrl | None = None
     """Base URL of a server with the S3 API (`https://minio.example:9000`). Unset: AWS."""
     region: str = "us-east-1"

@@ -251,8 +251,8 @@ class ModelSettings(Section):
 
 
 def _read_shares(value: object) -> object:
-    """Parse the list of a model's upstreams, each with its name and its weight. If the list has one entry, the function
-    returns the name of that upstream."""
+    """Parse a list of upstreams in `models[].upstream`. An entry is a name, or a name with a weight. If the list has
+    one entry, the function returns the name of that upstream."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(
             "must be a name, a list of names ([a, b]), or a list of names with weights ([{name: a, weight: 3}])"

@@ -4,9 +4,9 @@ This module formats each line, and adds a log level to lines that have none. It 
 they listen. If a child ends with an error message, this module finds the message. `children.py` reads the children's
 pipes, and the package `observability` writes the log.
 
-Invariants: no line of a child reaches standard output. The parent process does not forward a worker's report that it
-listens, or a line that is only for the sidecars. Until all processes are ready, it does not forward the error message
-with which a child ends, because `supervision.py` reports it.
+Invariants: the parent process never writes a child's line to standard output. The parent process does not forward a
+worker's report that it listens, or a line that is only for the sidecars. Until all processes are ready, it does not
+forward the error message with which a child ends, because `supervision.py` reports it.
 """
 
 from __future__ import annotations

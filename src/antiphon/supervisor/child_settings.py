@@ -49,8 +49,8 @@ def secret_environment(settings: Settings) -> dict[str, str]:
 
 
 def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
-    """Return the settings for child processes. `folder` is the generation's folder, which replaces `{data}` in
-    addresses. `shared` is the folder that the workers of all generations share."""
+    """Return the settings for the child processes of one generation. `folder` is the generation's folder, which
+    replaces `{data}` in addresses. `shared` is the folder that the workers of all generations share."""
 
     def place(address: str) -> str:
         return address.replace("{data}", str(folder))

@@ -219,7 +219,7 @@ class EnvoyAdmin:
         return stopped is None or stopped > 0
 
     async def requests_in_flight(self, seconds: float) -> int:
-        """Return the number of incomplete requests on the listeners for clients and for the console. Returns 0 when
+        """Return the number of requests in flight on the listeners for clients and for the console. Returns 0 when
         Envoy does not answer."""
         return await self._stat("^http\\.(antiphon|console)\\.downstream_rq_active$", seconds) or 0
 

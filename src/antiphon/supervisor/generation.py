@@ -4,7 +4,7 @@ A reload of the settings starts a new generation, which takes over from the form
 
 `commands/up.py` starts a new generation, and `supervision.py` restarts a process that dies. `children.py` manages one
 process, `child_settings.py` creates its settings, and `child_output.py` forwards its output. `envoy_process.py` queries
-Envoy, and `merged_metrics.py` merges metrics.
+Envoy, and `merged_metrics.py` merges the workers' metrics.
 
 Invariants: if `start` fails, the former generation continues to serve. The generation that began a request also ends
 it. If a worker or Envoy dies or hangs, the parent process replaces it, and the other processes continue.

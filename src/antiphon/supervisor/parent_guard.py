@@ -1,4 +1,4 @@
-"""Runs a program that ends when its parent ends, even if the parent is killed.
+"""Runs a program that ends when the parent process ends, even if the parent process is killed.
 
 The parent process starts a program through this file: `python parent_guard.py PIPE SECONDS PROGRAM ARGS…`.
 

@@ -318,7 +318,7 @@ def _do_nothing(*_: object) -> None:
 
 def tell_service_manager(state: State) -> None:
     """Notify the service manager of this state, if there is a service manager. After `RELOADING=1` the caller must send
-    `READY=1`."""
+    `READY=1` when the reload has ended."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

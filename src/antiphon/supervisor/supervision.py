@@ -61,8 +61,10 @@ class GivenUp(AntiphonError):
         # The log already contains the child's lines.
         look = "the log above has its last output" if child.last_lines() else "it printed nothing"
         if status == -signal.SIGKILL and not hung:
-            look += "; Antiphon did not kill it. The kernel may have killed it because memory ran out: check "
-            look += "dmesg, and the memory limit of the container"
+            look += (
+                "; Antiphon did not kill it. The kernel may have killed it because memory ran out: check dmesg, and "
+                "the memory limit of the container"
+            )
         super().__init__(f"{child.name} {how}{times}; {look}. 'antiphon doctor' checks what the process needs")
 
 

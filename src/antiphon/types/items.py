@@ -28,10 +28,10 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 class InputItem(Struct, gc=False):
     """An input item of any type, with the keys that Antiphon reads. `translation/item_kinds.py` finds unknown keys.
 
-    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a call of a custom
-    tool. `action`, `operation` and `environment` are fields of shell calls and patch calls. `tools` is a field of items
-    that declare tools. `source` is the item's original JSON, if Antiphon must store or return the item exactly as the
-    client sent it. For example, `source` is set for items of hosted tools from earlier responses.
+    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text that the model passes
+    to a custom tool. `action`, `operation` and `environment` are fields of shell calls and patch calls. `tools` is a
+    field of items that declare tools. `source` is the item's original JSON, if Antiphon must store or return the item
+    exactly as the client sent it. For example, `source` is set for items of hosted tools from earlier responses.
     """
 
     type: str | None = None
@@ -161,9 +161,8 @@ class Message(_Tracked, kw_only=True):
 
 
 class Reasoning(_EmittedItem, kw_only=True):
-    """A reasoning item. Reasoning items have no `status` (OpenAI's service sent none in 197 of 197 recorded items).
-    `content` is absent when `summary` contains the text. `encrypted_content` is absent when the request's `include`
-    does not list it."""
+    """A reasoning item. Reasoning items have no `status`, because OpenAI's service sends none. `content` is absent when
+    `summary` contains the text. `encrypted_content` is absent when the request's `include` does not list it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -172,9 +171,9 @@ class Reasoning(_EmittedItem, kw_only=True):
 
 
 class FunctionCall(_Tracked, kw_only=True):
-    """A call of a function tool. `arguments` is a JSON string whose text is JSON. `namespace` is present when the tool
-    was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool's declaration
-    requests encrypted arguments."""
+    """A call of a function tool. `arguments` is a JSON object, encoded as a JSON string. `namespace` is present when
+    the tool was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool's
+    declaration requests encrypted arguments."""
 
     type: Literal["function_call"] = "function_call"
     arguments: JsonText
@@ -270,8 +269,8 @@ class HostedToolSearchCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchOutput(_Tracked, kw_only=True):
-    """The declarations of the tools that a `HostedToolSearchCall` found. After this item, the model can call these
-    tools."""
+    """The declarations of the tools that a `HostedToolSearchCall` found. The model can call these tools after this
+    item."""
 
     type: Literal["tool_search_output"] = "tool_search_output"
     call_id: None = None

@@ -211,7 +211,7 @@ def _filter(value: object, where: str, depth: int) -> Filter:
         if not isinstance(parts, list) or not 1 <= len(parts) <= _MAX_PARTS:
             raise invalid_value(f"{where}.filters", f"use a list of 1 to {_MAX_PARTS} filters")
         if not depth:
-            raise invalid_value(where, f"filters may be nested {_MAX_DEPTH} deep at most")
+            raise invalid_value(where, f"filters may be nested at most {_MAX_DEPTH} levels deep")
         return Filter(
             kind,
             parts=tuple(_filter(part, f"{where}.filters[{number}]", depth - 1) for number, part in enumerate(parts)),
@@ -224,11 +224,11 @@ def _filter(value: object, where: str, depth: int) -> Filter:
     compared = given.get("value")
     if kind in _LISTS:
         if not isinstance(compared, list) or len(compared) > _MAX_PARTS:
-            raise invalid_value(f"{where}.value", f"'{kind}' takes a list of at most {_MAX_PARTS} values")
+            raise invalid_value(f"{where}.value", f"'{kind}' needs a list of at most {_MAX_PARTS} values")
         return Filter(kind, key, tuple(_scalar(each, f"{where}.value") for each in compared))
     scalar = _scalar(compared, f"{where}.value")
     if kind in _ORDERED and isinstance(scalar, bool):
-        raise invalid_value(f"{where}.value", f"'{kind}' takes a number or a string")
+        raise invalid_value(f"{where}.value", f"'{kind}' needs a number or a string")
     return Filter(kind, key, scalar)
 
 

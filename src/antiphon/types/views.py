@@ -22,7 +22,7 @@ class OnlyModel(Struct):
 
 
 class Manner(Struct):
-    """The fields of a request by which the client chooses the form of the response."""
+    """The fields of a request that choose a stream or a whole body, and a background response or not."""
 
     stream: bool | None = None
     background: bool | None = None
@@ -281,7 +281,7 @@ class RanInContainer(Struct):
 
 
 class QueuedCredentials(Struct):
-    """The declaration of an MCP tool, decoded only for the credentials of its server."""
+    """The declaration of an MCP tool, decoded only for the MCP server's credentials."""
 
     authorization: str | None = None
     headers: Raw = ABSENT

@@ -40,11 +40,11 @@ _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "
 class HttpUpstream:
     """Sends calls to one upstream over HTTP, with a connection pool. Each process has one client per upstream.
 
-    `connect_seconds` limits name resolution, TCP and TLS. `head_seconds` limits the time until the response head has
-    arrived, including the time to connect. `idle_seconds` limits the time without bytes in the middle of the body.
-    `body_limit` is the maximum size in bytes of a body that is not an event stream. The package `translation` limits
-    the size of event streams. If a reused connection breaks within `stale_seconds`, the client sends the request again,
-    because the server closed the idle connection before it received the request.
+    `connect_seconds` limits the time for name resolution, TCP and TLS. `head_seconds` limits the time until the
+    response head has arrived, including the time to connect. `idle_seconds` limits the time without bytes in the middle
+    of the body. `body_limit` is the maximum size in bytes of a body that is not an event stream. The package
+    `translation` limits the size of event streams. If a reused connection breaks within `stale_seconds`, the client
+    sends the request again, because the server closed the idle connection before it received the request.
     """
 
     def __init__(

@@ -181,7 +181,7 @@ class GuardedFetcher:
     async def fetch(
         self, urls: tuple[str, ...], fits: Callable[[str], bool] | None = None
     ) -> dict[str, FetchedFile | ApiError]:
-        """Fetch all URLs concurrently, within the limits of one request. Returns the file or the error of each URL.
+        """Fetch all URLs of one request concurrently. Returns the file or the error for each URL.
 
         The fetcher fetches each URL once. A file's size counts once for each time the request names its URL, because
         the model gets the file that many times. `fits` returns whether the fetcher may fetch a URL or the target of a

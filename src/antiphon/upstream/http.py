@@ -63,7 +63,7 @@ class Connections:
     """The connection pool for one target. A call reuses an idle connection, or opens one. The pool closes a connection
     that is idle for 4 seconds.
 
-    The constructor needs a running event loop. `connect_seconds` limits name resolution, TCP and TLS.
+    The constructor needs a running event loop. `connect_seconds` limits the time for name resolution, TCP and TLS.
 
     If a reused connection breaks within `stale_seconds`, `send` sends the request again, because the server closed the
     idle connection before it received the request.

@@ -85,7 +85,9 @@ class ServerIdentities:
                     "upstream_unidentified",
                     upstream=name,
                     profile="generic",
-                    problem="no answer yet" if profile is None else "its model list does not name the kind of server",
+                    problem="no answer yet"
+                    if profile is None
+                    else "its model list does not identify the kind of server",
                     advice="Set the upstream's 'profile', which decides the request fields that Antiphon sends to the "
                     "upstream. 'antiphon doctor' suggests a profile. Set 'generic' to keep the present behavior "
                     "without this warning.",

@@ -10,7 +10,9 @@ A caller reserves bytes before it allocates memory, or directly after the alloca
 A request that does not fit into a budget gets one of these errors:
 
 - 503 when the budget is used up: the client can retry later or at another instance.
+
 - 429 when the owner's share is used up: some of the owner's other requests must end before a retry.
+
 - 413 when the request exceeds the whole budget or share, so a retry cannot succeed.
 
 Invariants: A request releases its reservation exactly once, however the request ends. No owner reserves more than the

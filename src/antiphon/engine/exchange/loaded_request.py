@@ -209,7 +209,7 @@ class LoadedRequest:
 
     @property
     def compares(self) -> bool:
-        """Whether the response reports how its prompt differs from an earlier prompt."""
+        """Whether the response reports how its prompt differs from the prompt of an earlier response."""
         return self._comparison_id is not None
 
     @property
@@ -417,8 +417,8 @@ def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, 
 
 
 def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tolerance: Tolerance) -> list[InputItem]:
-    """Remove the items that the history already has, because a model that reads a text twice tends to repeat the text.
-    In strict mode, raise `InvalidRequest` instead."""
+    """Remove the input items that the history already contains, because a model tends to repeat a text that its prompt
+    contains twice. In strict mode, raise `InvalidRequest` instead."""
     if not any(item.id for item in items):
         return items
     known = {(one.id, one.type) for one in history}

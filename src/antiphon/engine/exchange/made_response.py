@@ -1,4 +1,4 @@
-"""Makes a response with the model, in these phases: loading, compaction, tools, model turns, end.
+"""Makes a response with the model, in these phases: loading, compaction, tools, model calls, end.
 
 This module defines the order of the phases, and the phases in which the sidecar calls the model. The model either
 answers the client or summarizes the conversation (compaction). Each phase requests the model call, chooses the parser

@@ -104,7 +104,7 @@ class NativeAnswer(AnswerReader):
 
 
 class NativeRequest(Phase):
-    """A request for a native upstream. `path` is the request's path without its query."""
+    """The only phase of a request for a native upstream. `path` is the request's path without its query."""
 
     def __init__(self, core: ExchangeCore, route: ModelRoute, model: str, path: str) -> None:
         super().__init__(core)

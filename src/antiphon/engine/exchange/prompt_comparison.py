@@ -184,7 +184,7 @@ _MESSAGES: Final = msgspec.json.Decoder(ChatMessages)
 _LIST: Final = msgspec.json.Decoder(list[Raw])
 _BRINGING_TOOLS: Final = frozenset({"additional_tools", SEARCHED})
 _UNKNOWN_TIER: Final = "auto"
-"""The `service_tier` of a response until the upstream has answered."""
+"""The value of `service_tier` in a response until the upstream reports the tier."""
 
 
 def read_settings(body: bytes) -> StoredSettings:

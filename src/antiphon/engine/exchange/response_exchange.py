@@ -9,8 +9,8 @@ No code of an exchange awaits or reads the time. The exchange gets its clock and
 An input that the state does not allow raises `ExchangeStateError`, because such an input is a bug of the server.
 Invalid bytes from a client or an upstream never raise an error. The response fails instead.
 
-Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The store saves the response
-before the client gets the terminal event. After `Finish` the exchange requests no action.
+Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes once, as the last action. The store saves the
+response before the client gets the terminal event. After `Finish` the exchange requests no action.
 """
 
 from __future__ import annotations

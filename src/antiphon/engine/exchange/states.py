@@ -228,7 +228,7 @@ class Watch:
         self._output = -1
         self._mark = 0.0
         self.next = FOREVER
-        """The latest time for the next call of `look`."""
+        """The time by which the caller must call `look` again."""
 
     def look(self, at: float, phase: object, late: Late | None, output: int) -> Late | None:
         """Return the time limit that is exceeded at the time `at`, or None.

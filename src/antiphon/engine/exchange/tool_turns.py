@@ -1,4 +1,4 @@
-"""Decides which hosted tool calls run between two model turns, and in which order the client gets their items.
+"""Decides which hosted tool calls run after a model call, and in which order the client gets their items.
 
 For each tool call of the model, this module decides whether the call runs, needs the client's approval, or is refused.
 It creates the items for the client, and the outputs for the model. It also subtracts the output tokens of each model
