@@ -342,7 +342,7 @@ async def test_a_token_file_that_is_no_token_is_refused(tmp_path: Path) -> None:
                 "owner": {"key": "k" * 32},
                 "sealing": {"keys": ["k" * 32]},
             },
-            "admin.token is not set: machines that share a database need the same one",
+            "admin.token is not set: set the same token on all machines that share the database",
         ),
         (
             {"admin": {"token": TOKEN}, "owner": {"api_keys": [TOKEN]}, "upstream": {"auth": "none"}},

@@ -402,16 +402,19 @@ _WEIGHTED = [{"name": "a", "weight": 3}, {"name": "b", "weight": 1}]
         (_two(["a", 5]), "models[0].upstream: each entry of the list must be a name, or {name: a, weight: 3}"),
         (_two([{"weight": 1}]), "models[0].upstream: each entry of the list must be a name, or {name: a, weight: 3}"),
         (_two(["a", "b", "a"]), "models[0].upstream: a is in the list twice"),
-        (_two([{"name": "a", "weight": 1}, "b"]), "models[0].upstream: give every entry of the list a weight"),
+        (_two([{"name": "a", "weight": 1}, "b"]), "models[0].upstream: give a weight to every entry of the list"),
         (_two([{"name": "a", "weight": 0}, "b"]), "models[0].upstream: weight must be a whole number from 1 to 100"),
         (_two([{"name": "a", "weight": True}]), "models[0].upstream: weight must be a whole number from 1 to 100"),
         (_two([{"name": "a", "priority": 1, "weight": 1}]), "models[0].upstream: there is no 'priority'"),
-        (_two([{"name": "a", "model": "x"}]), "models[0].upstream: 'model' and 'profile' cannot differ in the list"),
+        (
+            _two([{"name": "a", "model": "x"}]),
+            "models[0].upstream: an entry of the list cannot have 'model' or 'profile'",
+        ),
         (
             _two([{"name": "a", "wieght": 1}]),
             "models[0].upstream: an entry of the list has only 'name' and 'weight'",
         ),
-        (_two(["a", "b"], mode="native"), "models[0]: a native upstream stores its own responses"),
+        (_two(["a", "b"], mode="native"), "models[0]: a native model needs a single upstream"),
         (
             _two(["a", "b"], b={"header_allow": ["x-a"]}),
             "models[0].upstream: a and b differ in 'header_allow'. All upstreams of a list need the same value",

@@ -161,7 +161,7 @@ def test_what_changes_is_named(changes: dict[str, Any], changed: tuple[str, ...]
     [
         (
             {"strict": True, "listen": "127.0.0.1:1"},
-            "listen cannot change while Antiphon runs (clients use this address)",
+            "listen cannot change while Antiphon runs (clients would lose the address that they use)",
         ),
         ({"data": "/x"}, "data cannot change"),
         ({"door": "http"}, "door cannot change"),

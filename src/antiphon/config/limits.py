@@ -3,8 +3,8 @@
 A quota limits the requests, tokens and cost of an owner, client key, team or model.
 
 This module defines the sections `limits`, `timeouts`, `fetch`, `cors`, `websocket` and `quotas` as pydantic models.
-`settings.py` merges their values from the settings file, environment variables and flags. `app/owners.py` converts
-quotas into rules, and `engine/ports/quotas.py` knows which rules apply to a request.
+`settings.py` reads the values of these sections from the settings file, environment variables and flags.
+`engine/ports/quotas.py` lists the quotas that apply to a request.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from antiphon.config.section import MIB, Section
 
 class LimitSettings(Section):
     request_body_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Largest request body, both as received and after decompression. A client whose body is larger gets a 413 during
-    the upload."""
+    """Maximum number of bytes of a request body, before and after decompression. If a body is larger, the client gets a
+    413 during the upload."""
     upstream_body_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Largest JSON answer of an upstream. This setting also limits the text of one response."""
+    """Maximum number of bytes of an upstream's JSON answer. This setting also limits the text of one response."""
     upstream_error_bytes: int = Field(default=256 * 1024, ge=1024)
     """Maximum number of bytes that the sidecar reads of an upstream's error body."""
     sse_event_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Largest single event in an upstream's stream."""
+    """Maximum number of bytes of one event in an upstream's stream."""
     no_output_bytes: int = Field(default=16 * MIB, ge=1024)
     """Maximum number of bytes that an upstream may send in a stream without output. Comments, empty deltas and
     annotations do not count as output. Choices and log probabilities that the request does not ask for do not count
-    either. Each byte of output allows 1024 further bytes without output."""
+    either. For each byte of output, the upstream may send 1024 more bytes without output."""
     drive_stream_bytes: int = Field(default=64 * MIB, ge=64 * 1024)
-    """Largest event stream of one response in mode `drive`, where the sidecar sends the stream through Envoy. A larger
-    response fails (`stream_too_large`). Envoy buffers the part of the stream that the client has not read."""
+    """Maximum number of bytes in the event stream of one response in mode `drive`. A response with a larger stream
+    fails (`stream_too_large`). The limit protects Envoy's memory, because Envoy buffers all bytes that the client has
+    not read."""
     drive_ahead_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
-    """Maximum number of bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar cannot
-    see this number, and estimates it by assuming that each client reads 256 KiB a second. The sidecar writes at most 8
-    MiB more of a stream than the client has read by this estimate. At the limit, the sidecar writes each stream at 256
-    KiB a second."""
+    """Maximum number of unread bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar
+    cannot see how much a client has read, so it assumes that each client reads 256 KiB a second. By this estimate, one
+    stream may have at most 8 MiB of unread bytes. A stream with more unread bytes waits, so the sidecar writes it at
+    256 KiB a second."""
     input_items: int = Field(default=10_000, ge=1)
     """Maximum number of items in one request's `input`."""
     chain_items: int = Field(default=50_000, ge=1)
@@ -56,8 +57,8 @@ class LimitSettings(Section):
     tool_calls: int = Field(default=256, ge=1)
     """Maximum number of tool calls in one answer of a model."""
     concurrent_requests: int = Field(default=10_000, ge=1)
-    """Maximum number of requests in flight per process. If the process's limit of open files is low, the effective
-    value is a little less than half of that limit. Further requests get a 503."""
+    """Maximum number of requests in flight per process. If the operating system lets the process open only few files,
+    this limit falls to a little less than half that number of files. Further requests get a 503."""
     owner_requests: int | None = Field(default=None, ge=0)
     """Maximum number of requests in flight of one owner, running background responses included. Further requests get a
     429, and background responses wait. Unset: half of `concurrent_requests`. 0: as many as `concurrent_requests`. No
@@ -87,13 +88,13 @@ class LimitSettings(Section):
         return self
 
     def share_of_requests(self, places: int) -> int:
-        """The number of requests that one owner may have in flight, if the process allows `places` requests. 0: no
-        limit per owner."""
+        """Return the maximum number of requests in flight of one owner, when the process allows `places` requests in
+        flight. 0 means no limit per owner."""
         return max(1, places // 2) if self.owner_requests is None else self.owner_requests
 
     @property
     def share_of_bytes(self) -> int:
-        """The bytes that the requests in flight of one owner may hold. 0: no limit per owner."""
+        """The maximum number of bytes of all requests in flight of one owner. 0 means no limit per owner."""
         given = self.owner_bytes_in_flight
         return max(self.request_body_bytes, self.bytes_in_flight // 2) if given is None else given
 
@@ -105,7 +106,8 @@ class TimeoutSettings(Section):
     """Seconds to wait for the upstream's response head."""
     head_wait: float = Field(default=60.0, ge=0)
     """For mode `drive`: seconds that the sidecar waits for the upstream's response head before it sends its own
-    response head to the client. After this time, an error can only be an event in the stream."""
+    response head to the client. Once the sidecar has sent its response head, it can report an error only as an event in
+    the stream."""
     idle: float = Field(default=300.0, gt=0)
     """Seconds for which an upstream may send no byte in the middle of an answer. After this time the answer fails."""
     no_output: float = Field(default=900.0, gt=0)
@@ -127,7 +129,8 @@ class TimeoutSettings(Section):
     """Seconds without a request after which Envoy closes a client's connection."""
     send: float = Field(default=600.0, gt=0)
     """Seconds in which a client of the HTTP server must read the bytes in the server's send buffer. Otherwise the
-    server closes the connection. A client of Envoy must read at least some bytes in this time (on Linux)."""
+    server closes the connection. Envoy closes the connection of a client that reads nothing at all for this time (on
+    Linux)."""
     save: float = Field(default=10.0, gt=0)
     """Seconds in which a write to the database must begin its commit. A write that takes longer is rolled back and
     fails."""
@@ -145,15 +148,15 @@ class TimeoutSettings(Section):
     process kills and replaces a child process that does not answer. 0: no check."""
     drain: float = Field(default=30.0, ge=0)
     """Seconds after SIGTERM in which requests in flight may finish. The seconds of `timeouts.notice` are part of this
-    time. After the drain, the process cuts the remaining requests and stores their responses as failed. The exit status
-    is then 1. The process ends at most two seconds after the drain. One second before the end of the drain, the process
+    time. The process then cuts the remaining requests, stores their responses as failed, and exits with status 1. The
+    process exits at most two seconds after the end of the drain. One second before the end of the drain, the process
     hands background responses over to other processes (see `background.on_restart`). Such responses do not count as
     cut."""
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
-    report that the process is not ready. In this time the load balancer notices the stop. Choose one second more than
-    the interval of the load balancer's health checks. Unset: 0 for `serve` and `up`. For `antiphon extproc` the default
-    is 2 (at most half of `drain`), because Envoy checks the sidecar's health every second."""
+    report that the process is not ready. In this time the load balancer notices the stop. Set this to one second more
+    than the interval of the load balancer's health checks. Unset: 0 for `serve` and `up`, and 2 for `antiphon extproc`,
+    because Envoy checks health every second. The value 2 falls to half of `drain` if that is less."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -215,8 +218,7 @@ class FetchSettings(Section):
 
 
 class CorsSettings(Section):
-    """Web pages that call the API from browsers over HTTP, with `door: envoy` or `door: http`. The setting
-    `websocket.origins` is for WebSockets."""
+    """The web pages that may call the API from a browser over HTTP. For WebSockets, set `websocket.origins`."""
 
     origins: tuple[str, ...] = ()
     """Origins of web pages that may send requests and read the answers (`https://app.example`; `*`: all). Such pages
@@ -265,7 +267,7 @@ _MOST = 10**12
 
 
 class QuotaLimits(Section):
-    """The limits of one owner, key, team or model. An unset limit of a named owner, key or team is the limit in
+    """The limits of one owner, key, team or model. A named owner, key or team inherits each unset limit from
     `each_owner`, `each_key` or `each_team`. `null` means no limit."""
 
     requests_per_minute: int | None = Field(default=None, ge=0, le=_MOST)
@@ -283,7 +285,7 @@ class QuotaLimits(Section):
     count toward this limit."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
-        """Return these limits. The result has the limit of `each` in place of each limit that is not set here."""
+        """Return a copy of `each` in which the limits that are set in this object replace those of `each`."""
         return each.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
@@ -301,36 +303,35 @@ class StorageLimits(QuotaLimits):
 
 
 class QuotaSettings(Section):
-    """Limits on requests, tokens and cost. All processes that share a database share the counters. A request must fit
-    into every limit that applies to it: those of its client key, its owner, its team and its model."""
+    """Limits on requests, tokens and cost. All processes that share a database share the counters. A request must stay
+    within the limits of its client key, its owner, its team and its model."""
 
     each_owner: StorageLimits = StorageLimits()
     each_key: QuotaLimits = QuotaLimits()
     each_team: StorageLimits = StorageLimits()
     owners: dict[str, StorageLimits] = Field(default_factory=dict)
-    """Limits of single owners, by the owner's name, or by the owner id as in the database."""
+    """Limits of individual owners, by the owner's name or by the owner id in the database."""
     keys: dict[str, QuotaLimits] = Field(default_factory=dict)
-    """Limits of single managed keys, by the key's id (`key_…`)."""
+    """Limits of individual managed keys, by the key's id (`key_…`)."""
     teams: dict[str, StorageLimits] = Field(default_factory=dict)
-    """Limits of single teams, by the team's name."""
+    """Limits of individual teams, by the team's name."""
     models: dict[str, QuotaLimits] = Field(default_factory=dict)
-    """Limits of models for all clients together, by name or glob (`qwen*`). An exact name has priority over a glob, and
-    an earlier glob over a later glob. All models of one glob share its limits."""
+    """Limits of a model for all clients together, by the model's name or a glob (`qwen*`). An exact name has priority
+    over a glob. If several globs match, the first one applies. All models of one glob share its limits."""
     shadow: bool = False
     """Serve the requests that the quotas would refuse, and only log and count these requests."""
     when_unavailable: Literal["allow", "refuse"] = "allow"
-    """What happens to a request while the database with the quota counters fails. `allow`: the process serves the
-    request, and counts it later. `refuse`: the request gets a 503."""
+    """What happens to a request while the database with the quota counters fails. `allow`: Antiphon serves the request
+    and counts it later. `refuse`: the request gets a 503."""
     expected_output_tokens: int = Field(default=500, ge=0, le=1_000_000)
-    """Output tokens to reserve for a request that sets no `max_output_tokens`, until the process knows the average
-    of the model's answers."""
+    """Number of output tokens that the sidecar reserves for a request without `max_output_tokens`. After the first
+    answers of a model, the process reserves the average number of output tokens of that model's answers."""
     warn_share: float = Field(default=0.8, gt=0, le=1)
     """Share of a limit at which the sidecar logs `quota_warning`, once per limit and period."""
 
     @field_serializer("owners", "keys", "teams")
     def _set_limits(self, named: Mapping[str, QuotaLimits]) -> dict[str, dict[str, Any]]:
-        """Return only the limits that are set. An entry inherits a limit that is not set; a limit with the value `null`
-        is set, and means no limit."""
+        """Return only the limits that the operator set. A limit with the value `null` counts as set."""
         return {
             name: {limit: getattr(limits, limit) for limit in sorted(limits.model_fields_set)}
             for name, limits in named.items()

@@ -23,7 +23,7 @@ class ConsoleSettings(Section):
     request with recorded contents, it also shows what the client sent and what the model server got."""
 
     enabled: bool = False
-    """Serve the console, and record a row for each request, which the console lists. The console needs the extra
+    """Serve the console, and store a row about each request for the console's list of requests. Needs the extra
     `console`."""
     listen: TcpAddress = "127.0.0.1:8090"
     """`HOST:PORT` of the console's separate listener (port 0: any free port). With `door: envoy`, Envoy listens
@@ -31,8 +31,8 @@ class ConsoleSettings(Section):
     on_client_listener: bool = False
     """Also serve the console on the listener for clients (`listen`)."""
     act: bool = False
-    """Allow operators who sign in with `admin.token` to run, cancel and delete responses and other objects of every
-    owner. An owner who signs in with a client key may always do this with its own objects."""
+    """Allow operators who sign in with `admin.token` to run requests for every owner, and to cancel responses and
+    delete data of every owner. An owner who signs in with a client key may always do this with its own data."""
     session: float = Field(default=43_200.0, ge=60, le=2_592_000)
     """Seconds until a session ends and its user must sign in again."""
     keep: float = Field(default=604_800.0, ge=60)
@@ -51,18 +51,18 @@ class ConsoleSettings(Section):
     record_bytes: int = Field(default=256 * MIB, ge=MIB)
     """Maximum bytes of all recorded contents. Antiphon deletes the oldest contents first."""
     record_request_bytes: int = Field(default=2 * MIB, ge=1024, le=64 * MIB)
-    """Maximum bytes of the recorded contents of one request. Antiphon cuts the recorded contents of a larger request,
-    and the console shows where."""
+    """Maximum bytes of the recorded contents of one request. If a request has more, Antiphon cuts the recorded
+    contents, and the console marks the cut."""
 
 
 class AdminSettings(Section):
     api: bool = False
-    """Whether the gateway serves the admin API under `/v1/antiphon/admin`. Operators with the admin token create,
-    rotate and revoke client keys there, and read quotas, usage and the audit log."""
+    """Whether the gateway serves the admin API under `/v1/antiphon/admin`. With the admin API, operators create, rotate
+    and revoke client keys, and read quotas, usage and the audit log."""
     token: Secret | None = None
     """The admin token: 32 to 512 ASCII characters without blanks and commas. A client's key cannot be the admin token.
-    The admin API and the console require the admin token. Unset: Antiphon creates the file `admin.token` in the data
-    folder (mode 0600), which all workers share. With PostgreSQL the setting is required."""
+    The admin API and the console use it. Unset: Antiphon creates the file `admin.token` in the data folder (mode 0600),
+    which all workers share. With PostgreSQL you must set the token."""
 
     @field_validator("token")
     @classmethod

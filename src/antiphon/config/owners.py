@@ -25,16 +25,16 @@ _Claim = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 """The name of a claim at the top level of a token."""
 
 _Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""The allowed signature algorithms, all with a public key. The list excludes `none` and algorithms with a shared secret
-(`HS256`), because with them a reader of the public keys could forge tokens."""
+"""The allowed signature algorithms. All of them use public keys. Algorithms with a shared secret (`HS256`) are not
+allowed, because an attacker could forge tokens with the public key as the secret."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class _ClaimSettings(Section):
     owner_claim: _Claim = "sub"
-    """The claim whose value is the owner. Choose a claim whose value the issuer never gives to another person or
-    tenant."""
+    """The claim whose value identifies the owner. The issuer must never reuse a value of this claim for another person
+    or tenant."""
     name_claim: _Claim | None = None
     """The claim with the readable name of the owner. Unset: the value of `owner_claim`."""
     team_claim: _Claim | None = None
@@ -43,18 +43,18 @@ class _ClaimSettings(Section):
 
 class MetadataSettings(_ClaimSettings):
     namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "envoy.filters.http.jwt_authn"
-    """The namespace of Envoy's dynamic metadata in which a filter leaves the claims that it checked."""
+    """The namespace of Envoy's dynamic metadata to which an authentication filter writes the verified claims."""
     key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = "claims"
-    """The key of this namespace that contains the claims: the value of `payload_in_metadata` in the settings of
-    jwt_authn. Empty: the namespace itself has the claims."""
+    """The key under which this namespace contains the claims: the value of `payload_in_metadata` of jwt_authn. Empty:
+    the namespace contains the claims directly."""
 
 
 class JwtSettings(_ClaimSettings):
     issuer: str = Field(default="", max_length=1000)
     """The issuer of the tokens, exactly as in their claim `iss`."""
     audience: tuple[str, ...] = ()
-    """The names under which the issuer knows this gateway. Antiphon accepts a token if its claim `aud` has one of
-    them."""
+    """The names of this gateway at the issuer. Antiphon accepts a token only if the token's claim `aud` contains one of
+    these names."""
     jwks: str = ""
     """The issuer's public keys: an `https://` URL of a JSON Web Key Set, or the path of a file. `http://` is allowed
     only on this machine. Unset: Antiphon asks the issuer's `/.well-known/openid-configuration` for the URL."""
@@ -63,10 +63,10 @@ class JwtSettings(_ClaimSettings):
     algorithms: tuple[_Algorithm, ...] = Field(default=("RS256", "ES256", "EdDSA"), min_length=1)
     """The algorithms with which a token may be signed."""
     leeway: float = Field(default=60.0, ge=0.0, le=600.0)
-    """Seconds by which the clocks of the issuer and of this machine may differ."""
+    """Maximum difference in seconds between the issuer's clock and this machine's clock."""
     refresh: float = Field(default=300.0, ge=10.0, le=86_400.0)
-    """Seconds after which a process reads the issuer's keys again. For a token with an unknown key, the process reads
-    the keys earlier, at most every ten seconds."""
+    """Seconds after which a process reads the issuer's keys again. If a token names an unknown key, the process reads
+    the keys immediately, but at most every ten seconds."""
 
     @field_validator("jwks")
     @classmethod
@@ -77,7 +77,7 @@ class JwtSettings(_ClaimSettings):
 
     @property
     def wrong(self) -> str:
-        """An error message if `owner.source: jwt` cannot work with these settings. Empty if it can."""
+        """An error message if `owner.source: jwt` cannot work with these settings, else an empty string."""
         if not self.issuer:
             return "source is jwt: set jwt.issuer to the issuer of the clients' tokens"
         if not any(self.audience):
@@ -89,7 +89,7 @@ class JwtSettings(_ClaimSettings):
             try:
                 check_issuer_url(self.issuer)
             except ValueError:
-                return "jwt.issuer is not an https:// URL, so Antiphon cannot fetch the keys there: set jwt.jwks"
+                return "jwt.issuer is not an https:// URL, so Antiphon cannot fetch the issuer's keys: set jwt.jwks"
         return ""
 
 
@@ -101,7 +101,7 @@ class NamedOwner(Section):
     """The owner's keys, as in `owner.api_keys`. All keys of one owner give access to the same stored data. To replace a
     key, add the new one, and remove the old one when no client uses it any more."""
     team: str = Field(default="", max_length=64)
-    """The team of the owner. Quotas of teams apply to it, and log lines name it."""
+    """The team of the owner. The quotas of this team apply to the owner, and log lines name the team."""
     models: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The models that these keys may use, as names or globs (`qwen*`). A request for another model gets a 404. Unset:
     all models."""
@@ -121,7 +121,7 @@ class NamedOwner(Section):
 
 
 class _OrKeys:
-    """Lets the JSON Schema of a named owner accept a list of keys instead of the section."""
+    """Changes the JSON Schema of a named owner, so that a list of keys is valid in place of the section."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -151,9 +151,9 @@ class OwnerSettings(Section):
 
     keys: dict[str, Annotated[NamedOwner, _OrKeys]] | None = None
     """Named owners, each with a list of API keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
-    `tools`. Stored data belongs to the owner's name, so a client with a new key can still read the owner's data. A
-    request whose token is neither one of these keys nor one of `api_keys` gets a 401. `{}` rejects every client. Named
-    owners need `source: bearer`."""
+    `tools`. Antiphon stores data under the owner's name, so a new key of the owner gives access to the same data as the
+    old key. A request whose token is neither one of these keys nor one of `api_keys` gets a 401. `{}` rejects every
+    client. Named owners need `source: bearer`."""
 
     managed_keys: bool = False
     """Whether clients may also use the keys that `antiphon admin keys create` creates. Within a second, every process
@@ -161,30 +161,30 @@ class OwnerSettings(Section):
     `memory:`."""
     managed_keys_stale: float = Field(default=60.0, ge=1.0, le=86_400.0)
     """Seconds for which a process accepts cached managed keys while the database is unreachable. After this time, a
-    request with a managed key gets a 503, so that a revoked key does not stay valid."""
+    request with a managed key gets a 503, because the process cannot find out whether the key was revoked."""
     store_never: tuple[str, ...] = ()
-    """Owners whose responses are never stored, even if a request has `store: true`. An entry is an owner id as in the
-    database, and `*` means all owners. A request of such an owner with `background: true` gets a 400. Files,
+    """Owners whose responses are never stored, even if a request has `store: true`. An entry is the owner id in the
+    database, or `*` for all owners. A request of such an owner with `background: true` gets a 400. Files,
     conversations, prompts and vector stores of these owners are stored. An upstream of `mode: native` still stores its
     own data."""
 
     @property
     def several(self) -> bool:
-        """Whether there may be more than one owner."""
+        """Whether the gateway can have more than one owner."""
         return self.source != "single"
 
     @property
     def has_client_keys(self) -> bool:
-        """Whether the gateway serves only clients with a key that the settings or `managed_keys` allow, or with a token
-        of the issuer."""
+        """Whether a client needs a key or an issuer's token. If no client needs one, the gateway accepts every
+        token."""
         # An empty `keys` rejects every client, because an operator may have removed the last owner.
         return bool(self.api_keys) or self.keys is not None or self.managed_keys or self.source == "jwt"
 
     @field_validator("keys", mode="before")
     @classmethod
     def _check_direction(cls, value: object) -> object:
-        """Reject a client key that stands where an owner's name belongs. This check runs before other checks, because
-        their error messages contain the name."""
+        """Reject an entry whose name is a client key. This check runs first, because the error messages of the other
+        checks contain the entry's name."""
         for name, keys in value.items() if isinstance(value, dict) else ():
             listed = keys.get("keys") if isinstance(keys, dict) else keys
             short = isinstance(listed, list | tuple) and all(isinstance(key, str) and len(key) < 16 for key in listed)
@@ -212,7 +212,7 @@ class OwnerSettings(Section):
                 )
         if self.keys is not None and self.source == "jwt":
             raise ValueError(
-                "keys and source jwt both decide about the bearer token: remove keys, or set source to bearer"
+                "keys and source jwt cannot both check the bearer token: remove keys, or set source to bearer"
             )
         if named and self.source != "bearer":
             raise ValueError(
@@ -225,7 +225,7 @@ class OwnerSettings(Section):
                 "managed_keys to false"
             )
         if self.source == "jwt" and self.api_keys:
-            raise ValueError("api_keys and source jwt both decide about the bearer token: remove api_keys")
+            raise ValueError("api_keys and source jwt cannot both check the bearer token: remove api_keys")
         if self.source == "jwt" and self.jwt.wrong:
             raise ValueError(self.jwt.wrong)
         owner_of: dict[bytes, str] = {}
@@ -239,8 +239,8 @@ class OwnerSettings(Section):
 
 
 def check_issuer_url(url: str) -> None:
-    """Raise `ValueError` if an attacker could forge the keys from this URL, because the URL is neither https nor on
-    this machine."""
+    """Raise `ValueError` if the URL of the issuer's keys is neither https nor on this machine. An attacker on the
+    network could replace keys that arrive over http."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -253,7 +253,8 @@ def check_issuer_url(url: str) -> None:
 
 
 def check_client_keys(setting: str, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    """Check the form of clients' keys. Raises `ValueError`, without the key."""
+    """Check the form of clients' keys. Raises `ValueError` for a malformed key. The error message does not contain the
+    key."""
     for number, key in enumerate(keys):
         text = key.get_secret_value()
         if text[:7].lower() == "sha256:":
@@ -267,7 +268,7 @@ def check_client_keys(setting: str, keys: tuple[SecretStr, ...]) -> tuple[Secret
 
 
 def key_digest(key: SecretStr) -> bytes:
-    """The SHA-256 digest of a client's key. The settings contain the key itself, or `sha256:` and the digest."""
+    """Return the SHA-256 digest of a client's key. `key` is the key itself, or `sha256:` and the digest."""
     text = key.get_secret_value()
     if text.startswith("sha256:"):
         return bytes.fromhex(text.removeprefix("sha256:"))
@@ -276,11 +277,12 @@ def key_digest(key: SecretStr) -> bytes:
 
 class SealingSettings(Section):
     keys: tuple[Secret, ...] = ()
-    """Keys that encrypt the data that Antiphon gives clients to keep (reasoning with `store: false`), at least 16
-    characters each. The first key encrypts, and every key decrypts. To rotate, add the new key as the second key on
-    every process. Then make the new key the first key on every process. Remove the old key when no client holds texts
-    encrypted with it. With `state.seal` the keys also encrypt stored data, and an old key must stay while such data
-    exists. Unset: Antiphon creates a key file in the data folder (mode 0600), which all workers share."""
+    """Keys with which Antiphon encrypts data that clients store for it (reasoning with `store: false`), at least 16
+    characters each. The first key encrypts, and every key decrypts. To rotate keys, first add the new key as the second
+    entry on every process. Then make the new key the first entry on every process. Remove the old key when no client
+    has data that Antiphon encrypted with it. With `state.seal` Antiphon also encrypts stored data with these keys. Keep
+    an old key as long as stored data exists that Antiphon encrypted with it. Unset: Antiphon creates a key file in the
+    data folder (mode 0600), which all workers share."""
 
     @field_validator("keys")
     @classmethod

@@ -1,13 +1,12 @@
 """Formats errors about settings: the path of the wrong setting, advice, and how to install a missing package.
 
-This module converts pydantic's errors into messages, finds the nearest known name, and masks unknown names that may be
-secrets. The message about a missing optional dependency ("extra") has the command that installs it. `settings.py`
-checks rules between settings, and the messages of these rules pass unchanged. `sources.py` finds unknown names in the
-sources. The code that needs an extra decides what works without it.
+This module converts pydantic's errors into messages. For an unknown setting, the module suggests the most similar known
+name, and masks the unknown name if it may be a secret. The message about a missing optional dependency ("extra") has
+the command that installs it. `settings.py` checks the rules between settings, and `sources.py` finds the unknown names.
 
 Invariants: no message repeats the value of a setting, because the value may be a misplaced secret. No message contains
-pydantic's own text, which mentions Python types. The command for an extra installs packages from a package index into
-the environment of the running Python. Therefore the command works however Antiphon itself was installed.
+pydantic's own text, which mentions Python types. The command that installs an extra names the packages of the extra,
+not Antiphon. Therefore the command works even if Antiphon was installed from a checkout.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ _WORDS = {
     "string": "must be a text; write quotes around a text that YAML would read as a number",
     "tuple": "must be a list; in YAML [a, b], in a variable a,b",
 }
-"""Messages by pydantic's error type, or by its first word (`int` for `int_parsing` and `int_from_float`)."""
+"""The error message for each error type of pydantic. A name like `int` covers all error types that begin with it
+(`int_parsing`, `int_from_float`)."""
 _OTHERWISE = "has a value that Antiphon cannot use; docs/reference/configuration.md lists the allowed values"
 _OTHERWISE_IN_A_PACKAGE = (
     "has a value that its package cannot use; the package's documentation lists the allowed values"
@@ -54,17 +54,18 @@ _OTHERWISE_IN_A_PACKAGE = (
 
 
 class NotYaml(Exception):
-    """Raised when a text is not YAML. The message repeats nothing of the text."""
+    """Raised when a text is not YAML. The error message contains no part of the text."""
 
 
 Words = Callable[[Place, str], str]
-"""A function that takes the path of a value and a rule's message. The function returns the part of the message that is
-safe to print."""
+"""A function that filters an error message. Its arguments are the path of the setting and the message of a validator.
+The function returns the part of the message that is safe to print."""
 
 
 def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lambda _, words: words) -> list[str]:
-    """One line for each problem. Each line begins with the path of the setting. `above` is the path of the section that
-    was validated. `rules_words` filters the messages of validators in another package."""
+    """Convert `error` into one line for each wrong setting. Each line begins with the path of the setting. `above` is
+    the path of the section that pydantic validated. `rules_words` filters the messages of validators that another
+    package defines."""
     lines: list[str] = []
     otherwise = _OTHERWISE_IN_A_PACKAGE if above else _OTHERWISE
     for problem in error.errors(include_input=False, include_url=False):
@@ -95,7 +96,7 @@ def without_keys(words: str) -> str:
 
 
 def raise_wrong(wrong: Sequence[str]) -> None:
-    """Raise a `ConfigError` with these messages, one per line. Do nothing if there are none."""
+    """Raise a `ConfigError` with these messages, one per line. Do nothing if `wrong` is empty."""
     if len(wrong) > 1:
         raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
     if wrong:
@@ -123,14 +124,15 @@ _USUAL = {
     "code_interpreter.enabled": "code_interpreter.sandbox",
     "mcp.servers": "mcp.connectors or mcp.allow",
 }
-"""Names that other programs use, and Antiphon's names for the same settings."""
+"""Maps names of settings in other programs to Antiphon's names."""
 _NOT_MEANT = {("--model", "--mode")}
 _SEPARATORS = ("--", "ANTIPHON_", "__", ".", "/")
 _CLOSE = 0.65
 
 
 def advice(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as a phrase that ends an error message (`; did you mean …?`). Empty if none is similar."""
+    """Return the most similar known name as the end of an error message (`; did you mean …?`). Return an empty string
+    if no known name is similar."""
     # Only error messages need this import.
     import difflib
 
@@ -149,7 +151,7 @@ def advice(name: str, known: Iterable[str]) -> str:
 
 
 def how_to_install(extra: str) -> str:
-    """The instructions to install the packages of this extra into this installation, without a final period."""
+    """Return a command or an instruction that installs the packages of the extra, without a final period."""
     # Only error messages need this import.
     from importlib.util import find_spec
 

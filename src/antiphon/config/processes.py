@@ -42,20 +42,19 @@ class MetricsSettings(Section):
     listen: TcpAddress | None = None
     """`HOST:PORT` of `/metrics` for Prometheus (port 0: any free port), without authentication. `up` serves the sums
     over all workers, which never decrease when a worker is replaced. `extproc` and `serve` serve the metrics of their
-    own process, and `/ready` for probes. `extproc --worker 1` uses the next port. Unset: only the sidecar's HTTP port
-    serves `/metrics`."""
+    own process, and `/ready` for probes. `extproc --worker 1` listens on the next port number. Unset: only the
+    sidecar's HTTP port serves `/metrics`."""
     owners: bool = False
     """Also count responses, tokens and cost by owner: `antiphon_owner_responses_total`, `antiphon_owner_tokens_total`
-    and `antiphon_owner_cost_total`. Readers of `/metrics` then see the names of owners. Each process shows at most 200
-    owners, and counts the others as `other`."""
+    and `antiphon_owner_cost_total`. Every client that can read `/metrics` then sees the names of owners. Each process
+    shows at most 200 owners, and counts the others as `other`."""
 
 
 class TracingSettings(Section):
     """OpenTelemetry traces (extra `otel`), which Antiphon sends as OTLP over HTTP."""
 
     enabled: bool = True
-    """Whether Antiphon sends traces to `tracing.endpoint`. Without an endpoint, the setting has no effect. Unset: true,
-    except with `OTEL_SDK_DISABLED=true`."""
+    """Whether processes send traces to the endpoint. Unset: true, unless `OTEL_SDK_DISABLED=true`."""
     endpoint: BaseUrl | None = None
     """Base URL of the collector (`http://collector:4318`). Antiphon appends `/v1/traces`. Without an endpoint Antiphon
     sends no traces, and does not load OpenTelemetry."""
@@ -65,8 +64,9 @@ class TracingSettings(Section):
     headers: dict[HeaderName, HeaderSecret] = Field(default_factory=dict)
     """Headers with the collector's credentials, in addition to the headers in `OTEL_EXPORTER_OTLP_HEADERS`."""
     sample: float = Field(default=1.0, ge=0, le=1)
-    """Share of requests without `traceparent` that Antiphon traces. For other requests, the flag in `traceparent`
-    decides. Unset: the variables `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` decide."""
+    """Fraction (0 to 1) of the requests without `traceparent` that Antiphon traces. A request with `traceparent` is
+    traced if the sampled flag in that header is set. Unset: the variables `OTEL_TRACES_SAMPLER` and
+    `OTEL_TRACES_SAMPLER_ARG` decide."""
     content: bool = False
     """Put the content of requests and responses into the spans, including the arguments and results of tools."""
     service_name: str = "antiphon"
@@ -83,7 +83,7 @@ class TracingSettings(Section):
 
 class SidecarTlsSettings(Section):
     cert: Path | None = None
-    """PEM file with the certificate (and its chain) of the sidecar's TCP ports. Unset: no TLS."""
+    """PEM file with the certificate of the sidecar's TCP ports, and the certificate's chain. Unset: no TLS."""
     key: Path | None = None
     """PEM file with the private key of `cert`, not encrypted."""
     client_ca: Path | None = None
@@ -116,9 +116,9 @@ class SidecarSettings(Section):
     """The gRPC server of the ext_proc service: `grpcio` (gRPC's own), `http2` (several times faster; needs the extra
     `fast`), or `auto`: `http2` when it is installed."""
     secret: HeaderSecret | None = None
-    """The shared secret with which Envoy authenticates to the sidecar. Envoy adds the secret to its calls of the
-    sidecar, and removes it from client requests. The secret is required if one of the addresses in this section is on
-    TCP."""
+    """The shared secret with which Envoy authenticates to the sidecar. Envoy adds the secret to its calls to the
+    sidecar, and removes the secret from client requests. The secret is required if one of the addresses in this section
+    is on TCP."""
     socket_mode: FileMode = Field(default=0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
     tls: SidecarTlsSettings = SidecarTlsSettings()
@@ -140,8 +140,8 @@ class EndpointPickerSettings(Section):
     ca_file: Path | None = None
     """PEM file with the certificate authorities for `tls: verified`. Unset: the system's authorities."""
     timeout: float = Field(default=10.0, gt=0, le=3600)
-    """Seconds for the picker to choose a server, from the end of the request. The time in the picker's queue counts
-    too."""
+    """Seconds for the picker to choose a server, counted from the moment when Envoy has the whole request. The time in
+    the picker's queue counts too."""
 
     @field_validator("address")
     @classmethod
@@ -167,14 +167,14 @@ class EnvoySettings(Section):
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Lowest level of the log lines that Envoy writes."""
     access_log: bool = False
-    """Write Envoy's access log, one line with token counts for each request. Envoy writes the access log to standard
-    output. `antiphon up` copies the access log to its own log on standard error, in Envoy's format with `process:
-    envoy`. If the setting is false, Envoy logs only the failures that no other process sees."""
+    """Write Envoy's access log, one line with token counts for each request. Envoy writes it to standard output.
+    `antiphon up` copies each line of the access log to standard error, and adds `process: envoy`. If false, Envoy still
+    logs the failures that only Envoy sees."""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     metrics: TcpAddress | None = None
     """`HOST:PORT` where Envoy serves its own metrics (`/stats/prometheus`) and a liveness check (`/live`), without
-    authentication. This address serves no other path of Envoy's admin interface. Unset: only `envoy.admin` serves the
+    authentication. This port serves no other path of Envoy's admin interface. Unset: only `envoy.admin` serves the
     metrics."""
     retries: int = Field(default=2, ge=0)
     """Maximum number of retries of a model call that fails before the upstream answers. Envoy makes the retries."""

@@ -1,7 +1,7 @@
 """Defines the base class of all sections of settings, the value types that they share, and the list of setting names.
 
 This module also has the functions that return the path and the description of each setting. `sources.py` reads the
-values, and `problems.py` makes the error messages.
+values of settings, and `problems.py` formats the error messages.
 
 Invariant: a section is complete, validated and immutable. No validation error contains the value of a setting.
 """
@@ -34,7 +34,8 @@ NO_SECRET = (
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Add the descriptions of a section's settings to its JSON Schema.
 
-    The default of a nested section is removed, because each setting of the section has its default.
+    The function removes the default of a nested section, because the schema has a default for each setting in that
+    section.
     """
     texts = descriptions(model)
     if "description" in schema:
@@ -80,7 +81,8 @@ def section_in(kind: object) -> type[Section] | None:
 
 
 def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    """The path and the type of every setting in the section `model` and its nested sections, in order."""
+    """Return the path and the type of every setting in the section `model` and its nested sections, in the order of the
+    code."""
     found: list[tuple[tuple[str, ...], object]] = []
     for name, field in model.model_fields.items():
         kind: object = field.annotation
@@ -124,7 +126,8 @@ def _header_name(value: str) -> str:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT` as (host, port); `unix:PATH` as (`unix`, 0). Raises ValueError with a hint."""
+    """Parse an address into (host, port). For `unix:PATH` the result is (`unix`, 0). Raises ValueError for any other
+    text."""
     if text.startswith("unix:"):
         return "unix", 0
     host, colon, port = text.rpartition(":")
@@ -192,18 +195,20 @@ def _url(value: str) -> str:
 def _base_url(value: str) -> str:
     parts = _web_url(value)
     if parts.username or parts.password:
-        raise ValueError("must not contain credentials; put them into the settings next to it (api_key, headers)")
+        raise ValueError(
+            "must not contain credentials; put the credentials into api_key or headers of the same section"
+        )
     if parts.query or parts.fragment:
         raise ValueError("must not have a query or fragment")
     return value.rstrip("/")
 
 
 Secret = Annotated[SecretStr, AfterValidator(_not_a_mask)]
-"""A secret. No command that prints settings shows it."""
+"""A secret. Commands that print settings mask this value."""
 HeaderSecret = Annotated[Secret, AfterValidator(_header_secret)]
-"""A secret that is sent in a header, so it may contain no control character."""
+"""A secret that Antiphon sends in a header. It must not contain a control character."""
 HeaderValue = Annotated[str, AfterValidator(_header_value)]
-"""A text that is sent in a header, so it may contain no control character."""
+"""A text that Antiphon sends in a header. It must not contain a control character."""
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 """The name of a header."""
 Address = Annotated[str, AfterValidator(_address)]
@@ -213,6 +218,6 @@ TcpAddress = Annotated[str, AfterValidator(_tcp_address)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """The base URL of a server, without a slash at its end."""
 HttpUrl = Annotated[str, AfterValidator(_url)]
-"""A URL that passes the checks of `BaseUrl`, but keeps a slash at its end."""
+"""The URL of a server, with the slash at its end if there is one."""
 CredentialUrl = Annotated[str, AfterValidator(_credential_url)]
-"""A URL that may contain credentials. No command that prints settings shows the credentials."""
+"""A URL that may contain credentials. Commands that print settings mask the credentials."""

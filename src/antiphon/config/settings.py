@@ -1,9 +1,9 @@
 """Defines the root of all settings, which every command uses.
 
-This module defines the root with its sections, checks the rules between sections, and merges the sources. Flags
-override `ANTIPHON_*` environment variables, variables override a YAML file, and the file overrides defaults. The other
-modules of this package define the sections, and `sources.py` reads a source. Only `app/` and the commands read the
-root. All other code gets sections.
+This module defines the root with its sections, and checks the rules between sections. It also merges the sources of
+settings: flags override `ANTIPHON_*` environment variables, variables override a YAML file, and the file overrides
+defaults. `sources.py` reads each source, and other modules of this package define the sections. Only `app/` and the
+commands use the root. `app/` and the commands pass single sections to all other code.
 
 Invariant: an unknown setting is an error in every source, and the result of `redacted` never contains a secret.
 """
@@ -72,22 +72,23 @@ class Settings(Section):
     """The process that makes the first model call of a response with `door: envoy`: Envoy (`relay`), or the sidecar
     through Envoy's model door (`drive`). `auto` chooses for each request."""
     dialect: Literal["openai", "openresponses"] = "openai"
-    """The names of reasoning events: OpenAI's or those of Open Responses. A request can choose other names with the
-    header `antiphon-dialect`."""
+    """Whose names the events of reasoning have: OpenAI's, or those of the Open Responses specification. A request can
+    override this setting with the header `antiphon-dialect`."""
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
     """The field of a reasoning item into which Antiphon puts an upstream's reasoning text: `content` or `summary`.
     `auto` chooses `summary` if the request sets `reasoning.summary`, else `content`."""
     strict: bool = False
-    """Answer 400 to requests with unknown item types, part types, values or tool members. Also answer 400 to schemas,
-    grammars and repeated items that OpenAI refuses. If false, Antiphon ignores the unknown parts and lists them in
+    """Answer 400 to a request with an unknown item type, part type, value or tool member. Also answer 400 to a schema,
+    a grammar or a duplicate item that OpenAI refuses. If false, Antiphon ignores unknown parts and lists them in
     `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
-    """Further upstreams by name, each with the settings of `upstream` except `path_allow`. The entries of `models`
-    select the upstream of a request. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
+    """Further upstreams by name, each with the settings of `upstream` except `path_allow`. The setting `models` decides
+    which requests go to these upstreams. Envoy reads an upstream's key from an environment variable: for an upstream
+    named `a-b`, from `ANTIPHON_UPSTREAM_KEY_A_B`."""
     models: tuple[ModelSettings, ...] = ()
-    """Rules that map models to upstreams. The first entry that matches a model applies. Other models go to `upstream`.
-    If `upstreams` is set but `upstream` is not, a request for another model gets a 404."""
+    """Rules that map models to upstreams. The first entry that matches a model applies. A request for a model without
+    an entry goes to `upstream`. If `upstreams` is set and `upstream` is not, such a request gets a 404."""
     prices: tuple[PriceSettings, ...] = ()
     """Prices of models. The first entry that matches a model applies. Each entry has `model` (a name or a pattern),
     `input`, `output` and optionally `cached_input`: the prices of a million tokens. All prices must be in the same
@@ -177,7 +178,10 @@ class Settings(Section):
         kind = self.state.place.kind
         direct = self.state.direct_url
         if direct is not None and (kind, read_state_url(direct.get_secret_value()).kind) != ("postgresql",) * 2:
-            yield "state.direct_url works only with PostgreSQL: it and state.url must both be postgresql:// URLs"
+            yield (
+                "state.direct_url works only with PostgreSQL: state.direct_url and state.url must both be "
+                "postgresql:// URLs"
+            )
         if kind == "memory" and self.owner.managed_keys:
             yield (
                 "owner.managed_keys: with state.url 'memory:', no command can reach the keys; set another state.url, "
@@ -190,18 +194,18 @@ class Settings(Section):
             # Keys created in data folders would differ between machines.
             if self.owner.source == "bearer" and self.owner.key is None:
                 yield (
-                    "owner.key is not set: machines that share a database need the same one (for a data folder that is "
-                    "moved there: the content of its file owner.key)"
+                    "owner.key is not set: set the same key on all machines that share the database. For data from a "
+                    "data folder, use the content of the folder's file owner.key"
                 )
             if not self.sealing.keys:
                 yield (
-                    "sealing.keys are not set: machines that share a database need the same ones (for a data folder "
-                    "that is moved there: the content of its file sealing.key)"
+                    "sealing.keys is not set: set the same keys on all machines that share the database. For data "
+                    "from a data folder, use the content of the folder's file sealing.key"
                 )
             if self.serves_admin and self.admin.token is None:
                 yield (
-                    "admin.token is not set: machines that share a database need the same one; 'openssl rand -hex 32' "
-                    "generates a token (for a data folder that is moved there: the content of its file admin.token)"
+                    "admin.token is not set: set the same token on all machines that share the database. 'openssl "
+                    "rand -hex 32' generates a token"
                 )
 
     def _wrong_keys(self) -> Iterator[str]:
@@ -246,8 +250,8 @@ class Settings(Section):
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
-        """Error messages for settings that must be equal for all upstreams of a group but differ. They must be equal,
-        because the sidecar encodes a request before it knows which upstream gets the request."""
+        """Yield an error message for each setting that differs between the upstreams of a group but must be equal. The
+        sidecar encodes a request before it knows which upstream gets the request."""
         first = self.every_upstream[group.names[0]]
         for name in group.names[1:]:
             other = self.every_upstream[name]
@@ -276,8 +280,8 @@ class Settings(Section):
 
     @property
     def decides_chat(self) -> bool:
-        """Whether the sidecar, not Envoy, routes Chat Completions requests. It does so if the model's name decides the
-        upstream, if clients need a key, if quotas apply, or if there is an admin token."""
+        """Whether the sidecar, not Envoy, routes Chat Completions requests. The sidecar routes them if the upstream
+        depends on the model's name, clients need a key, quotas apply, or an admin token exists."""
         return bool(
             self.models
             or self.upstreams
@@ -313,7 +317,7 @@ class Settings(Section):
         return {name for model in self.models if model.mode == "native" for name in model.upstreams}
 
     def place(self, address: str) -> str:
-        """The address with the absolute path of the data folder in place of `{data}`."""
+        """Return `address` with the absolute path of the data folder in place of `{data}`."""
         return address.replace("{data}", str(self.data.absolute()))
 
     def sidecar_secret(self) -> str | None:
@@ -321,8 +325,8 @@ class Settings(Section):
         return self.sidecar.secret.get_secret_value() if self.sidecar.secret is not None else None
 
     def secrets(self) -> tuple[str, ...]:
-        """Every secret in the settings in clear text, including secrets in URLs. For a header value like `Bearer …`,
-        the result has only the part after the scheme."""
+        """Every secret in the settings in clear text, including secrets in URLs. For a header value like `Bearer KEY`,
+        the result contains only `KEY`."""
         return tuple(dict.fromkeys(text.rpartition(" ")[2] for text in _secrets(self)))
 
     def redacted(self) -> dict[str, Any]:
@@ -367,10 +371,11 @@ def load_settings(
     """Merge the sources and validate the result. Flags override the environment, and the environment overrides the
     file.
 
-    Raises `ConfigError`, which names each wrong setting. `flags` is a nested mapping of the settings that flags set.
-    `defaults` override the defaults of the model. A variable's name is `ANTIPHON_` and the path, with two underscores
-    between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). If no source sets the upstream's URL, the variable
-    `OPENAI_API_ENDPOINT` sets it. If no source sets the URL for traces, OpenTelemetry's variables set it.
+    Raises `ConfigError`, which names each wrong setting. `flags` has the settings from the command line, as a nested
+    mapping. `defaults` has values that replace the defaults of `Settings`. The name of a setting's variable is
+    `ANTIPHON_` and the setting's path, with two underscores between sections (`ANTIPHON_UPSTREAM__URL`,
+    `ANTIPHON_LISTEN`). If no source sets the upstream's URL, the variable `OPENAI_API_ENDPOINT` sets it. If no source
+    sets the URL for traces, OpenTelemetry's variables set it.
     """
     wrong: list[str] = []
     values = without_unknown(read_file(file), Settings, wrong, f"{file}: ") if file is not None else {}

@@ -1,15 +1,14 @@
 """Reads settings from a YAML file, environment variables and flags.
 
-This module reads the sources and merges them into one nested mapping. OpenTelemetry's standard variables are defaults
-of the section `tracing` (https://opentelemetry.io/docs/specs/otel/protocol/exporter and
-…/configuration/sdk-environment-variables). The OpenTelemetry SDK reads some variables itself: compression,
-certificates, further attributes of the resource. The other modules of this package define and validate the settings,
-and `yaml_text.py` parses YAML.
+The variables of the OpenTelemetry standard are defaults of the section `tracing`
+(https://opentelemetry.io/docs/specs/otel/protocol/exporter and …/configuration/sdk-environment-variables). The
+OpenTelemetry SDK itself reads the variables for compression, certificates and resource attributes. The other modules of
+this package define and validate the settings, and `yaml_text.py` parses YAML.
 
-Invariants: an unknown name is an error in every source, and the message suggests the nearest known name. An error about
-an unreadable source repeats no line of the source, because the line may contain an API key. Antiphon's own settings
-override the variables of OpenTelemetry. An invalid variable of OpenTelemetry is an error only if Antiphon would send
-traces.
+Invariants: an unknown name is an error in every source, and the error message suggests the most similar known name. An
+error about an unreadable source repeats no line of the source, because the line may contain an API key. Antiphon's own
+settings override the variables of OpenTelemetry. If Antiphon sends no traces, an invalid variable of OpenTelemetry is
+no error.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str,
 
 
 def put(values: dict[str, object], path: Sequence[str], value: object) -> None:
-    """Set the value at `path` in nested mappings. Missing mappings are created."""
+    """Set the value at `path` in nested mappings, and create missing mappings."""
     for part in path[:-1]:
         below = values.setdefault(part, {})
         assert isinstance(below, dict)
@@ -69,7 +68,7 @@ def put(values: dict[str, object], path: Sequence[str], value: object) -> None:
 
 
 def read_file(path: Path) -> dict[object, object]:
-    """Read the mapping in a YAML file. An empty file gives an empty mapping. Raises `ConfigError`."""
+    """Read a YAML file that contains a mapping. For an empty file, return an empty mapping. Raises `ConfigError`."""
     try:
         values = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -95,8 +94,8 @@ def _yaml(text: str) -> object:
 def without_unknown(
     values: Mapping[Any, object], section: type[Section], wrong: list[str], source: str = "", place: Place = ()
 ) -> dict[str, object]:
-    """Return `values`, the settings of a section, without unknown names. A message for each unknown name is appended
-    to `wrong`."""
+    """Return `values`, the settings of a section, without unknown names. Append an error message to `wrong` for each
+    unknown name."""
     found = {}
     for name, value in values.items():
         here = (*place, str(name))
@@ -128,8 +127,8 @@ def _known(value: object, kind: object, wrong: list[str], source: str, place: Pl
 
 
 def _wrong_path(value: object) -> str:
-    """The problem with a path that would name an unexpected folder (such as `~`), or that no system accepts. Empty if
-    the path has no problem."""
+    """Return an error message for a path that no system accepts, or that would name an unexpected folder (such as `~`).
+    For other paths, return an empty string."""
     text = str(value)
     if not text.strip():
         return "is empty; leave the setting out, or write . for the current folder"
@@ -142,8 +141,8 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
     """Read the settings in `ANTIPHON_*` variables. Two underscores separate a section and a setting.
 
     A list is comma-separated, or a YAML list in brackets. The value of a setting that contains further settings
-    (`models`, `upstreams`) is YAML. A message for each unknown setting is appended to `wrong`. Variables that
-    Kubernetes derives from a Service's name are ignored.
+    (`models`, `upstreams`) is YAML. The function appends an error message to `wrong` for each unknown setting. It
+    ignores variables that Kubernetes sets for a Service named `antiphon`.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
     values: dict[str, object] = {}
@@ -180,19 +179,19 @@ def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, 
 
 
 def read_other_names(values: Mapping[str, object], environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
-    """Read the variables `OPENAI_API_ENDPOINT`, `OPENAI_API_KEY` and `OTEL_*`, for settings without a value in
-    `values`. `values` has the settings from all other sources. A message for each invalid variable is appended to
-    `wrong`."""
+    """Read the variables `OPENAI_API_ENDPOINT`, `OPENAI_API_KEY` and `OTEL_*`, for settings that no other source sets.
+    `values` has the settings from all other sources. The function appends an error message to `wrong` for each invalid
+    variable."""
     own = values.get("tracing", {})
     tracing = otel_defaults(environ, own, wrong) if isinstance(own, Mapping) else {}
     return _other_upstream(values, environ) | ({"tracing": tracing} if tracing else {})
 
 
 def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
-    """Read variables that other gateways also use: `OPENAI_API_ENDPOINT` for the upstream's URL, and `OPENAI_API_KEY`
-    for the key of that URL.
+    """Read the upstream's URL from `OPENAI_API_ENDPOINT`, and the upstream's key from `OPENAI_API_KEY`. Other gateways
+    use the same variables.
 
-    Without `OPENAI_API_ENDPOINT`, `OPENAI_API_KEY` has no effect, because the key may be for another program.
+    Without `OPENAI_API_ENDPOINT`, `OPENAI_API_KEY` has no effect, because then the key may be for another program.
     """
     endpoint = environ.get(ENDPOINT_VARIABLE)
     upstream = values.get("upstream", {})
@@ -208,8 +207,8 @@ def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) ->
 def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
     """Whether Kubernetes (or a Docker link) has set this variable for a Service named `antiphon` or `antiphon-…`.
 
-    Every pod in the Service's namespace has these variables. The check also looks at values, so that a wrong variable
-    like `ANTIPHON_PORT=8080` is still reported.
+    Every pod in the Service's namespace has such variables. The function also compares the value, because a mistake
+    like `ANTIPHON_PORT=8080` must remain an error.
     """
     service = _SERVICE.fullmatch(name)
     if service is not None and {f"{service[1]}_SERVICE_HOST", f"{service[1]}_SERVICE_PORT"} <= environ.keys():
@@ -237,10 +236,10 @@ def _value(name: str, text: str, kind: object) -> object:
 
 
 def otel_defaults(environ: Mapping[str, str], own: Mapping[str, object], wrong: list[str]) -> dict[str, object]:
-    """Return the values for the section `tracing` that the variables set and `own` does not. `own` is the section from
-    all other sources.
+    """Return the settings of the section `tracing` that only OpenTelemetry's variables set. `own` has the settings of
+    the section from all other sources.
 
-    A message for each invalid variable is appended to `wrong`.
+    The function appends an error message to `wrong` for each invalid variable.
     """
     mistakes: list[str] = []
     found: dict[str, object] = {
@@ -260,7 +259,7 @@ def otel_defaults(environ: Mapping[str, str], own: Mapping[str, object], wrong: 
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
-    """The variable's value. An empty variable counts as unset."""
+    """Return the variable's value, or an empty string if the variable is unset."""
     return environ.get(name, "").strip()
 
 
@@ -298,8 +297,8 @@ def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] 
 
 
 def _sample(environ: Mapping[str, str], mistakes: list[str]) -> float | None:
-    """The share of requests without `traceparent` that Antiphon traces. For a request with `traceparent`, the sender
-    has decided whether to trace the request, so the sampler has no effect."""
+    """Return the fraction of the requests without `traceparent` that Antiphon traces. A request with `traceparent` is
+    not affected, because its sender decides."""
     sampler = _read(environ, _SAMPLER).lower()
     kind = sampler.removeprefix(_PARENT_BASED)
     if not sampler or kind in _SHARES:

@@ -32,31 +32,31 @@ class StateSettings(Section):
     files."""
 
     url: SecretUrl | None = None
-    """The database or folder in which Antiphon stores its state. `sqlite:`, the default, keeps databases in the data
-    folder. `sqlite:/FOLDER` keeps databases in another folder. Any number of machines can share
-    `postgresql://USER:PASSWORD@HOST/DATABASE`, which needs the extra `postgres`. With standbys, write
-    `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the server that accepts writes. `memory:` is for tests, and
-    loses all state when the process ends."""
+    """The database or folder in which Antiphon stores its state. `sqlite:`, the default: the databases are in the data
+    folder. `sqlite:/FOLDER`: the databases are in another folder. Any number of machines can share
+    `postgresql://USER:PASSWORD@HOST/DATABASE`, which needs the extra `postgres`. If the database has standby servers,
+    write `…@HOST:PORT,HOST:PORT/DATABASE`. Antiphon then uses the server that accepts writes. `memory:` is for tests,
+    because the state is lost when the process ends."""
     direct_url: SecretUrl | None = None
-    """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses this URL for commands that
-    a pooler does not forward (`LISTEN`)."""
+    """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses this URL for `LISTEN`,
+    which a pooler does not forward."""
     pool: int = Field(default=4, ge=1, le=64)
     """Maximum number of connections to PostgreSQL per process."""
     deadline: float = Field(default=4.5, gt=0)
     """Seconds for one operation on PostgreSQL, including the time to get or open a connection."""
     unready_after: float = Field(default=20.0, ge=0)
     """Seconds without a successful write to PostgreSQL after which `/ready` fails. 0: `/ready` never fails for this
-    reason. A replica stays ready during a short outage, because the other replicas use the same database
-    ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
+    reason. During a short outage of the database `/ready` still succeeds, because all replicas share the database and
+    no other replica could serve the requests ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
 
     start_within: float = Field(default=90.0, ge=0)
-    """Seconds for which a starting process and `antiphon migrate` retry while PostgreSQL does not answer. Every five
-    seconds, a log line gives the reason. An error that a retry cannot fix (a wrong password, a missing privilege) ends
+    """Seconds for which a starting process and `antiphon migrate` retry while PostgreSQL does not answer. The process
+    logs the reason every five seconds. An error that a retry cannot fix (a wrong password, a missing privilege) ends
     the process immediately."""
 
     migrate: Literal["auto", "check"] = "auto"
-    """How a starting process handles missing migrations of the database's schema. `auto` applies them. With `check` the
-    process does not start until `antiphon migrate up` has applied the missing migrations."""
+    """How a starting process handles missing migrations of the database's schema. `auto`: the process applies the
+    missing migrations. `check`: the process does not start until `antiphon migrate up` has applied them."""
 
     @property
     def place(self) -> StateUrl:
@@ -83,7 +83,8 @@ class FileSettings(Section):
     files."""
 
     enabled: bool = True
-    """Accept uploaded files. If false, `/v1/files` gets a 404, and a request with a `file_id` a 400."""
+    """Accept uploaded files. If false, a request to `/v1/files` gets a 404, and a request with a `file_id` gets a
+    400."""
     max_bytes: int = Field(default=512 * MIB, ge=1)
     """Maximum number of bytes of one file."""
     owner_bytes: int | None = Field(default=None, ge=1)
@@ -93,10 +94,10 @@ class FileSettings(Section):
     names twice counts twice."""
     sweep: float = Field(default=3_600.0, gt=0)
     """Seconds between two runs of the task that deletes expired files and incomplete uploads. The first run begins when
-    the process starts. If several processes share a database, one of them makes each run."""
+    the process starts. If several processes share a database, only one of them runs the task at a time."""
     lease: float = Field(default=900.0, ge=1)
-    """Seconds after which an upload counts as failed if its process does not renew the lease. An upload may take
-    longer, because its process renews the lease three times in this interval."""
+    """Seconds after which an upload counts as failed if the process that receives it has died. An upload may take
+    longer, because a live process renews its lease three times in this interval."""
 
 
 class BlobSettings(Section):
@@ -105,24 +106,24 @@ class BlobSettings(Section):
     ([scaling.md](scaling.md))."""
 
     url: str | None = None
-    """`s3://bucket/prefix`. No other program and no other installation may store objects under this prefix."""
+    """`s3://bucket/prefix`. Only this installation of Antiphon may store objects under this prefix."""
     endpoint: BaseUrl | None = None
     """Base URL of a server with the S3 API (`https://minio.example:9000`). Unset: AWS."""
     region: str = "us-east-1"
     """The region of the S3 bucket."""
     key_id: Secret | None = None
-    """Access key id. If `key_id` and `secret` are unset, the process finds credentials in the same sources as AWS's
-    tools (`AWS_*` variables, a role)."""
+    """Access key id. If `key_id` and `secret` are unset, the process looks for credentials where AWS's own tools look
+    (`AWS_*` variables, an IAM role)."""
     secret: Secret | None = None
     """Secret access key for S3."""
     path_style: bool | None = None
     """Whether request URLs have the bucket's name in the path, instead of in the host name. Unset: true with an
     `endpoint`, else false."""
     seconds: float = Field(default=30.0, ge=1)
-    """Seconds for one request to the bucket, including up to two retries. A request writes at most 8 MiB of a file,
-    reads at most 2 MiB, lists objects, or deletes them. An upload or a download sends several requests in sequence, and
-    no setting limits its total time. If the bucket stops answering, an upload fails after this time. Before the client
-    gets the error, Antiphon deletes the uploaded parts. The deletion may take up to the same number of seconds."""
+    """Seconds for one request to the bucket, including up to two retries. One request writes at most 8 MiB of a file or
+    reads at most 2 MiB. An upload or a download consists of several such requests, and no setting limits its total
+    time. If the bucket stops answering, an upload fails after `blobs.seconds`. Antiphon then deletes the uploaded
+    parts, so the client may get the error only after twice `blobs.seconds`."""
 
     @field_validator("url")
     @classmethod
@@ -157,16 +158,16 @@ class BlobSettings(Section):
 
 
 class VectorStoreSettings(Section):
-    """Vector stores, which hold files as chunks of text. A search finds chunks by their words, and with an embeddings
-    server also by their meaning. Vector stores need `files.enabled`."""
+    """Vector stores, which contain files as chunks of text. A search finds chunks by their words, and with an
+    embeddings server also by their meaning. Vector stores need `files.enabled`."""
 
     enabled: bool = True
-    """Offer vector stores. If false, requests to `/v1/vector_stores` get a 404."""
+    """Serve vector stores. If false, requests to `/v1/vector_stores` get a 404."""
     ingest: int = Field(default=2, ge=0)
-    """Maximum number of files that one process ingests concurrently. 0: this process ingests no files, and leaves them
-    to other processes."""
+    """Maximum number of files that one process ingests concurrently. 0: this process ingests no files, and another
+    process must ingest them."""
     file_seconds: float = Field(default=60.0, gt=0)
-    """Seconds of processor time for extracting the text of one file. A file that takes longer fails."""
+    """Maximum CPU time in seconds to extract the text of one file. A file that needs more fails."""
     file_memory_bytes: int = Field(default=1024 * MIB, ge=256 * MIB)
     """Maximum number of bytes of memory of the process that extracts the text of files."""
     text_bytes: int = Field(default=64 * MIB, ge=1024)
@@ -174,11 +175,11 @@ class VectorStoreSettings(Section):
     tokens: int = Field(default=5_000_000, ge=1_000)
     """Maximum number of tokens of one file in a vector store."""
     matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
-    """Bytes of memory for the cache of vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit,
-    the vectors of the least recently searched vector stores leave the cache. The next search in such a store reads the
-    vectors from the database again."""
+    """Maximum size of the in-memory cache of embedding vectors, in bytes. For example, 100,000 chunks of 384 numbers
+    take 150 MiB. At the limit, Antiphon drops the vectors of the least recently searched vector stores from the cache.
+    The next search in such a store reads the vectors from the database again."""
     lease: float = Field(default=60.0, gt=1)
-    """Seconds after which another process ingests a file if the process that was ingesting it has died."""
+    """Seconds until another process ingests a file if the process that was ingesting it has died."""
     rewrite_model: str | None = None
     """The model that rewrites queries if a search has `rewrite_query`. Unset: the search uses the query unchanged."""
     rewrite_seconds: float = Field(default=10.0, gt=0)
@@ -186,16 +187,16 @@ class VectorStoreSettings(Section):
 
 
 class EmbeddingSettings(Section):
-    """The embeddings server, which computes vectors of texts by OpenAI's `POST /embeddings`. Without one, a search
-    finds chunks only by their words."""
+    """The embeddings server, which computes vectors of texts by OpenAI's `POST /embeddings`. Without an embeddings
+    server, a search finds chunks only by their words."""
 
     url: BaseUrl | None = None
     """Base URL of the embeddings server with its path prefix (`http://host:port/v1`)."""
     api_key: HeaderSecret | None = None
     """The key for the embeddings server, which Antiphon sends as a bearer token."""
     model: str = "text-embedding-3-small"
-    """The embedding model. After a change of the model, a search finds older chunks only by their words until their
-    files are ingested again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of
+    """The embedding model. After you change the model, a search finds older chunks only by their words, until you
+    ingest their files again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of
     `models` has the same name."""
     dimensions: int | None = Field(default=None, ge=1)
     """Length of embedding vectors, for models that can return shorter vectors. Unset: the model's default length."""
@@ -214,59 +215,61 @@ class ConversationSettings(Section):
     """Create a conversation if a create-response request names an id that does not exist. Clients can then choose the
     ids of conversations. If false, such a request gets a 404."""
     lease: float = Field(default=30.0, ge=1)
-    """Seconds after which a conversation is unlocked if the process that ran a response in it has died."""
+    """Seconds until the lock of a conversation expires if the process that locked it has died. A running response locks
+    its conversation."""
 
 
 class BackgroundSettings(Section):
     """Responses with `background: true`."""
 
     workers: int = Field(default=8, ge=0)
-    """Maximum number of background responses that one process runs concurrently. 0: this process only queues them for
-    other processes."""
+    """Maximum number of background responses that one process runs concurrently. 0: this process runs none, and only
+    queues background responses for other processes."""
     per_owner: int = Field(default=100, ge=1)
     """Maximum number of unfinished background responses of one owner. Further requests get a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
-    """How Antiphon handles a background response whose process died or stopped, or whose model call failed because
-    Antiphon's own Envoy ended. `retry` runs the response again from its beginning. `fail` ends the response as failed,
-    with an error that gives this reason."""
+    """What happens to a background response when its process dies or stops, or when the Envoy of `antiphon up` ends
+    during a model call. `retry`: Antiphon runs the response again from its beginning. `fail`: the response fails, and
+    its error names the reason."""
     attempts: int = Field(default=3, ge=1)
-    """Maximum number of attempts to run a background response, if `on_restart` is `retry`. The response fails after
-    this many processes (or Envoys) have died while they ran the response."""
+    """Maximum number of attempts to run a background response, if `on_restart` is `retry`. An attempt ends when the
+    process or Envoy dies. The response fails after the last attempt."""
     lease: float = Field(default=15.0, ge=1)
-    """Seconds after which a process counts as dead if it does not renew its lease. Other processes then run the
-    responses of the dead process."""
+    """Seconds after which a process counts as dead if it does not renew its leases. Other processes then run the
+    background responses of the dead process."""
     patience: float = Field(default=30.0, ge=0)
     """Seconds for which a background response retries an unreachable upstream."""
     client_credentials: Literal["refuse", "seal"] = "refuse"
     """How Antiphon handles a background request whose upstream needs the client's own key (`upstream.auth:
     passthrough`). `refuse`: the request gets a 400. `seal`: the stored job contains the key, encrypted with
-    `sealing.keys`, until the response ends. The setting has no effect if the upstream accepts calls without a key.
-    Antiphon tests this with a request without a key."""
+    `sealing.keys`, until the response ends. The setting has no effect for an upstream that accepts calls without a key.
+    Antiphon tests this with a chat request without content."""
 
 
 class IdempotencySettings(Section):
     """Requests with the header `Idempotency-Key`."""
 
     keep: float = Field(default=86_400.0, gt=0)
-    """Seconds for which the store remembers an idempotency key after its request has succeeded. In this time, a
-    repeated request with the same key gets the result of the first request."""
+    """Seconds for which the store remembers an idempotency key after the first request with this key has succeeded. In
+    this time, a retry of that request gets the stored result."""
     lease: float = Field(default=30.0, ge=1)
-    """Seconds after which an idempotency key is released if the process that handled its request has died."""
+    """Seconds until a client can use an idempotency key again if the process that handled its request has died."""
 
 
 class RetentionSettings(Section):
     """The time after which Antiphon deletes stored data that no client has deleted."""
 
     responses: float | None = Field(default=None, gt=0)
-    """Seconds after which a chain of responses is deleted, counted from its latest response. Unset: never."""
+    """Seconds after which Antiphon deletes a chain of responses, counted from its latest response. Unset: never."""
     conversations: float | None = Field(default=None, gt=0)
-    """Seconds after which a conversation is deleted, counted from its last change. The responses of the conversation
-    stay. Unset: never."""
+    """Seconds after which Antiphon deletes a conversation, counted from its last change. Antiphon keeps the responses
+    of the conversation. Unset: never."""
     events: float | None = Field(default=86_400.0, gt=0)
     """Seconds after which Antiphon deletes the stored stream of a background response. Clients can then no longer
-    resume the stream, but the response stays."""
+    resume the stream, but can still read the response."""
     audit: float | None = Field(default=31_536_000.0, gt=0)
-    """Seconds after which Antiphon deletes a row of the audit log (365 days). The audit log keeps at most 100000
-    changes and 100000 reads. `null`: the age of rows has no limit."""
+    """Seconds after which Antiphon deletes an entry of the audit log. The default is 365 days. The audit log keeps at
+    most 100000 entries about changes and 100000 entries about reads. `null`: Antiphon deletes no entry because of its
+    age."""
     sweep: float = Field(default=600.0, gt=0)
     """Seconds between two runs of the task that deletes data which is too old."""

@@ -67,11 +67,11 @@ class UpstreamSettings(Section):
     path_allow: tuple[str, ...] = ()
     """Further paths below the base URL that clients may call at the upstream (for example `/rerank`)."""
     field_allow: tuple[str, ...] = ()
-    """Further top-level members of a request (or of its `extra_body`) that reach the chat server unchanged, with any
-    profile. Antiphon ignores members that are neither in this list nor in the profile, and lists them in
+    """Further top-level fields of a request (or of its `extra_body`) that Antiphon forwards to the chat server
+    unchanged. Antiphon ignores a field that is neither in this list nor in the profile, and names it in
     `antiphon-ignored`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
-    """Flags that override those of the profile for this upstream (for example `{named_tool_choice: required}`).
+    """Flags that override the profile's flags for this upstream (for example `{named_tool_choice: required}`).
     docs/reference/chat-servers.md lists the flags."""
 
     @field_validator("url")
@@ -113,7 +113,7 @@ class UpstreamSettings(Section):
 
     @property
     def auth_mode(self) -> AuthMode:
-        """The effective credential mode, which depends on `api_key` if `auth` is unset."""
+        """The value of `auth`. If `auth` is unset: `inject` if `api_key` is set, else `passthrough`."""
         if self.auth is not None:
             return self.auth
         return AuthMode.INJECT if self.api_key is not None else AuthMode.PASSTHROUGH
@@ -145,15 +145,16 @@ class UpstreamSettings(Section):
 @dataclass(frozen=True, slots=True)
 class UpstreamGroup:
     """Several upstreams that serve the same models. A call tries the upstreams in the order of `names` until one
-    answers. With `weights` (one for each name), the order of each call is random by weight."""
+    answers. With `weights` (one for each name), each call chooses a random order in which a higher weight tends to come
+    first."""
 
     names: tuple[str, ...]
     weights: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        """The group's name in routes and logs, with commas. The group's name differs from every upstream's name, which
-        has no comma."""
+        """The group's name in routes and logs: the upstreams' names, separated by commas. The name of a single upstream
+        never contains a comma."""
         if not self.weights:
             return ",".join(self.names)
         return ",".join(f"{name}:{weight}" for name, weight in zip(self.names, self.weights, strict=True))
@@ -166,14 +167,14 @@ class UpstreamShare(Section):
 
 class ModelSettings(Section):
     match: str
-    """The models of this entry: a name, or a pattern with `*`, `?`, `[…]`. Patterns are case-sensitive. The first entry
-    that matches a model applies."""
+    """The models of this entry: a name, or a pattern with `*`, `?`, `[…]`. The comparison is case-sensitive. The first
+    entry that matches a model applies."""
     upstream: str | tuple[UpstreamShare, ...] = "default"
     """The upstream that serves these models: a name in `upstreams`, or `default` for the section `upstream`. A list
-    names several upstreams. With `[a, b]` a call goes to `b` if `a` is unreachable, sends no response head within
-    `timeouts.head`, or answers with a 429 or a 5xx. `[{name: a, weight: 3}, {name: b, weight: 1}]` distributes requests
-    3 to 1. If one upstream fails in these ways, Antiphon tries the other. After an answer has begun, Antiphon tries no
-    other upstream."""
+    names several upstreams. With `[a, b]` a call goes to `a` first, and to `b` if `a` fails. An upstream fails if it is
+    unreachable, sends no response head within `timeouts.head`, or answers with a 429 or a 5xx. With `[{name: a, weight:
+    3}, {name: b, weight: 1}]` three of four requests go to `a` first, and the others to `b`. After an upstream has
+    begun a successful answer, Antiphon tries no other upstream."""
     mode: Literal["translate", "native", "disabled"] = "translate"
     """`translate`: Antiphon translates requests to Chat Completions. `native`: the upstream supports the Responses API
     itself, so Antiphon forwards requests unchanged and stores nothing. `disabled`: requests for these models get a
@@ -184,14 +185,14 @@ class ModelSettings(Section):
     profile: str | None = None
     """The upstream profile for these models. Unset: the profile of the upstream."""
     context_tokens: int | None = Field(default=None, ge=256)
-    """Maximum number of input tokens of the model. Antiphon needs this number to drop the oldest turns with
-    `truncation: auto`."""
+    """Maximum number of input tokens of the model. If a request with `truncation: auto` has more tokens, Antiphon drops
+    the oldest part of the conversation."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
-    """Flags that override those of the profile for these models. These flags also override `upstream.profile_flags`."""
+    """Flags that override the profile's flags for these models. They also override the upstream's `profile_flags`."""
     extra: dict[str, object] = Field(default_factory=dict)
-    """Members that Antiphon adds to the chat requests of responses with these models, unless the client sets them (for
-    example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). If the client and this setting both have an
-    object, Antiphon merges the two objects member by member. Antiphon does not add them to requests to
+    """Fields that Antiphon adds to the chat requests for these models, unless the client sets them (for example
+    `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). If the client also sends an object for a field,
+    Antiphon merges both objects, and the client's members win. This setting does not affect requests to
     `/v1/chat/completions`."""
 
     @field_validator("upstream", mode="before", json_schema_input_type=str | tuple[str | UpstreamShare, ...])
@@ -228,8 +229,8 @@ class ModelSettings(Section):
             )
         if self.mode == "native" and self.group is not None:
             raise ValueError(
-                "a native upstream stores its own responses, and another upstream cannot continue "
-                "them: name one upstream"
+                "a native model needs a single upstream, because only the upstream that stored a response can "
+                "continue it: name one upstream"
             )
         return self
 
@@ -242,7 +243,7 @@ class ModelSettings(Section):
 
     @property
     def group(self) -> UpstreamGroup | None:
-        """The upstreams as a group. None if there is only one upstream."""
+        """The upstreams of this entry as a group, or None for a single upstream."""
         if isinstance(self.upstream, str):
             return None
         weights = tuple(share.weight for share in self.upstream if share.weight is not None)
@@ -250,8 +251,8 @@ class ModelSettings(Section):
 
 
 def _read_shares(value: object) -> object:
-    """Parse the list of a model's upstreams, each with its name and its weight. If the list has one entry, the function
-    returns the name of that upstream."""
+    """Parse a list of upstreams in `models[].upstream`. An entry is a name, or a name with a weight. If the list has
+    one entry, the function returns the name of that upstream."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(
             "must be a name, a list of names ([a, b]), or a list of names with weights ([{name: a, weight: 3}])"
@@ -263,7 +264,8 @@ def _read_shares(value: object) -> object:
     weighed = sum(share["weight"] is not None for share in shares)
     if 0 < weighed < len(shares):
         raise ValueError(
-            "give every entry of the list a weight, or none of them (the order of the list is then the priority)"
+            "give a weight to every entry of the list, or to no entry. Without weights, Antiphon tries the upstreams "
+            "in the order of the list"
         )
     return names[0] if len(names) == 1 else tuple(shares)
 
@@ -286,8 +288,8 @@ def _read_share(value: object) -> _Share:
         )
     if "model" in value or "profile" in value:
         raise ValueError(
-            "'model' and 'profile' cannot differ in the list, because Antiphon encodes a request before it chooses "
-            "the upstream: move them next to 'upstream'"
+            "an entry of the list cannot have 'model' or 'profile', because Antiphon encodes a request before it "
+            "chooses the upstream: set them for all entries, next to 'upstream'"
         )
     if not {"name", "weight"} >= value.keys():
         raise ValueError("an entry of the list has only 'name' and 'weight'")
@@ -311,8 +313,8 @@ class PriceSettings(Section):
     """The price of a million input tokens that the upstream read from its cache. Unset: the price in `input`."""
 
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
-        """The cost in millionths of the currency. `input_tokens` include `cached_tokens`. Some upstreams report more
-        cached tokens than input tokens, so the smaller number counts and a cost is never negative."""
+        """Return the cost of a call in millionths of the currency. `input_tokens` include `cached_tokens`. Some
+        upstreams report more cached tokens than input tokens. The function then treats all input tokens as cached."""
         cached_tokens = min(cached_tokens, input_tokens)
         cached = self.input if self.cached_input is None else self.cached_input
         read = (input_tokens - cached_tokens) * self.input + cached_tokens * cached
@@ -320,7 +322,8 @@ class PriceSettings(Section):
 
 
 def price_of(prices: Sequence[PriceSettings]) -> Callable[[str], PriceSettings | None]:
-    """Return a function that finds the prices of a model by its name, or returns None for a model without prices."""
+    """Return a function from a model's name to the model's prices. The function returns None for a model without
+    prices."""
 
     @lru_cache(1024)
     def find(model: str) -> PriceSettings | None:

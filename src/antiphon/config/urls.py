@@ -1,15 +1,15 @@
 """Parses `state.url`, the location of the stored state, and masks the credentials of URLs in the settings.
 
-This module knows the allowed locations of the state, masks the secrets in a URL, and lists these secrets. The functions
-that mask accept any text of the settings, because any text may contain a URL. `state.py` defines the setting, and the
-package `stores` opens a store. `redaction.py` masks secrets in texts of upstreams.
+The functions that mask credentials accept any string in the settings, because any string may contain a URL. `state.py`
+defines the setting `state.url`, and the package `stores` opens the store. `redaction.py` masks secrets in texts that
+upstreams send.
 
-In an http URL, the account and the values of all parameters are masked, because parameter names differ between
-services. Path segments that look like API keys are masked too. In other URLs, only the password and parameters whose
-name suggests a secret are masked.
+In an http URL, the functions mask the user name, the password and the values of all query parameters. Any query
+parameter may contain a secret, because each service chooses its own names. The functions also mask path segments that
+look like API keys. In other URLs, they mask only the password and parameters whose name suggests a secret.
 
-Invariants: no error message repeats a URL, because the URL may contain a password. A text without a URL is returned
-unchanged. Masking a masked text again does not change it.
+Invariants: no error message repeats a URL, because the URL may contain a password. The functions do not change a text
+without a URL, or a text whose credentials are already masked.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class StateUrl:
     """The parsed location of the state.
 
     `folder` is the folder of the SQLite databases, or None for the data folder. `servers` has the host and port of each
-    server if the URL names several, else nothing. `shown` is the URL without its secrets, and `passwords` are these
-    secrets.
+    server if the URL names several servers. For a single server, `servers` is empty. `shown` is the URL without its
+    secrets, and `passwords` are these secrets.
     """
 
     kind: Kind
@@ -57,7 +57,8 @@ class StateUrl:
 
 
 def read_state_url(text: str) -> StateUrl:
-    """Parse the URL. Raises ValueError, whose message names the allowed URLs."""
+    """Parse the value of `state.url`. Raises ValueError for an invalid value, with a message that names the allowed
+    URLs."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "memory":
         if rest:
@@ -76,7 +77,7 @@ def read_state_url(text: str) -> StateUrl:
 
 
 def shown_url(text: str) -> str:
-    """The whole URL with `***` for each password. Raises ValueError."""
+    """Return the URL with `***` in place of each password. Raises ValueError for an invalid URL."""
     if read_state_url(text).kind != "postgresql":
         return text
     parts = _split(text)
@@ -89,8 +90,8 @@ def shown_url(text: str) -> str:
 
 
 def without_servers(text: str) -> str:
-    """The URL of a PostgreSQL database without its hosts and ports. The driver gets the host and port of one server
-    separately. Raises ValueError."""
+    """Return the URL of a PostgreSQL database without its hosts and ports, because the store passes the host and port
+    to the driver separately. Raises ValueError for an invalid URL."""
     parts = _split(text)
     account, at, _ = parts.netloc.rpartition("@")
     # `urlunsplit` would leave out the two slashes before an empty host.
@@ -98,7 +99,7 @@ def without_servers(text: str) -> str:
 
 
 def _split(text: str) -> SplitResult:
-    """`urlsplit` for a URL that may name several hosts. Raises ValueError.
+    """Like `urlsplit`, but for a URL that may name several hosts. Raises ValueError for an invalid URL.
 
     The function checks each host separately, because `urlsplit` does not support lists of hosts. Newer Python versions
     (3.14.10) refuse a list of hosts if an IPv6 address in brackets is not the first host.
@@ -146,8 +147,8 @@ def _postgresql(text: str) -> StateUrl:
 
 
 def _servers(parts: SplitResult, parameters: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """The host and port of each server, parsed like libpq does. Raises ValueError for an invalid port, or if the number
-    of ports does not fit the number of hosts."""
+    """The host and port of each server, parsed like libpq does. Raises ValueError for an invalid port. Raises
+    ValueError if the URL has several ports, but not one for each host."""
     listed = parts.netloc.rpartition("@")[2] or parameters.get("host", "")
     ports = [_port(one) for one in parameters["port"].split(",")] if parameters.get("port") else []
     hosts = listed.split(",")
@@ -191,7 +192,7 @@ class _Parts(NamedTuple):
 
 
 def shown_text(text: str) -> str:
-    """The text with `***` in place of each credential in its URLs."""
+    """Return the text with `***` in place of each credential in its URLs."""
     return _pattern(text).sub(lambda found: _shown(_parts(found)), text) if "://" in text else text
 
 
@@ -207,8 +208,9 @@ def shown_value(value: object) -> object:
 
 
 def url_secrets(text: str) -> Iterator[str]:
-    """Yield the credentials of the URLs in a text, in clear text. The function yields a parameter's value only if its
-    name or value looks like a secret, because other values may be ordinary words."""
+    """Yield the credentials of the URLs in a text, unmasked. The function yields the value of a query parameter only if
+    the parameter's name or value looks like a secret. Other values may be ordinary words, which the log must not
+    mask."""
     for found in _pattern(text).finditer(text):
         parts = _parts(found)
         user, _, password = parts.account.partition(":")

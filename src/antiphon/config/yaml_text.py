@@ -1,6 +1,6 @@
 """Parses YAML text into settings values.
 
-This module has the parser and its error messages. `sources.py` reads the files and variables that contain YAML.
+`sources.py` reads the files and variables that contain YAML.
 
 Invariant: no error message repeats a part of the text, because the text may contain an API key.
 """
@@ -18,7 +18,7 @@ _HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 
 
 def read_yaml(text: str) -> object:
-    """Parse the text. Raises `NotYaml`."""
+    """Parse a YAML text. Raises `NotYaml` for an invalid text."""
     try:
         found = yaml.load(text, _UniqueKeyLoader)
         if _holds_itself(found, set(), set()):
@@ -29,10 +29,10 @@ def read_yaml(text: str) -> object:
 
 
 def _holds_itself(value: object, around: set[int], seen: set[int]) -> bool:
-    """Whether a mapping or list contains itself, through YAML aliases.
+    """Whether a mapping or list contains itself, which is possible through YAML aliases.
 
-    `around` has the identities of the values that contain `value`. `seen` has the identities of the values that were
-    already searched, so that aliases do not multiply the work.
+    `around` has the `id()` of each value that contains `value`. `seen` has the `id()` of each value that the function
+    has already searched. The function searches a value only once, even if many aliases refer to it.
     """
     if not isinstance(value, dict | list) or id(value) in seen:
         return False
@@ -47,7 +47,8 @@ def _holds_itself(value: object, around: set[int], seen: set[int]) -> bool:
 
 
 def _problem(error: Exception) -> str:
-    """The parser's message with its line and column, but without quoted words, because they come from the text."""
+    """Return the parser's message with its line and column. The result omits the words that the parser quotes from the
+    text, because they may be secret."""
     if not isinstance(error, yaml.MarkedYAMLError):
         # These errors concern a value (a date, a number) or an invalid character. The error's own message would repeat
         # the value or the character.
@@ -63,7 +64,7 @@ def _problem(error: Exception) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that rejects a mapping with the same key twice. PyYAML accepts such a mapping silently."""
+    """A YAML loader that rejects a mapping with duplicate keys, which PyYAML accepts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

@@ -1,11 +1,11 @@
-"""Reloads changed settings while a gateway serves, and reports what cannot change.
+"""Reloads the settings of a running gateway after SIGHUP or a change of the settings file.
 
-This module handles SIGHUP and watches the settings file. This module knows which settings cannot change at run time,
-and logs the result of each reload. `antiphon up` starts the processes with the new settings (`generation.py`).
+This module watches the settings file, refuses changes that need a restart, and logs the result of each reload.
+`generation.py` starts new processes with the new settings.
 
-Invariants: new settings apply completely or not at all. Each reload writes one log line, which names settings and never
-their values. The parent reads a file only after it was stable for a moment. If the content is the same as before, the
-parent does not reload.
+Invariants: new settings apply completely or not at all. Each reload writes one log line, which contains names of
+settings but no values. The parent process reads a changed file only after two equal checks, because another program may
+still write the file. If the file's content is unchanged, the parent process does not reload.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 1.0
 
 FIXED = {
-    "listen": "clients use this address",
+    "listen": "clients would lose the address that they use",
     "door": "the HTTP server and Envoy cannot hand their port to each other",
-    "data": "the running processes use the files in this folder",
+    "data": "the running processes would still use the files in the old folder",
     "console.enabled": "the console's listener opens only at the start",
-    "console.listen": "browsers use this address",
-    "metrics.listen": "the parent of the workers listens there",
+    "console.listen": "browsers would lose the address that they use",
+    "metrics.listen": "the parent process listens there, and a reload does not replace it",
     "reload.watch": "Antiphon reads this setting only at the start",
 }
-"""The settings that cannot change at run time, each with the reason."""
+"""The settings that a reload cannot change, each with the reason."""
 _OF_ONE_SET = ("sidecar.grpc", "sidecar.http", "sidecar.model_door", "envoy.admin")
 
 
 class SettingsFile:
-    """Watches a file by its path, through all symbolic links. So the watch notices when another file replaces the
-    watched one, as Kubernetes does for a ConfigMap."""
+    """Watches the settings file. The watch follows symbolic links, because Kubernetes updates a ConfigMap by changing a
+    symbolic link."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,13 +51,13 @@ class SettingsFile:
 
     @classmethod
     def of(cls, path: Path | None) -> SettingsFile | None:
-        """Return the watch of a process's settings file, or None without a file. The caller creates the watch before it
+        """Return a watch of the settings file, or None if there is no file. The caller creates the watch before it
         reads the file, so that the watch notices every later change."""
         return cls(path) if path is not None else None
 
     def has_changed(self) -> bool:
-        """Whether the file has new content that was the same at the last two checks. The second check gives a writer
-        time to finish. The method reports each content once, and treats a deleted file as new content."""
+        """Whether the file has changed and then stayed equal for one more check, because another program may still
+        write the file. The method returns True once for each change. Deleting the file is a change too."""
         former, self._seen = self._seen, self._digest()
         if self._seen != former or self._seen == self._told:
             return False
@@ -65,7 +65,7 @@ class SettingsFile:
         return True
 
     def was_read(self) -> None:
-        """Mark the present content as reported."""
+        """Record that the caller reads the file now, so that `has_changed` does not report its present content."""
         self._told = self._seen = self._digest()
 
     def _digest(self) -> bytes:
@@ -81,8 +81,8 @@ async def reasons(
     tell: Callable[[str], Awaitable[None]],
     look: float = _LOOK_SECONDS,
 ) -> None:
-    """Call `tell` with the reason whenever the settings must be read again, one call at a time. The function never
-    returns."""
+    """Call `tell` after each SIGHUP and after each change of the settings file, with the reason as text. The function
+    runs until its task is cancelled, and never makes two calls at the same time."""
     while True:
         try:
             async with asyncio.timeout(look if file is not None else None):
@@ -107,7 +107,7 @@ class ReloadCounts:
         self.last = "accepted"
 
     async def of(self, because: str, reload: Awaitable[tuple[str, ...]]) -> None:
-        """Await the reload, count its result, log it in one line and notify the service manager. Raises no error."""
+        """Await the reload, count and log its result, and notify the service manager. Raises no error."""
         tell_service_manager("RELOADING=1")
         try:
             changed = await reload
@@ -133,8 +133,9 @@ class ReloadCounts:
 
 @asynccontextmanager
 async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsFile | None) -> AsyncIterator[None]:
-    """While the block runs, log that a restart is needed whenever the settings should be read again. A process that
-    `antiphon up` did not start uses this context manager, because no parent can replace the process."""
+    """While the block runs, log after each SIGHUP and each change of the settings file that the process needs a
+    restart. This context manager is for processes without `antiphon up`, because only a parent process can replace
+    them."""
 
     async def say(because: str) -> None:
         tell_service_manager("RELOADING=1")
@@ -160,8 +161,8 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
             )
     if "memory" in (before.state.place.kind, after.state.place.kind):
         raise ConfigError(
-            "state.url: with 'memory:', the state is in the workers' memory, and a reload would lose it. Restart "
-            "Antiphon, or undo the change"
+            "state.url: with 'memory:', the state is in the workers' memory, and a reload would replace the workers "
+            "and lose the state. Restart Antiphon, or undo the change"
         )
     for name in _OF_ONE_SET if after.door == "envoy" else ():
         address = str(reduce(getattr, name.split("."), after))
@@ -174,7 +175,7 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
 
 
 def changed_settings(before: Settings, after: Settings) -> tuple[str, ...]:
-    """Return the names of the settings that differ, in order. If sections in a list differ, the result
-    has the name of the list."""
+    """Return the names of the settings that differ, in the order of the code. For a list of sections, such as `models`,
+    the result has only the name of the list."""
     paths = (path for path, _ in field_paths(Settings))
     return tuple(".".join(path) for path in paths if reduce(getattr, path, before) != reduce(getattr, path, after))

@@ -1,12 +1,12 @@
-"""Forwards the output of child processes as one log, and detects the line of a ready child.
+"""Forwards the output of the child processes to the log of `antiphon up`.
 
-This module formats the forwarded lines, and gives a level to lines without a level. This module also finds the reason
-that a child printed for its end. `children.py` reads the children's pipes, and the package `observability` writes the
-log.
+This module formats each line, and adds a log level to lines that have none. It notes which workers have reported that
+they listen. If a child ends with an error message, this module finds the message. `children.py` reads the children's
+pipes, and the package `observability` writes the log.
 
-Invariants: no line of a child reaches standard output. The parent does not forward three kinds of lines. Two kinds are
-a worker's report that it listens, and lines for another child. The third kind is a child's reason for its end before
-all processes are ready, because `supervision.py` reports that reason as an error.
+Invariants: the parent process never writes a child's line to standard output. The parent process does not forward a
+worker's report that it listens, or a line that is only for the sidecars. Until all processes are ready, it does not
+forward the error message with which a child ends, because `supervision.py` reports it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ ENVOY = "envoy"
 _CUT = "stopped_with_requests_in_flight"
 _COUNT = re.compile(r'"cut":(\d+)')
 _FATAL = "antiphon: "
-"""The prefix of the line in which a command prints the reason for its end (`entry.py`)."""
+"""The prefix of the error message with which a command ends (`entry.py`)."""
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """Return the reason for a child's end from its last lines. The result is empty if the child printed no reason."""
+    """Return the error message with which a child ended, from its last lines of output. Return an empty string if the
+    child printed no error message."""
     begin = max((at for at, line in enumerate(lines) if line.startswith(_FATAL)), default=None)
     if begin is None:
         return ""
@@ -40,22 +41,23 @@ class ChildOutput:
     """Forwards the output of all child processes of a generation."""
 
     def __init__(self, settings: Settings, heard: Callable[[str], bool] = lambda line: False) -> None:
-        """`heard` receives each line of Envoy. If `heard` returns True, the parent does not log the line, because
-        `heard` has passed the line to the sidecars, which log the event."""
+        """`heard` receives each line of Envoy's output. It returns True for a line that it has passed to the sidecars.
+        The parent process does not log such a line, because the sidecars log the event."""
         self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and colors_wanted()
         self._failing: set[str] = set()
         self.everything_is_ready = False
-        """Whether all processes were ready once. From that moment on, the reason for a child's end is forwarded too."""
+        """Whether all processes have been ready at the same time. From then on, the parent process also forwards the
+        error message with which a child ends."""
         self.serving: set[str] = set()
-        """The names of the workers that reported that they listen. Before a restart, the worker's name is removed from
-        this set."""
+        """The names of the workers that have reported that they listen. The parent process removes a worker's name
+        before it restarts the worker."""
         self.cut = 0
-        """The number of requests that workers cut off when they ended, as the workers reported."""
+        """The number of requests that the workers cut when they stopped."""
 
     def take(self, name: str, line: str) -> None:
-        """Forward one line of a child, unless the line is one of the three kinds that the module's docstring names."""
+        """Forward one line of a child's output. Skip the lines that the module's docstring excludes."""
         if line.startswith(("ready: ", "serving: ")):
             self.serving.add(name)
             return

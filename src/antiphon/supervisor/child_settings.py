@@ -1,7 +1,8 @@
-"""Passes settings to a child process: most in a file, secrets in the environment.
+"""Passes the settings to a child process of `antiphon up`: secrets in environment variables, all other settings in a
+file.
 
-This module separates secrets from other settings, at any depth. This module also changes the settings that differ for
-the children of `antiphon up`. `generation.py` starts the children.
+This module finds the secrets, and changes the settings that must differ in a child process, such as the paths of
+sockets. `generation.py` starts the children.
 
 Invariant: the file contains no secret. Every setting with a non-default value is in the file or in the environment.
 """
@@ -42,13 +43,14 @@ def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[s
 
 
 def secret_environment(settings: Settings) -> dict[str, str]:
-    """Return the secrets as environment variables, by the names that the settings read."""
+    """Return the secrets as environment variables. Each variable has the name that Antiphon reads for this setting
+    (`ANTIPHON_…`)."""
     return {"ANTIPHON_" + "__".join(path).upper(): _as_text(value) for path, value in _secrets(settings).items()}
 
 
 def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
-    """Return the settings for child processes. `folder` replaces `{data}` in addresses, and `shared` is the folder that
-    all workers of the run share."""
+    """Return the settings for the child processes of one generation. `folder` is the generation's folder, which
+    replaces `{data}` in addresses. `shared` is the folder that the workers of all generations share."""
 
     def place(address: str) -> str:
         return address.replace("{data}", str(folder))
@@ -79,19 +81,20 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
 
 
 def plain_environment() -> dict[str, str]:
-    """Return this process's environment without settings, and therefore without secrets."""
+    """Return the environment variables of this process without Antiphon's settings and secrets."""
     # `NOTIFY_SOCKET` is left out too, because only the parent notifies the service manager.
     ours = (name for name in os.environ if not (name.startswith("ANTIPHON_") or name == "NOTIFY_SOCKET"))
     return {name: os.environ[name] for name in ours}
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """Return the environment of a worker. Secrets are passed in the environment, never in files or arguments."""
+    """Return the environment variables for a worker, including the secrets of the settings."""
     return {**plain_environment(), **secret_environment(settings)}
 
 
 def envoy_environment(settings: Settings) -> dict[str, str]:
-    """Return the environment of Envoy's process, with the API keys that Envoy adds and the shared secret."""
+    """Return the environment variables for Envoy: the upstreams' API keys, the collector's credentials, and the secret
+    that Envoy and the sidecars share."""
     secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
     secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
     secrets |= {header_variable(name): value for name, value in settings.tracing.headers.items()}
@@ -100,7 +103,7 @@ def envoy_environment(settings: Settings) -> dict[str, str]:
 
 
 def _secrets(settings: Settings) -> dict[tuple[str, ...], object]:
-    """Return the settings that are or contain a secret, by path."""
+    """Return each setting whose value is or contains a secret, by its path."""
     values = settings.model_dump()
     found = {path: _at(values, path) for path, _ in field_paths(Settings)}
     return {path: value for path, value in found.items() if _holds_secret(value)}
@@ -119,9 +122,9 @@ def _holds_secret(value: object) -> bool:
 
 
 def _as_text(value: object) -> str:
-    """Return the value of a setting as text: a text unchanged, and any other value as JSON that is also valid YAML. All
-    characters beyond ASCII are escaped, because YAML escapes characters above U+FFFF differently and treats some others
-    as line ends."""
+    """Return the value of a setting as text. A string stays unchanged. Any other value becomes JSON that is also valid
+    YAML. Therefore the function escapes all characters outside ASCII as YAML does, because some would be line ends in
+    YAML."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, str):

@@ -1,10 +1,10 @@
 """Starts and watches child processes of `antiphon up`, and forwards their output.
 
-This module manages one child process from start to end. This module also has the pipe by which children notice their
-parent's end. `generation.py` has the list of children and stops them in order.
+This module manages one child process from start to end. It also creates the pipe by which the children notice that the
+parent process has ended. `generation.py` has the list of children and stops them in order.
 
-Invariants: a child never outlives its parent, however the parent ends. The parent knows the last lines of a child that
-died. No output of a child can block the parent, or look like output of the parent.
+Invariants: a child ends when the parent process ends, even if the parent process is killed. The parent process keeps
+the last output lines of a child. No output of a child can block the parent process or look like its output.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ _ORPHANS_END_SECONDS = ORPHAN_SECONDS + CLOSING_SECONDS + 0.5
 
 
 class ParentPipe:
-    """A pipe to which no process writes. The end-of-file of the pipe tells its readers that the parent has ended."""
+    """A pipe by which the children notice that the parent process has ended. No process writes to the pipe. When the
+    parent process ends, the children read end-of-file."""
 
     def __init__(self) -> None:
         # Children do not inherit the pipe's writing end, so the kernel closes that end when this process ends.
         self.reading, self._writing = os.pipe()
 
     def close(self) -> None:
-        """Close the pipe, which signals the parent's end to the remaining children."""
+        """Close the pipe. The remaining children then end as if the parent process had ended."""
         os.close(self._writing)
         os.close(self.reading)
 
 
 class Child:
-    """One running child process. For each line that the process prints, the object calls `write_line` with the child's
-    name and the line without its line end."""
+    """One running child process. For each line of the child's output, this class calls `write_line` with the child's
+    name and the line."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Child:
     ) -> None:
         self.name = name
         self.orders = orders
-        """The channel for orders to the child. `orders` is None for a foreign program, such as Envoy."""
+        """The channel for orders to the child, or None for a program that is not Antiphon, such as Envoy."""
         self._process = process
         self._write_line = write_line
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -73,9 +74,10 @@ class Child:
         foreign: bool = False,
         files: Sequence[int] = (),
     ) -> Child:
-        """Start a child process. A `foreign` program does not know the parent pipe, so the guard (`parent_guard.py`)
-        kills it when this process ends. Any other child gets `--parent-pipe` and reads orders on standard input. The
-        guard kills such a child only if it does not end in time. `files` are descriptors that the child inherits."""
+        """Start a child process. A worker watches the parent pipe (`--parent-pipe`) and reads orders on standard input.
+        The guard (`parent_guard.py`) kills a worker that does not end soon after this process has ended. A `foreign`
+        program, such as Envoy, does not watch the pipe, so the guard kills it immediately. `files` are descriptors that
+        the child inherits."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guard = str(Path(parent_guard.__file__))
         guarded = [sys.executable, "-I", "-S", guard, str(pipe.reading), f"{seconds:g}", *command]
@@ -109,8 +111,8 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """The exit status, or None while the child runs. After a kill by a signal, the status is minus the signal's
-        number."""
+        """The exit status, or None while the child runs. If a signal killed the child, the status is the negative
+        signal number."""
         return self._process.returncode
 
     def last_lines(self) -> list[str]:
@@ -118,7 +120,7 @@ class Child:
         return list(self._lines)
 
     async def wait(self) -> int:
-        """Wait until the child has ended and all of its output was read. Returns the exit status."""
+        """Wait until the child has ended and the parent process has read all of its output. Returns the exit status."""
         status = await self._process.wait()
         # The wait for the output is limited, because a process that inherited the output may keep it open longer.
         await asyncio.wait({self._output}, timeout=_OUTPUT_SECONDS)
@@ -133,8 +135,8 @@ class Child:
         self.signal(signal.SIGKILL)
 
     async def stop(self, seconds: float, *, foreign: bool = False) -> None:
-        """Send SIGTERM, or SIGINT to a `foreign` program, because foreign programs block SIGTERM. Send SIGKILL after
-        `seconds`."""
+        """Send SIGTERM to a worker, or SIGINT to a `foreign` program, which blocks SIGTERM. If the child still runs
+        after `seconds`, send SIGKILL."""
         self.signal(signal.SIGINT if foreign else signal.SIGTERM)
         try:
             async with asyncio.timeout(seconds):
@@ -144,7 +146,7 @@ class Child:
             await self.wait()
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
-        """Split the output into lines. A very long line is split into several lines."""
+        """Read the child's output and split it into lines. The method also splits very long lines."""
         pending = b""
         try:
             while data := await stream.read(_LONGEST_LINE):

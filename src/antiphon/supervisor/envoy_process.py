@@ -1,24 +1,23 @@
-"""Starts Envoy for `antiphon up`, with the options of its hot restart, and queries its admin port.
+"""Creates the commands that start Envoy for `antiphon up`, and queries Envoy's admin port.
 
-This module makes Envoy's command line, writes Envoy's configuration file, and queries Envoy's admin port. The package
-`envoy` generates the configuration. `generation.py` and `supervision.py` decide when an Envoy starts, and when it is
-queried.
+This module also writes Envoy's configuration file, which the package `envoy` generates. `generation.py` and
+`supervision.py` decide when to start Envoy and when to query it.
 
-In a hot restart, the next Envoy finds the former Envoy by a base id and a restart number. The next Envoy takes over the
-former Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends
-SIGTERM to the former Envoy and stops communicating with it. If the former Envoy ends earlier, the next Envoy aborts.
-The duration of a drain is unknown at the start. So Envoys run with SIGTERM blocked (`parent_guard.py`), and the parent
-ends them with SIGINT. An Envoy that replaces a dead Envoy starts without hot restart. Hot restart needs Linux with
-shared memory (`/dev/shm`).
+After a reload, a new Envoy process replaces the old one by Envoy's hot restart. The new Envoy finds the old Envoy by a
+base id and a restart number (epoch). It takes over the listeners and counters, and makes the old Envoy drain. After
+`RELEASE_SECONDS` the new Envoy sends SIGTERM to the old Envoy, which may still have requests in flight. So every Envoy
+runs with SIGTERM blocked (`parent_guard.py`), and the parent process ends it with SIGINT after its last request. If the
+old Envoy ended before `RELEASE_SECONDS`, the new Envoy would abort. If an Envoy died, its successor starts without hot
+restart. Hot restart needs Linux with shared memory (`/dev/shm`).
 
-An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of this
-mark. Only an Envoy with restart number 0 can remove the mark, because such an Envoy recreates the memory of its base
-id. So before the next attempt, the parent starts and ends an Envoy without listeners (`renewing_command`). The Envoy
-without listeners uses a different socket, and the serving Envoy keeps its mapped memory.
+An Envoy that is killed during its start leaves a flag in the shared memory, because of which every later Envoy exits.
+Only an Envoy with restart number 0 removes the flag, because it recreates the shared memory. So before the next hot
+restart, the parent process starts and ends an Envoy without listeners (`renewing_command`). The serving Envoy is not
+affected, because it still has the old memory mapped, and the Envoy without listeners uses a different socket.
 
-Invariants: only this user can access the restart socket of a running Envoy. If the admin port does not answer, the
-query raises no error, and its result means "not ready" or "unknown". All queries use one connection. So queries still
-reach the former Envoy after a hot restart, when the next Envoy owns the port.
+Invariants: only this user can access the hot restart socket of a running Envoy. If the admin port does not answer, a
+query raises no error, and its result means "not ready" or "unknown". All queries to an Envoy use one connection, so
+they reach the old Envoy even after the new Envoy listens on the admin port.
 """
 
 from __future__ import annotations
@@ -48,15 +47,15 @@ _VALIDATE_SECONDS = 30.0
 _ADMIN_SECONDS = 5.0
 _SHARED = Path("/dev/shm")
 _BASE = "envoy-base"
-"""The name of the file with the base id that all Envoys of the run share."""
+"""The name of the file with the base id. All Envoys of one `antiphon up` share this id."""
 RELEASE_SECONDS = 3
 _COUNTERS_SECONDS = "1s"
-"""The interval at which an Envoy takes over the counters of the former one."""
+"""The interval at which a new Envoy copies the counters of the old Envoy."""
 
 
 class EnvoyProcess:
-    """The start commands of one generation's Envoy, also for restarts after a crash. At its first start this Envoy
-    replaces the Envoy of the former generation (`_follows`)."""
+    """Creates the start commands for the Envoy of one generation. At the first start, this Envoy replaces the Envoy of
+    the former generation (`_follows`). Later starts are restarts after a crash."""
 
     def __init__(self, binary: Path, version: EnvoyVersion, settings: Settings, folder: Path, shared: Path) -> None:
         self._command = [str(binary), "-c", str(folder / "envoy.yaml"), *_options(settings, shared)]
@@ -69,8 +68,8 @@ class EnvoyProcess:
 
     @classmethod
     async def prepare(cls, settings: Settings, folder: Path, shared: Path, former: EnvoyProcess | None) -> EnvoyProcess:
-        """Write Envoy's configuration file and return the object for its start. Raises `ConfigError` when Envoy rejects
-        the configuration, or when hot restart is not possible."""
+        """Write Envoy's configuration file, and return an `EnvoyProcess`. Raises `ConfigError` when Envoy rejects the
+        configuration, or when hot restart is not possible."""
         binary = find_envoy(settings.envoy.binary)
         version = await asyncio.to_thread(version_of, binary)
         made = cls(binary, version, settings, folder, shared)
@@ -86,19 +85,19 @@ class EnvoyProcess:
         return made
 
     def write(self, settings: Settings) -> None:
-        """Write the configuration file for the next start."""
+        """Write Envoy's configuration file for the next start."""
         whole = bootstrap(settings, sidecars=endpoints(settings), version=self._version)
         whole["stats_flush_interval"] = _COUNTERS_SECONDS
         write_private(self._config, fill_in_secret(to_yaml(whole), settings))
 
     @property
     def renewing_admin(self) -> str:
-        """The admin address of the Envoy that recreates the shared memory."""
+        """The admin address of the short-lived Envoy that recreates the shared memory."""
         return f"unix:{self._base.parent}/new.sock"
 
     def renewing_command(self) -> list[str] | None:
-        """Return the command of a short-lived Envoy process. This process recreates the shared memory before Envoy
-        starts again. Returns None when the memory has no mark to remove."""
+        """Return the command of a short-lived Envoy, which recreates the shared memory before the next hot restart.
+        Return None if no earlier hot restart can have left a flag in the memory."""
         if self._follows is None or not self._follows._was_followed:
             return None
         config = f"admin: {{address: {{pipe: {{path: {self.renewing_admin.removeprefix('unix:')}}}}}}}"
@@ -108,7 +107,7 @@ class EnvoyProcess:
         return [self._command[0], *own, "--base-id", self._base_id(), "--restart-epoch", "0", "--concurrency", "1"]
 
     def next_command(self) -> list[str]:
-        """Return the command of the next start."""
+        """Return the command for the next start of Envoy."""
         former, self._follows = self._follows, None
         self._was_followed = False
         if former is not None:
@@ -130,7 +129,7 @@ class EnvoyProcess:
         return self._base.read_text().strip()
 
     def forget(self) -> None:
-        """Remove the shared memory of this run's Envoys."""
+        """Remove the shared memory of all Envoys of this `antiphon up`."""
         forget(self._base.parent)
 
     def _validate(self, settings: Settings) -> None:
@@ -144,7 +143,8 @@ class EnvoyProcess:
 
 
 def forget(shared: Path) -> None:
-    """Remove the shared memory of the Envoys of the run with this folder. All these Envoys must have ended."""
+    """Remove the shared memory of all Envoys of the `antiphon up` whose run folder is `shared`. All these Envoys must
+    have ended."""
     with contextlib.suppress(OSError):
         if base := (shared / _BASE).read_text().strip():
             (_SHARED / f"envoy_shared_memory_{base}0").unlink()
@@ -204,13 +204,13 @@ class EnvoyAdmin:
         return join_address(host, port or await self.bound_port(listener) or 0)
 
     async def say_leaving(self, seconds: float) -> None:
-        """Begin Envoy's notice to clients. `/ready` fails, responses have `connection: close`, and HTTP/2 connections
-        get a GOAWAY. Envoy still serves all requests."""
+        """Let Envoy announce to clients that it will stop. `/ready` fails, responses have `connection: close`, and
+        HTTP/2 connections get a GOAWAY. Envoy still serves all requests."""
         await self._ask("POST", "/healthcheck/fail", seconds)
 
     async def refuse_connections(self, seconds: float) -> None:
-        """Close the public listener. Requests in flight continue, and the private listeners that they may need stay
-        open."""
+        """Close Envoy's listener for clients. Requests in flight continue. The private listeners stay open, because
+        these requests may need them."""
         await self._ask("POST", "/drain_listeners?inboundonly", seconds)
 
     async def has_stopped_listening(self) -> bool:
@@ -219,7 +219,7 @@ class EnvoyAdmin:
         return stopped is None or stopped > 0
 
     async def requests_in_flight(self, seconds: float) -> int:
-        """Return the number of incomplete requests on the listeners for clients and for the console. Returns 0 when
+        """Return the number of requests in flight on the listeners for clients and for the console. Returns 0 when
         Envoy does not answer."""
         return await self._stat("^http\\.(antiphon|console)\\.downstream_rq_active$", seconds) or 0
 
@@ -240,7 +240,7 @@ class EnvoyAdmin:
         return answer
 
     async def _ask(self, method: str, path: str, seconds: float = _ADMIN_SECONDS) -> bytes | None:
-        """Return the body of a response with status 200, else None."""
+        """Query the admin port. Return the response body if the status is 200, else None."""
         try:
             async with asyncio.timeout(seconds), self._turn:
                 status, body = await self._connection.exchange(method, path)

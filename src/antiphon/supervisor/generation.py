@@ -1,15 +1,16 @@
 """Manages one generation of `antiphon up`: the processes that serve with one set of settings.
 
-This module starts and ends the processes, waits until they are ready, and hands over to the next generation.
-`commands/up.py` starts another generation, and `supervision.py` restarts a child. `children.py` manages a child's
-process, `child_settings.py` makes its settings, and `child_output.py` forwards its output. `envoy_process.py` queries
-Envoy, and `merged_metrics.py` merges metrics.
+A reload of the settings starts a new generation, which takes over from the former generation.
 
-Invariants: a failing `start` leaves the former generation unchanged. A request ends in the generation in which it
-began. A child that dies or hangs is replaced, also Envoy, and the other children continue.
+`commands/up.py` starts a new generation, and `supervision.py` restarts a process that dies. `children.py` manages one
+process, `child_settings.py` creates its settings, and `child_output.py` forwards its output. `envoy_process.py` queries
+Envoy, and `merged_metrics.py` merges the workers' metrics.
 
-Clients reach the next generation without a lost connection. The workers of the HTTP server inherit the listening
-sockets of the former workers (`HeldPorts`). Envoy's hot restart passes its listeners to the next Envoy.
+Invariants: if `start` fails, the former generation continues to serve. The generation that began a request also ends
+it. If a worker or Envoy dies or hangs, the parent process replaces it, and the other processes continue.
+
+A handover loses no connection. The workers of the HTTP server inherit the listening sockets of the former workers
+(`HeldPorts`). Envoy's hot restart passes Envoy's listeners to the next Envoy.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 START_SECONDS = 60.0
-"""The seconds within which a process must be ready."""
+"""Seconds in which a starting process must become ready."""
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
 _ENVOY_SECONDS = 0.3
@@ -64,8 +65,8 @@ _MEASURE_SECONDS = COUNTS_SECONDS / 2
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The objects that all generations of one `antiphon up` share. `folder` is the run's folder, `pipe` signals the
-    parent's end, `port` holds the HTTP server's ports, and `numbers` counts the generations."""
+    """The objects that all generations of one `antiphon up` share. `folder` is the run folder, `port` keeps the HTTP
+    server's ports open, and `numbers` yields the number of the next generation."""
 
     folder: Path
     pipe: ParentPipe
@@ -75,18 +76,18 @@ class Surroundings:
 
 
 class Generation:
-    """The processes that serve with one set of settings. `former` is the generation that this one replaces."""
+    """The processes that serve with one set of settings. `former` is the generation that this generation replaces."""
 
     def __init__(self, settings: Settings, around: Surroundings, former: Generation | None = None) -> None:
         self.number = next(around.numbers)
         self.given = settings
-        """The settings from the file and the environment."""
+        """The settings as the operator set them."""
         self._around = around
         self._former = former
         folder = around.folder / str(self.number)
         folder.mkdir(mode=0o700)
         self.settings = placed_in(settings, folder, around.folder)
-        """The settings that the children get."""
+        """The settings that the child processes get."""
         self._folder = folder
         self._output = ChildOutput(settings, self._pass_on)
         self.workers: list[Supervised] = []
@@ -95,20 +96,20 @@ class Generation:
         self._admin: EnvoyAdmin | None = None
         self._keeping: set[asyncio.Task[NoReturn]] = set()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """A future that gets the error when the parent stops restarting one of the processes."""
+        """A future with the error, when the parent process gives up restarting a process."""
         self._clock = asyncio.get_running_loop().time
         self._last: float | None = None
 
     @property
     def processes(self) -> list[Supervised]:
-        """All processes that are restarted when they end."""
+        """The workers and Envoy, which the parent process restarts when they end."""
         return [*self.workers, *([self.envoy] if self.envoy is not None else [])]
 
     # The methods below start the processes.
 
     async def start(self) -> None:
-        """Start all processes and wait until they serve. After that, new clients reach these processes and no longer
-        the former generation.
+        """Start all processes and wait until they serve. From then on, new clients reach these processes instead of the
+        former generation.
 
         Raises `AntiphonError`.
         """
@@ -191,13 +192,14 @@ class Generation:
         await self._answers(self._around.port.clients.address, console.address if console else None)
 
     async def _answers(self, where: str, console: str | None) -> None:
-        """Wait until this generation answers a request at the address `where`. `console` is the console's address."""
+        """Wait until this generation answers a request at the clients' address `where`. `console` is the console's
+        address."""
         self.settings = at_addresses(self.settings, where, console)
         await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
 
     def _add_worker(self, name: str, private: str, *command: str, sockets: tuple[int, int] | None = None) -> None:
-        """Add a worker with a private port for health checks. `sockets` is (number, count): the worker accepts
-        connections on every `count`-th socket from `number` on."""
+        """Add a worker with a private port for health checks. `sockets` is (the worker's number, the number of
+        workers), from which `HeldPorts` chooses the sockets of the worker."""
         settings, metrics = self.settings, self._around.metrics
         files = settings.sidecar.tls
         tls: ssl.SSLContext | None = None
@@ -233,8 +235,8 @@ class Generation:
         self.workers.append(process)
 
     async def _start_worker(self, name: str, command: Sequence[str], sockets: SocketFlags) -> Child:
-        """Start a worker. The worker's settings without secrets are in a file that only this user can read. The secrets
-        are in the worker's environment."""
+        """Start a worker. It reads its settings from a file that only this user can read, and its secrets from
+        environment variables."""
         file = self._folder / "settings.json"
         write_private(file, json.dumps(file_values(self.settings)))
         words = [sys.executable, "-m", "antiphon", *command, "--config", str(file), *inherited(sockets)]
@@ -266,7 +268,8 @@ class Generation:
         return process
 
     def _pass_on(self, line: str) -> bool:
-        """Pass a line of Envoy to the sidecars if the line is for them. Returns whether the line was passed."""
+        """If a line of Envoy's log reports a response that ended early, pass the line to the sidecars. Returns whether
+        the method passed the line."""
         return pass_on_early_end(line, [child.orders for child in self._living() if child.orders is not None])
 
     def _living(self) -> list[Child]:
@@ -280,8 +283,8 @@ class Generation:
     # The methods below hand over to the next generation.
 
     async def give_way(self) -> None:
-        """Make way for the next generation, which serves. New clients no longer reach these processes, and no process
-        is restarted."""
+        """Hand over to the next generation. From then on, it serves all new clients, and the parent process restarts
+        none of these processes."""
         await self._keep_no_more()
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
@@ -330,9 +333,8 @@ class Generation:
         await self.stop()
 
     async def listen_again(self) -> None:
-        """Handle the failure of the next generation. If the next Envoy has taken the listeners, kill the Envoy of this
-        generation, so that this Envoy restarts and listens again. The kill cuts streams, but otherwise no process would
-        accept connections."""
+        """Serve again after the next generation has failed. If the next Envoy has taken over the listeners, kill this
+        generation's Envoy. It then restarts and listens again, but its streams are cut."""
         envoy = self.envoy.child if self.envoy is not None else None
         if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
             problem = "the next Envoy took over the listeners of this Envoy, and then failed"
@@ -340,8 +342,8 @@ class Generation:
             envoy.kill()
 
     async def lets_go(self, began: float) -> None:
-        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is a time at which this
-        generation's Envoy was already serving."""
+        """Wait until the former Envoy may end: `RELEASE_SECONDS` after this generation's Envoy has begun to serve.
+        `began` is a time at which it already served."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())
         # If Envoy answers a query now, Envoy has also run all timers that were due earlier.
         if self._admin is not None:
@@ -349,14 +351,14 @@ class Generation:
                 await poll(self._admin.is_live, "Envoy")
 
     async def _measure(self) -> None:
-        """Query the workers for metrics until the workers end, because the parent reports a worker's last counts after
-        the worker's end."""
+        """Query the workers for metrics until they end. The parent process keeps the last counts of each worker."""
         while self._around.metrics is not None:
             await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self.workers))
             await asyncio.sleep(_MEASURE_SECONDS)
 
     async def _quiet(self, last: float) -> bool:
-        """Wait until Envoy has had no request for a while. Returns False if the time `last` comes first."""
+        """Wait until Envoy has had no request for `QUIET_SECONDS`. Return False if this does not happen before the time
+        `last`."""
         busy_at = self._clock()
         while self._clock() < busy_at + QUIET_SECONDS:
             if self._clock() > last:
@@ -369,17 +371,17 @@ class Generation:
     # The methods below stop the processes.
 
     async def requests_in_flight(self) -> int:
-        """Return the number of incomplete requests in Envoy, or 0 without Envoy."""
+        """Return the number of requests in flight in Envoy, or 0 without Envoy."""
         return await self._admin.requests_in_flight(self._hurry()) if self._admin is not None else 0
 
     @property
     def cut(self) -> int:
-        """The number of requests that workers reported as cut at their end."""
+        """The number of requests that the workers of this generation cut when they stopped."""
         return self._output.cut
 
     async def drain(self, began: float) -> bool:
-        """After the notice period (`timeouts.notice`), refuse new requests and let those in flight finish. Returns
-        False when the drain takes longer than its timeout, counted from `began`."""
+        """After the notice period (`timeouts.notice`), refuse new requests and let requests in flight finish. Returns
+        False if this takes more than `timeouts.drain` seconds from `began`."""
         await self._keep_no_more()
         times = self.given.timeouts
         last = began + times.drain
@@ -393,7 +395,7 @@ class Generation:
         return await self._all_answered(last) and well
 
     async def _all_answered(self, last: float) -> bool:
-        """Wait until Envoy has sent all finished responses. Returns False if the time `last` comes first."""
+        """Wait until Envoy has sent all responses. Return False if this does not happen before the time `last`."""
         while await self.requests_in_flight():
             if self._clock() > last:
                 return False
@@ -401,8 +403,8 @@ class Generation:
         return True
 
     async def _drain_workers(self, last: float) -> bool:
-        """Send the workers SIGTERM. Each worker already knows its drain deadline. Kill a worker that does not end in
-        time. Returns whether all ended cleanly."""
+        """Send SIGTERM to the workers, which then drain, and kill a worker that does not end by its deadline. Returns
+        whether all workers ended cleanly."""
         children = self._living()
         for child in children:
             child.signal(signal.SIGTERM)
@@ -435,13 +437,13 @@ class Generation:
             self.forget_ended(self._around.metrics)
 
     def forget_ended(self, metrics: MergedMetrics) -> None:
-        """Keep the counters of ended workers in the metrics, and drop their gauges."""
+        """Tell `metrics` which workers have ended. It keeps their counters and drops their gauges."""
         for process in self.workers:
             ended = process.child is not None and process.child.status is not None
             metrics.forget(f"{self.number} {process.name}", process.life + ended)
 
     def forget(self) -> None:
-        """Remove the shared memory that Envoy leaves for a next generation, because no generation follows."""
+        """Remove the shared memory of Envoy's hot restart, because no further generation follows."""
         if self._binary is not None:
             self._binary.forget()
 
@@ -473,8 +475,7 @@ class Generation:
         self._last = moment if self._last is None else min(self._last, moment)
 
     def _hurry(self) -> float:
-        """Return the timeout for queries to Envoy, which may hang. The timeout leaves some of the remaining time for
-        Envoy's end."""
+        """Return the timeout for a query to Envoy, which may hang. The timeout leaves enough time to stop Envoy."""
         return min(_HURRY_SECONDS, max(_LATE_SECONDS, self._left() - _ENVOY_SECONDS))
 
     def _left(self) -> float:
@@ -483,8 +484,8 @@ class Generation:
 
 
 def _worker_start(settings: Settings) -> float:
-    """Return the maximum duration of a worker's start in seconds. A worker that waits for its database gets more
-    time."""
+    """Return the maximum duration of a worker's start in seconds. With PostgreSQL, a worker may also wait for the
+    database."""
     of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
     return START_SECONDS + of_database
 

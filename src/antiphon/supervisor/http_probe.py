@@ -1,11 +1,11 @@
 """Implements a small HTTP client for probes of Antiphon's own processes.
 
-The client connects to a Unix socket, or to a port with or without TLS. This module also builds the TLS context for
-Antiphon's own ports. `envoy_process.py`, `generation.py` and `listen_address.py` interpret the answers.
+The client connects to a Unix socket, or to a port with or without TLS. `envoy_process.py`, `generation.py` and
+`listen_address.py` send the probes. This module does not use aiohttp, because aiohttp would take 13 MiB of memory in
+the parent process.
 
-This module does not use aiohttp, because the parent of the workers would load aiohttp (13 MiB) only for these probes.
-
-Invariants: `ask` raises no error for a timeout. The client reads a response body of at most `_MOST_BYTES`.
+Invariants: `ask` returns None for a timeout or a failed connection, and raises no error. The client reads at most
+`_MOST_BYTES` of a response body.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ async def ask(
 
 
 class Connection:
-    """One connection for any number of requests, one after another. The connection opens at the first request, and
-    again after a close."""
+    """A connection for any number of requests, one after another. The first request opens the connection. A request
+    after `close` opens it again."""
 
     def __init__(self, place: str, tls: ssl.SSLContext | None = None) -> None:
         self._place = place
@@ -57,8 +57,8 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def exchange(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
-        """Send a request and return the status and the body of the response. On an error, closes the connection and
-        raises one of the exceptions in `NO_ANSWER`."""
+        """Send a request, and return the status and the body of the response. For an error, close the connection and
+        raise one of the exceptions in `NO_ANSWER`."""
         head = {"host": "here", "content-length": "0", **headers}
         lines = [f"{method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in head.items()), "\r\n"]
         try:
@@ -73,8 +73,7 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """Close the connection immediately. No data is left to send, and a peer that hangs would delay a graceful
-        close."""
+        """Close the connection immediately, because a server that hangs would delay a graceful close."""
         if self._streams is not None:
             self._streams[1].transport.abort()
             self._streams = None
@@ -100,8 +99,8 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
 
 
 def own_tls(files: SidecarTlsSettings) -> ssl.SSLContext:
-    """Build a TLS context for Antiphon's ports on this machine. The context does not verify certificates, because the
-    probes check only that the ports answer."""
+    """Return a TLS context for probes of Antiphon's ports on this machine. It does not verify certificates, because a
+    probe only checks that the port answers."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if files.envoy_cert is not None:

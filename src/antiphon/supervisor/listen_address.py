@@ -1,7 +1,6 @@
-"""Checks and probes the address at which clients connect, and keeps its sockets open.
+"""Checks and probes the address at which clients connect, and keeps the listening sockets of the HTTP server open.
 
-This module also holds the sockets of the HTTP server for all workers. `generation.py` starts the processes that listen,
-and the package `config` parses addresses.
+`generation.py` starts the processes that listen, and the package `config` parses addresses.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 def free_address(listen: str, setting: str = "listen") -> str:
-    """Return the address in numeric form. Raises `ConfigError`, which names the setting, if no process can listen on
+    """Return the address in numeric form. Raises `ConfigError`, which names the setting, if Antiphon cannot listen on
     the address.
 
-    The parent checks the address itself, because Envoy silently shares a port with another listener and cannot resolve
-    names.
+    The parent process checks the address, because Envoy cannot resolve host names. Envoy would also share the port with
+    another program without an error.
     """
     host, port = parse_address(listen)
     if host == "unix":
@@ -43,8 +42,8 @@ def free_address(listen: str, setting: str = "listen") -> str:
 
 
 def refuse_own_upstream(settings: Settings) -> None:
-    """Raise `ConfigError` when an upstream has the address at which clients connect. With such an upstream each request
-    would call Antiphon itself."""
+    """Raise `ConfigError` when an upstream has Antiphon's own address, because Antiphon would then call itself for each
+    request."""
     host, port = parse_address(settings.listen)
     own = {host, *_LOOPBACK} if host in (*_LOOPBACK, *_WILDCARDS) else {host}
     for name, upstream in settings.every_upstream.items():
@@ -59,9 +58,9 @@ def refuse_own_upstream(settings: Settings) -> None:
 
 
 class HeldPort:
-    """Holds the sockets of the HTTP server's port. Each worker accepts connections on separate sockets, and the kernel
-    distributes the connections among the sockets. The sockets outlive the workers, so the queue of a replaced worker is
-    not lost."""
+    """Keeps the listening sockets of one HTTP port open in the parent process. Each worker accepts connections on its
+    own sockets, and the kernel distributes new connections among all sockets. When a worker is replaced, its sockets
+    stay open, so no waiting connection is lost."""
 
     def __init__(self, listen: str) -> None:
         self._host, self._port = parse_address(listen)
@@ -70,20 +69,20 @@ class HeldPort:
 
     @property
     def address(self) -> str:
-        """The address at which clients connect, with the bound port."""
+        """The address at which clients connect, with the actual port in place of port 0."""
         return join_address(self._host, self._port)
 
     def sockets(self, number: int, workers: int) -> list[socket.socket]:
-        """Return the sockets of worker `number` of `workers`. Every socket belongs to a worker, even if there were more
-        workers before."""
+        """Return the sockets for the worker `number`, if there are `workers` workers. If there were more workers
+        before, their sockets are distributed among the present workers."""
         while len(self._sockets) < workers:
             self._sockets.append(self._bind())
         return self._sockets[number::workers]
 
     def renew(self, number: int, workers: int) -> None:
-        """Replace the sockets of a dead worker. Closing the old sockets resets the connections that wait in the
-        sockets' queues. Otherwise the clients of these connections would wait. During a handover no socket is replaced,
-        because a worker of the other generation accepts the connections."""
+        """Replace the sockets of a dead worker. This resets the connections that wait in the old sockets' queues, so
+        that their clients do not wait for the next worker. During a handover between two generations, the method
+        replaces no socket, because a worker of the other generation accepts these connections."""
         if self._two:
             return
         for at in range(number, len(self._sockets), workers):
@@ -92,9 +91,9 @@ class HeldPort:
 
     @contextmanager
     def for_two_generations(self) -> Iterator[None]:
-        """While the block runs, two generations share the sockets. If the next generation fails, the parent closes the
-        sockets that only the next generation had. The kernel would distribute connections to such sockets, but no
-        worker would accept these connections."""
+        """While the block runs, two generations share the sockets. If the next generation fails, close the sockets that
+        only the next generation used. No worker would accept the connections that the kernel assigns to these
+        sockets."""
         before = len(self._sockets)
         self._two = True
         try:
@@ -108,7 +107,7 @@ class HeldPort:
             self._two = False
 
     def close(self) -> None:
-        """Close the sockets in this process. The workers keep their copies."""
+        """Close the sockets in the parent process. The workers keep their copies open."""
         for one in self._sockets:
             one.close()
         self._sockets = []
@@ -128,16 +127,16 @@ class HeldPort:
 
 
 SocketFlags = Mapping[str, list[socket.socket]]
-"""The sockets that a worker inherits, by the flag that passes them."""
+"""The sockets that a worker inherits, by command-line flag (`--sockets`, `--console-sockets`)."""
 
 
 def inherited(sockets: SocketFlags) -> list[str]:
-    """Return the command-line arguments that pass these sockets to a worker."""
+    """Return the command-line flags with the file descriptors of these sockets."""
     return [word for flag, some in sockets.items() for word in (flag, ",".join(str(one.fileno()) for one in some))]
 
 
 class HeldPorts:
-    """Holds the ports of the HTTP server: the one for clients, and the one of the console if it is enabled."""
+    """Keeps the HTTP server's ports open: the port for clients, and the console's port if the console is enabled."""
 
     def __init__(self, listen: str, console: str | None) -> None:
         self.clients = HeldPort(listen)
@@ -145,7 +144,7 @@ class HeldPorts:
         self._all = {"--sockets": self.clients, **({"--console-sockets": self.console} if self.console else {})}
 
     def of_worker(self, number: int, workers: int) -> SocketFlags:
-        """Return the sockets of worker `number` of `workers`, by the flag that passes them."""
+        """Return the sockets for the worker `number`, if there are `workers` workers, by command-line flag."""
         return {flag: port.sockets(number, workers) for flag, port in self._all.items()}
 
     def renew(self, number: int, workers: int) -> None:
@@ -168,8 +167,8 @@ class HeldPorts:
 
 
 def at_addresses(settings: Settings, listen: str, console: str | None) -> Settings:
-    """Return the settings with these addresses of the listeners for clients and for the console. The addresses have
-    numeric hosts, and real ports in place of port 0."""
+    """Return the settings with the actual addresses of the listeners for clients and for the console: with numeric
+    hosts, and without port 0."""
     at = settings.console if console is None else settings.console.model_copy(update={"listen": console})
     return settings.model_copy(update={"listen": listen, "console": at})
 
@@ -179,8 +178,8 @@ def join_address(host: str, port: int) -> str:
 
 
 async def answers(where: str, seconds: float) -> bool:
-    """Whether the listener answers a request within `seconds`. The probe reaches a wildcard address over the loopback
-    address."""
+    """Whether the listener at the address `where` answers a request within `seconds`. For a wildcard address such as
+    `0.0.0.0`, the probe uses the loopback address."""
     host, port = parse_address(where)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return await ask(join_address(host, port), "/ready", seconds) is not None

@@ -1,13 +1,14 @@
-"""Merges the metrics of several processes into one exposition.
+"""Merges the metrics of all workers into the `/metrics` text of the parent process.
 
-This module adds up the values of all processes, stores the counts of ended workers, and renders the parent's `/metrics`
-text. The parent imports this module only if it serves metrics. `generation.py` queries the workers,
-`observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` answers the scrapes.
+This module adds up the values of all workers, and keeps the counts of workers that have ended. The parent process
+imports this module only if it serves metrics. `generation.py` queries the workers, `observability/metric_names.py`
+defines names and labels, and `commands/metrics_listener.py` answers the scrapes.
 
-Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So the
-module adds counters as exact fractions. A sum of floats depends on the order of the addends, and Prometheus takes any
-decrease for a reset. The counts that a process adds after its last exposition are lost. No count is added twice.
-`process_start_time_seconds` is the start time of the parent, because the counters began at that time.
+Invariants: a counter never decreases, even when a worker ends, is replaced, does not answer or answers late. Prometheus
+would treat a decrease as a reset. So the module adds counters as exact fractions, because a sum of floats depends on
+the order of the numbers. Counts that a worker adds after the parent process has last queried it are lost. No count is
+added twice. `process_start_time_seconds` is the start time of the parent process, because the counters began at that
+time.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _COUNTED = ("counter", "histogram", "summary")
 
 
 class MergedMetrics:
-    """Stores the last metrics of each process by name, where a name contains the generation's number. At any time only
-    one process has a given name. A restart replaces that process, and `life` counts the processes that had the name.
-    When a process ends, the object keeps the process's counts and drops its gauges."""
+    """Stores the last metrics of each worker, by the generation's number and the worker's name. When a worker restarts,
+    the new process has the same name and the next number `life`. When a process ends, this class keeps its counts and
+    drops its gauges."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}
@@ -52,8 +53,9 @@ class MergedMetrics:
         self._began = [one for one in ProcessCollector(registry=None).collect() if one.name == _START]
 
     def take(self, name: str, life: int, text: str) -> None:
-        """Store the metrics text of one process. `life` is the process's number among the processes that had this name.
-        Queries overlap, so the text may be older than the stored text or come from a process that has ended."""
+        """Store the metrics text of one process. `life` is the number of the process among all processes with this
+        name. Because queries overlap, the text may be older than the stored text, or may come from a process that has
+        ended."""
         self.forget(name, life)
         if life < self._lives[name]:
             return
@@ -64,7 +66,8 @@ class MergedMetrics:
         self._latest[name] = read
 
     def forget(self, name: str, life: int) -> None:
-        """Mark all earlier processes of this name as ended: keep their counts and drop their gauges."""
+        """Record that the processes with this name and a number below `life` have ended. Keep their counts and drop
+        their gauges."""
         if life > self._lives.get(name, -1):
             self._lives[name] = life
             for key, value in self._latest.pop(name, {}).items():
@@ -72,7 +75,7 @@ class MergedMetrics:
                     self._ended[key] += Fraction(value)
 
     def render(self, own: Iterable[Metric] = ()) -> bytes:
-        """Render the metrics of all processes and the parent's own metrics as text."""
+        """Return the metrics of all workers and `own`, the parent process's own metrics, as Prometheus text."""
         counts = defaultdict(Fraction, self._ended)
         moments: _Values = {}
         for read in self._latest.values():
@@ -121,7 +124,7 @@ class _Fixed(Collector):
 
 
 def own_counts(processes: Iterable[Supervised], reloads: ReloadCounts) -> list[Metric]:
-    """Return the parent's own metrics: the number of replaced processes and the results of reloads."""
+    """Return the metrics of the parent process itself: the number of replaced processes, and the results of reloads."""
     restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
     for process in processes:
         restarts.add_metric((process.name, "died"), process.died)

@@ -1,12 +1,13 @@
-"""Runs a program that ends when its parent ends, even if the parent is killed.
+"""Runs a program that ends when the parent process ends, even if the parent process is killed.
 
-The parent starts a program through this file: `python parent_guard.py PIPE SECONDS PROGRAM ARGS…`.
+The parent process starts a program through this file: `python parent_guard.py PIPE SECONDS PROGRAM ARGS…`.
 
-PIPE is the reading end of a pipe whose writing end only the parent holds. This process becomes PROGRAM, with the same
-process id, output and exit status. A small fork of this process watches the pipe. The fork notices the parent's end,
-even by SIGKILL, and kills the program SECONDS later. On Linux the kernel also sends the program a signal immediately:
-SIGTERM, or SIGKILL if SECONDS is 0. If SECONDS is 0, the program does not inherit the pipe, and runs with SIGTERM
-blocked. This file uses only the standard library.
+PIPE is the reading end of a pipe. Only the parent process has the writing end, so the pipe closes when the parent
+process ends, even by SIGKILL. This process first forks, and then executes PROGRAM, which keeps the process id, output
+and exit status. The fork watches the pipe, and kills PROGRAM SECONDS after the pipe has closed. On Linux the kernel
+also sends PROGRAM a signal as soon as the parent process ends: SIGTERM, or SIGKILL if SECONDS is 0. SECONDS is 0 for
+Envoy, which does not inherit the pipe and runs with SIGTERM blocked. This file uses only the standard library, so that
+it starts fast.
 """
 
 import os
@@ -35,8 +36,8 @@ def main() -> NoReturn:
 
 
 def tell_at_the_parents_end(number: int) -> None:
-    """Ask the kernel to send this signal at the parent's end. Only Linux supports this request. On other systems, or if
-    the parent ended before this call, the watching fork ends the program."""
+    """Ask the kernel to send this process a signal when the parent process ends. Only Linux supports this. On other
+    systems, or if the parent process has already ended, the fork ends the program."""
     try:
         import ctypes
 
@@ -46,7 +47,7 @@ def tell_at_the_parents_end(number: int) -> None:
 
 
 def watch(pipe: int, seconds: float, program: int) -> NoReturn:
-    """Kill the program `seconds` after the end of the pipe. Exit when the program has ended."""
+    """Kill the program `seconds` after the pipe has closed. Exit when the program has ended."""
     # The fork closes its copy of the program's output. With that copy open, the reader of the output would wait after
     # the program's end.
     null = os.open(os.devnull, os.O_RDWR)

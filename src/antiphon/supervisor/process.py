@@ -1,23 +1,19 @@
-"""Runs a serving process: event loop, garbage collection, signals, draining and the end.
+"""Runs a serving process: event loop, garbage collection, signals, drain and exit.
 
-This module runs the event loop and schedules Python's cycle collector. This module also handles signals and the
-parent's pipe, drains the process and guarantees its end. This module notifies the service manager (systemd,
-`Type=notify`) of readiness, reloads and the end, with the datagram of sd_notify(3). `commands/extproc.py` and
-`commands/serve.py` run the servers.
+This module also notifies the service manager (systemd, `Type=notify`) of readiness, reloads and the stop
+(sd_notify(3)). `commands/extproc.py` and `commands/serve.py` run the servers.
 
 By default, Python's cycle collector runs when the number of new objects exceeds a threshold. A request leaves almost no
-new objects, so hours may pass between runs. But one reference cycle may keep a request's body and a partial response in
-memory, so each failed call may hold megabytes. Antiphon's code avoids cycles where it can
-(`tests/faults/test_what_failures_leave.py`), but libraries create some cycles.
+new objects, so hours may pass between two runs. But one reference cycle may keep a request's body and a partial
+response in memory: megabytes for each failed call. Antiphon's code avoids cycles
+(`tests/faults/test_what_failures_leave.py`), but libraries create some.
 
-Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
-is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take
-about 40 ms). The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately. After its
-parent's end a process drains only briefly, because another process may need its port. The process always ends. If the
-process still runs `CLOSING_SECONDS` after the drain's deadline, a thread that does not depend on the event loop ends
-it. That thread logs where the process hung. Without `NOTIFY_SOCKET` in the environment, the module sends nothing to a
-service manager. Sending never waits and never raises. If the service manager is unreachable, this process writes one
-log line, and the manager applies its own timeout.
+Invariants: the collector runs every `_COLLECT_EVERY` seconds, but uses at most 1/2000 of the time. A run takes about 40
+ms for 150,000 objects. The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately.
+If the parent process has ended, the drain lasts only `ORPHAN_SECONDS`, because another process may need the port. The
+process always exits: if it still runs `CLOSING_SECONDS` after the drain's deadline, a separate thread logs where the
+process hangs, and ends it. Without `NOTIFY_SOCKET` in the environment, the process sends nothing to a service manager.
+Sending never blocks and never raises an error. If the service manager is unreachable, the process writes one log line.
 """
 
 from __future__ import annotations
@@ -53,17 +49,17 @@ T = TypeVar("T")
 State = Literal["READY=1", "RELOADING=1", "STOPPING=1"]
 
 ORPHAN_SECONDS = 2.0
-"""The seconds for which a process continues its requests after its parent's end."""
+"""Seconds for which a process continues its requests after the parent process has ended."""
 CLOSING_SECONDS = 1.1
 COUNTS_SECONDS = 1.0
 QUIET_SECONDS = 2.0
-"""The seconds without a request after which a replaced process ends. Each response tells its client to reconnect.
-Within this time an idle client can still send another request."""
+"""Seconds without a request after which a replaced process exits. In this time, a client with an idle connection can
+send another request, whose response tells it to reconnect."""
 _CUT_SECONDS = 1.0
-"""The seconds after a drain's deadline to cut the remaining requests, store their responses as failed, and close."""
+"""Seconds that the process has after the drain's deadline to cut the remaining requests, store their responses as
+failed, and exit."""
 _EASY_CLOSING_SECONDS = 5.0
-"""The seconds to close when the drain ended before its deadline. This time is longer than `_CUT_SECONDS`, because a
-busy machine needs more time."""
+"""Seconds that the process has to exit if the drain ended before its deadline. A busy machine may need this long."""
 _SAYING_SECONDS = 0.2
 _TURN_SECONDS = 0.0005
 _TASKS_SAID = 10
@@ -73,7 +69,7 @@ _COLLECTOR = (10_000, 20, 50)
 
 
 def run_loop(main: Coroutine[None, None, int]) -> int:
-    """Run the coroutine on uvloop if it is installed, else on asyncio's own event loop. Returns the coroutine's
+    """Run the coroutine on uvloop if that is installed, else on asyncio's event loop. Returns the coroutine's
     result."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
@@ -93,10 +89,10 @@ def run_loop(main: Coroutine[None, None, int]) -> int:
 
 
 def keep_what_there_is() -> None:
-    """Exclude the objects that exist after the start from garbage collection. Collecting these objects would take 5 ms
-    each time.
+    """Exclude all objects that exist now from garbage collection, because they would add 5 ms to each collection. All
+    streams wait during a collection.
 
-    The function also raises the collector's thresholds, because all streams wait during a collection.
+    For the same reason, the function also raises the collector's thresholds.
     """
     gc.collect()
     gc.freeze()
@@ -109,7 +105,7 @@ def collect_by_time(
     collect: Callable[[], object] = gc.collect,
     clock: Callable[[], float] = time.thread_time,
 ) -> None:
-    """Collect cycles periodically from this call on. `later` is the event loop's `call_later`."""
+    """Start to collect reference cycles periodically. `later` is the event loop's `call_later`."""
 
     def look() -> None:
         started = clock()
@@ -120,14 +116,12 @@ def collect_by_time(
 
 
 def hears_hangup() -> bool:
-    """Whether this process handles SIGHUP. Under nohup the process starts with SIGHUP ignored, and this process keeps
-    ignoring it."""
+    """Whether this process handles SIGHUP. The process ignores SIGHUP if it was started with nohup."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def on_terminal() -> bool:
-    """Whether standard input is an open terminal. If so, SIGHUP may mean that the terminal was closed, and the
-    process must end."""
+    """Whether standard input is an open terminal. When the terminal closes, the process gets SIGHUP and must exit."""
     try:
         termios.tcgetattr(0)
     except (OSError, termios.error):
@@ -136,27 +130,26 @@ def on_terminal() -> bool:
 
 
 def time_to_cut(drain: float) -> float:
-    """Return how many of a drain's seconds are reserved for cutting the remaining requests and storing their responses.
-    Without this reserve, the process could end before it has stored all of these responses."""
+    """Return the number of seconds at the end of a drain in which the process cuts the remaining requests and stores
+    their responses. Without this time, the process could exit before it has stored all responses."""
     return min(_CUT_SECONDS, drain / 4)
 
 
 class StopSignals:
-    """Handles SIGTERM, SIGINT and the parent's end. The object handles them from its creation on, so a signal during
-    the start is not lost.
+    """Handles SIGTERM, SIGINT and the end of the parent process, from the start of this process on.
 
-    The C signal handler writes the signal's number into a pipe, whatever the main thread does, and a separate thread
-    reads the pipe. So the deadline applies even if the event loop hangs. `drain` is the number of seconds for a drain.
+    Python's C signal handler writes the signal's number into a pipe, and a separate thread reads the pipe. So the
+    deadline applies even if the event loop hangs. `drain` is the maximum duration of a drain in seconds.
     """
 
     def __init__(self, parent_pipe: int | None, drain: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._first, self._second = asyncio.Event(), asyncio.Event()
         self.hangup = asyncio.Event()
-        """SIGHUP sets this event, so that the process reads its settings again. A worker ignores this event, because
-        its parent reads the settings."""
+        """SIGHUP sets this event. The process then reads its settings again. A worker of `antiphon up` ignores the
+        event, because the parent process reads the settings."""
         self.replaced = False
-        """Whether another process has replaced this one."""
+        """Whether a process of the next generation has replaced this process."""
         self._terminal = on_terminal()
         self._drain = drain
         self._signals = 0
@@ -173,17 +166,17 @@ class StopSignals:
 
     @property
     def finish_seconds(self) -> float:
-        """The seconds of a drain in which requests may finish. Requests that still run after these seconds are cut."""
+        """The number of seconds of a drain in which requests may finish. Afterwards the process cuts the remaining
+        requests."""
         return self._drain - time_to_cut(self._drain)
 
     def replace(self, seconds: float) -> None:
-        """Record that another process has replaced this process, so the drain of this process may take `seconds`."""
+        """Record that a process of the next generation has replaced this process. The drain may then take `seconds`."""
         self.replaced = True
         self._drain = self._seconds = seconds
 
     async def unless_stopped(self, start: Coroutine[object, object, T]) -> T | None:
-        """Return the result of `start`. If a signal or the parent's end comes first, cancel `start` and return None,
-        because no client was served yet."""
+        """Await `start` and return its result. If this process must stop earlier, cancel `start` and return None."""
         starting, stopped = asyncio.ensure_future(start), asyncio.ensure_future(self._first.wait())
         try:
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -198,7 +191,8 @@ class StopSignals:
             stopped.cancel()
 
     async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]], admission: Admission) -> bool:
-        """Wait for the first signal or the parent's end, then drain. A second signal ends the drain early.
+        """Wait for the first signal or the end of the parent process, and then drain. A second signal ends the drain
+        early.
 
         Returns whether all requests in flight finished. One log line reports the requests in flight and the drain's
         seconds, and another line reports the result.
@@ -229,8 +223,7 @@ class StopSignals:
         return drained
 
     def closing(self) -> None:
-        """Record that the servers are closed. The process must then end within the time to cut plus `CLOSING_SECONDS`,
-        or within `_EASY_CLOSING_SECONDS` if that is longer."""
+        """Record that the servers are closed, and set the last deadline for the exit of this process."""
         self._end_within(max(time_to_cut(self._drain) + CLOSING_SECONDS, _EASY_CLOSING_SECONDS))
         os.write(self._writing, b"\0")
 
@@ -286,8 +279,8 @@ class StopSignals:
 
 
 def end_at_the_latest(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """End this process by force after `seconds`, unless the process has already ended. Without this limit, a thread
-    that never ends would keep the process alive."""
+    """Kill this process after `seconds`, if it still runs. Otherwise a thread that never ends could keep the process
+    alive."""
     # A daemon thread runs while the interpreter waits for other threads.
     timer = threading.Timer(seconds, _end_by_force, (loop,))
     timer.daemon = True
@@ -315,18 +308,17 @@ def _say_where(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, object]:
-    """Return log fields: the total of the counts and, if there are any, the counts by kind."""
+    """Return two log fields: the sum of all counts, and the counts by kind if there are any."""
     return {name: sum(kinds.values())} | ({f"{name}_by_kind": dict(kinds)} if kinds else {})
 
 
 def _do_nothing(*_: object) -> None:
-    """Do nothing. The signals are read from the pipe, but without a Python handler no number would be written to the
-    pipe."""
+    """Do nothing. Python writes a signal's number to the pipe only if the signal has a Python handler."""
 
 
 def tell_service_manager(state: State) -> None:
     """Notify the service manager of this state, if there is a service manager. After `RELOADING=1` the caller must send
-    `READY=1`."""
+    `READY=1` when the reload has ended."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

@@ -1,11 +1,11 @@
-"""Manages the folder of one run of `antiphon up`, which contains the run's sockets and generated files.
+"""Manages the run folder: the folder of one running `antiphon up`, with its sockets and generated files.
 
 This module chooses the folder's path, creates the folder and removes it. `generation.py` writes the files in the
 folder.
 
-Invariants: only this user can access the folder. Paths of sockets in the folder fit in the system's limit. A run
-removes its folder at its end. If a run was killed, the next run removes the folder. Each run holds a lock in its
-folder, so other runs do not remove it.
+Invariants: only this user can access the folder. The paths of sockets in the folder are not longer than the system
+allows. `antiphon up` removes its run folder when it stops. If `antiphon up` was killed, the next `antiphon up` removes
+the folder. A lock file protects the folder of an `antiphon up` that still runs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _SHORT = Path("/tmp")
 def run_folder(
     data: Path, forget: Callable[[Path], object] = lambda folder: None, *, short: Path = _SHORT
 ) -> Iterator[Path]:
-    """Create the run's folder below the data folder, and remove it at the end of the block. If socket paths below the
-    data folder would be too long, the folder is below `short`. `forget` gets the folder of each killed run, and removes
-    that run's resources outside the folder."""
+    """Create the run folder below the data folder, and remove it at the end of the block. If the paths of sockets would
+    be too long, the run folder is below `short`. For the folder of each killed `antiphon up`, call `forget`, which
+    removes resources outside the folder."""
     above = data.absolute() / "run"
     if len(os.fsencode(above)) > _MAX_LENGTH:
         above = (short if short.is_dir() else Path(tempfile.gettempdir())) / f"antiphon-{os.getuid()}"
@@ -58,8 +58,8 @@ def run_folder(
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user can read at any moment. An unchanged file is not written again, so that a child
-    can restart on a full disk."""
+    """Write a file that only this user can read, even while the function writes it. If the file already has this text,
+    do not write it. So a child can restart even if the disk is full."""
     with contextlib.suppress(OSError):
         if path.read_text() == text:
             return
@@ -91,7 +91,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _clear(above: Path, forget: Callable[[Path], object]) -> None:
-    """Remove the folders of killed runs. A free lock shows that a run was killed."""
+    """Remove the run folders of `antiphon up` processes that were killed. A killed process no longer locks its
+    folder."""
     for lock in above.glob("antiphon-*/lock"):
         with contextlib.suppress(OSError), lock.open() as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

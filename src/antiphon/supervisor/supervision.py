@@ -1,12 +1,13 @@
 """Restarts a child process that ends or hangs, with growing pauses.
 
-This module decides when a child is dead or hangs, how long to wait before a restart, and when to stop restarting it.
-`children.py` manages one child process, and `generation.py` has the list of processes.
+This module decides when a child hangs, how long to wait before a restart, and when to give up. `children.py` manages
+one child process, and `generation.py` has the list of processes.
 
-Invariants: a child that does not answer is killed after at most `RestartPolicy.hung` seconds. The pause between two
-starts doubles with every quick death. The parent stops restarting a child after `RestartPolicy.deaths` quick deaths in
-a row. Until all processes have been ready once, the parent gives up at a child's first death. After that, if the
-machine cannot start a child (for example, because of a full disk), the parent retries.
+Invariants: if a child does not answer for `RestartPolicy.hung` seconds, the parent process kills it. A quick death is
+the end of a child soon after its start. The pause before the next start doubles with every quick death in a row. After
+`RestartPolicy.deaths` quick deaths in a row, the parent process gives up. Until all processes have been ready, the
+parent process gives up as soon as a child ends. Afterwards, it retries if the machine cannot start a child, for example
+because the disk is full.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ from antiphon.supervisor.children import Child, describe_status
 _log = structlog.get_logger(__name__)
 
 _ASKS = 3
-"""The number of consecutive unanswered health checks before a kill. One unanswered check is not enough, because the
-machine may have paused."""
+"""The number of consecutive unanswered health checks after which the parent process kills a child. One unanswered check
+is not enough, because the machine may have been suspended."""
 _LOOK_SECONDS = 5.0
 WRONG_SETTINGS = 2
-"""The exit status of a command whose settings are unusable (`entry.py`)."""
+"""The exit status of a command that stops because its settings are wrong (`entry.py`)."""
 
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """The limits for restarts, in seconds except `deaths`. A child without an answer for `hung` seconds hangs; 0 turns
-    health checks off. A child must be ready within `starting` seconds. If a child lives less than `quick` seconds, its
-    end is a quick death. `deaths` quick deaths in a row are too many."""
+    """The limits for restarts. All are in seconds except `deaths`, which is a number.
+
+    A child that does not answer for `hung` seconds hangs. With `hung` 0 there are no health checks. A child must be
+    ready `starting` seconds after its start. If a child ends within `quick` seconds, its end is a quick death. After
+    `deaths` quick deaths in a row, the parent process gives up.
+    """
 
     hung: float = 30.0
     starting: float = 60.0
@@ -48,7 +52,7 @@ class RestartPolicy:
 
 
 class GivenUp(AntiphonError):
-    """Raised when a child has ended or does not answer, and another start would not help."""
+    """Raised when a child has ended or hangs, and the parent process does not restart it."""
 
     def __init__(self, child: Child, status: int, deaths: int, hung: bool) -> None:
         self.name, self.deaths = child.name, deaths
@@ -57,18 +61,20 @@ class GivenUp(AntiphonError):
         # The log already contains the child's lines.
         look = "the log above has its last output" if child.last_lines() else "it printed nothing"
         if status == -signal.SIGKILL and not hung:
-            look += "; Antiphon did not kill it. The kernel may have killed it because memory ran out: check "
-            look += "dmesg, and the memory limit of the container"
+            look += (
+                "; Antiphon did not kill it. The kernel may have killed it because memory ran out: check dmesg, and "
+                "the memory limit of the container"
+            )
         super().__init__(f"{child.name} {how}{times}; {look}. 'antiphon doctor' checks what the process needs")
 
 
 class NotStarted(AntiphonError):
-    """Raised when a child ended before all processes were ready and printed a reason."""
+    """Raised when a child has ended with an error message before all processes were ready."""
 
 
 class Supervised:
-    """One supervised process. `start` creates a child, `is_ready` returns whether the child serves, and `is_alive`
-    returns whether the child answers within the given seconds."""
+    """One supervised process. `start` starts a child, `is_ready` returns whether the child serves requests, and
+    `is_alive` returns whether the child answers within a number of seconds."""
 
     def __init__(
         self,
@@ -82,12 +88,12 @@ class Supervised:
         self.name = name
         self.child: Child | None = None
         self.life = 0
-        """The number of starts, which identifies the present child."""
+        """The number of times that the process was started."""
         self.lasting = False
-        """Whether all processes were ready once. From that moment on, a child that ends is restarted."""
+        """Whether all processes have been ready. From then on, the parent process restarts a child that ends."""
         self.died, self.hung = 0, 0
-        """`died` counts the replacements of a child that ended by itself. `hung` counts the replacements of a child
-        that did not answer and was killed."""
+        """`died` counts the restarts after a child ended by itself. `hung` counts the restarts after the parent process
+        killed a child that did not answer."""
         self._start = start
         self._is_ready = is_ready
         self.is_alive = is_alive
@@ -96,12 +102,12 @@ class Supervised:
         self._clock = asyncio.get_running_loop().time
 
     def everything_is_ready(self) -> None:
-        """Record that all processes, also this child, are ready for the first time. This method does not check the
-        child's readiness again: a child that hangs from this moment on would never pass such a check."""
+        """Record that all processes are ready for the first time."""
         self.lasting = self._ready = True
 
     async def keep(self) -> NoReturn:
-        """Keep a child running. Raises `GivenUp`, `NotStarted` or `ConfigError` when another start would not help."""
+        """Start a child, and restart it whenever it ends. Raises `GivenUp`, `NotStarted` or `ConfigError` to give
+        up."""
         quick = 0
         while True:
             self._ready = False
@@ -121,7 +127,7 @@ class Supervised:
             self.hung, self.died = self.hung + hung, self.died + (not hung)
 
     async def _start_it(self) -> Child:
-        """Start a child. Once all processes were ready, `_start_it` retries for as long as needed, because the other
+        """Start a child. If the start fails after all processes have been ready, retry without limit, because the other
         processes still serve."""
         while True:
             try:
@@ -135,8 +141,8 @@ class Supervised:
                 await asyncio.sleep(pause)
 
     async def _watch(self, child: Child) -> tuple[int, bool]:
-        """Wait for the child's end, and kill the child if it hangs. Returns the child's exit status and whether the
-        child was killed for hanging."""
+        """Wait until the child ends, and kill it if it hangs. Returns the exit status, and whether this method killed
+        the child."""
         ended = asyncio.ensure_future(child.wait())
         last = self._clock() + self._policy.starting
         pause = self._policy.hung / (2 * _ASKS) or _LOOK_SECONDS
@@ -159,7 +165,7 @@ class Supervised:
 
 
 def tell_first(failed: asyncio.Future[BaseException], task: asyncio.Task[NoReturn]) -> None:
-    """Complete `failed` with the error that ended the task, unless an earlier error has completed it."""
+    """Set the error that ended `task` as the result of `failed`, unless `failed` already has a result."""
     if task.cancelled():
         return
     # The exception is read in any case, because asyncio logs an unread exception with its traceback.

@@ -1,11 +1,13 @@
 """Sends orders from `antiphon up` to a running worker, over a socket.
 
-The socket is the worker's standard input, and this module implements both ends of the socket. `generation.py` defines
-all orders except `STREAM_ENDED`, which carries Envoy's log line about the side that ended a stream early. The sidecar
-that served the stream needs this line. `envoy/failures.py` configures the line in Envoy, and `observability/endings.py`
-uses it in the sidecar. The parent does not know which sidecar served a request, so it sends the line to all of them.
+The socket is the worker's standard input, and this module implements both ends of it. `generation.py` sends the orders.
+The order `STREAM_ENDED` contains a log line of Envoy, which reports whether the client or the upstream ended a stream
+early. The sidecar that served the stream logs this, but the parent process does not know which sidecar that is. So it
+sends the order to all sidecars. `envoy/failures.py` configures the log line in Envoy, and `observability/endings.py`
+handles the order in the sidecar.
 
-Invariants: no other process can send orders to a worker. A child gets at most one order that requires an answer.
+Invariants: no other process can send orders to a worker. The parent process sends a worker at most one order that
+requires an answer.
 """
 
 from __future__ import annotations
@@ -25,25 +27,27 @@ from antiphon.types.transport import ENDED_EARLY
 
 
 class Orders:
-    """The parent's end of the socket to one child."""
+    """The parent process's end of the socket to one child."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
 
     def started(self) -> None:
-        """Close the parent's copy of the child's end, after the child has started."""
+        """Close the child's end of the socket in the parent process, after the child has inherited it."""
         self.theirs.close()
 
     async def give(self, do: str, seconds: float) -> None:
-        """Send an order and wait for the child's answer. Raises `TimeoutError` or `ConnectionError`."""
+        """Send an order and wait for the child's answer. Raises `TimeoutError` after `seconds`, and `ConnectionError`
+        if the child has ended."""
         self.tell({"do": do, "answer": True})
         async with asyncio.timeout(seconds):
             if not await asyncio.get_running_loop().sock_recv(self._ours, 1):
                 raise ConnectionResetError("the worker has ended")
 
     def tell(self, said: dict[str, object]) -> None:
-        """Send a message that needs no answer. The message is dropped if the child does not read or has ended."""
+        """Send a message without waiting for an answer. If the child has ended or does not read its orders, the message
+        is lost."""
         # The kernel writes a message this short completely or not at all.
         with contextlib.suppress(OSError):
             self._ours.send(json.dumps(said).encode() + b"\n")
@@ -54,8 +58,8 @@ class Orders:
 
 
 def own_end() -> socket.socket | None:
-    """Return the worker's end of the socket, or None if standard input is not a socket. Child processes of the worker
-    cannot read from this socket."""
+    """Return the worker's end of the socket, or None if standard input is not a socket. The function replaces standard
+    input with `/dev/null`, so that child processes of the worker cannot read orders."""
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         return None
     ours = socket.socket(fileno=os.dup(0))
@@ -71,7 +75,7 @@ Obey = Mapping[str, Callable[[dict[str, object]], object]]
 
 @asynccontextmanager
 async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]:
-    """While the block runs, handle the parent's orders. Without a parent, `obeying` does nothing."""
+    """While the block runs, handle the orders that arrive on the socket `ours`. If `ours` is None, do nothing."""
     task = asyncio.ensure_future(take_orders(ours, obey)) if ours is not None else None
     try:
         yield
@@ -82,7 +86,7 @@ async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]
 
 
 async def take_orders(ours: socket.socket, obey: Obey) -> None:
-    """Handle the orders one after another until the parent closes its end."""
+    """Handle the orders one after another, until the parent process closes its end of the socket."""
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
         while line := await reader.readline():
@@ -98,13 +102,14 @@ async def take_orders(ours: socket.socket, obey: Obey) -> None:
 
 
 STREAM_ENDED = "stream_ended"
-"""The order that passes on Envoy's line about the end of a stream."""
+"""The order with Envoy's log line about a stream that ended early."""
 _MARK = f'"{ENDED_EARLY}"'
 
 
 def pass_on_early_end(line: str, sidecars: Iterable[Orders]) -> bool:
-    """Send the line to the sidecars if it is Envoy's line about the end of a stream. If Envoy does not know which side
-    ended the stream, the function sends nothing, and the caller logs the line. Returns whether the line was sent."""
+    """If `line` is Envoy's log line about a stream that ended early, send it to the sidecars. If Envoy does not know
+    whether the client or the upstream ended the stream, send nothing. Returns whether the function sent the line. The
+    caller logs a line that was not sent."""
     if _MARK not in line:
         return False
     try:
@@ -121,5 +126,5 @@ def pass_on_early_end(line: str, sidecars: Iterable[Orders]) -> bool:
 
 
 def take_early_end(ends: EarlyEnds, order: dict[str, Any]) -> None:
-    """Handle an order about the end of a stream, in the worker."""
+    """Handle the order `STREAM_ENDED` in the worker."""
     ends.hear(order["request_id"], EarlyEnd(*order["end"]))

@@ -1,10 +1,9 @@
 """Defines the types of Chat Completions: the request that Antiphon sends, and the chunk that Antiphon accepts.
 
-Lives here: types with only those fields that the translation uses. The type of a request has exactly the fields that
-Antiphon sends. The type of a chunk is tolerant: a chunk may lack fields or have further fields. Not here: the handling
-of malformed chunks (`translation/answer/chunk.py`).
+The type of a request has exactly the fields that Antiphon sends. The type of a chunk has only the fields that Antiphon
+reads. A chunk may lack some of them, and may have other fields. `translation/answer/chunk.py` handles malformed chunks.
 
-Invariant: decoding into these types never copies text. Text fields stay raw JSON until the translation emits the text.
+Invariant: decoding a chunk does not copy its text, because text fields stay raw JSON.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class ChatMessage(Struct, omit_defaults=True, gc=False):
 
 
 class ChatRequest(Struct, omit_defaults=True):
-    """A Chat Completions request. The JSON has the fields in the order in which this class lists them.
-    `translation/chat/body.py` appends the fields that Antiphon passes to the server unchanged."""
+    """A Chat Completions request. The JSON has the fields in the order of this class. `translation/chat/body.py`
+    appends the fields that Antiphon forwards unchanged."""
 
     model: str
     messages: list[ChatMessage]
@@ -71,11 +70,11 @@ class CustomDelta(Struct, gc=False):
 
 
 class ToolCallDelta(Struct, gc=False):
-    """One entry of `tool_calls`. A call of a custom tool that the server itself declares has `custom` instead of
-    `function`.
+    """One entry of `tool_calls`. Some model servers support custom tools directly, and use the field `custom` instead
+    of `function` for their calls.
 
-    `extra_content` carries Google's thought signature. Google's server requires the same thought signature again when a
-    later request contains the same call.
+    `extra_content` contains the thought signature of Google's models. A later request that contains the same call must
+    contain the same signature.
     """
 
     index: int | None = None
@@ -86,7 +85,7 @@ class ToolCallDelta(Struct, gc=False):
 
 
 class Delta(Struct, gc=False):
-    """The delta of a chunk, or the message of a completion. Deltas and messages have the same keys."""
+    """The delta of a chunk, or the message of a whole completion. Both have the same keys."""
 
     content: Raw = ABSENT
     refusal: Raw = ABSENT
@@ -111,7 +110,7 @@ class Choice(Struct, gc=False):
 
 
 class Chunk(Struct, gc=False):
-    """A chunk of a streamed response of the model server, or a whole completion."""
+    """A chunk of the model server's stream, or the model server's whole answer without a stream."""
 
     choices: list[Choice] | None = None
     usage: Raw = ABSENT
@@ -135,7 +134,7 @@ class UsageDetails(Struct, gc=False):
 
 
 class ChatUsage(Struct, gc=False):
-    """A usage object. The fields of this class are all keys under which model servers report a token count."""
+    """A usage object. Model servers use different keys for a token count, and this class has all of them."""
 
     prompt_tokens: TokenCount | None = None
     input_tokens: TokenCount | None = None

@@ -1,7 +1,7 @@
 """Defines the stream events, with one class for each event type that OpenAI's service sends.
 
-Lives here: the names and fields of the events. Not here: the sequence numbers, ids and order of events
-(`translation/events/builder.py`), and encoding events as server-sent events (`translation/events/encode.py`).
+`translation/events/builder.py` decides the order of events and generates ids and sequence numbers.
+`translation/events/encode.py` encodes events as server-sent events.
 
 Invariant: the first key of every event is `type`, and every event has a `sequence_number`.
 """
@@ -51,8 +51,9 @@ class ErrorDetail(Struct):
 
 
 class ErrorEvent(Event, tag="error"):
-    """An error event. In OpenAI's schema, `code`, `message` and `param` are fields of the event. In the Open Responses
-    schema and in events of OpenAI's service, they are fields of the object `error`. Antiphon sends both forms."""
+    """An error event. In OpenAI's schema, `code`, `message` and `param` are fields of the event itself. In the Open
+    Responses schema, and in the events that OpenAI's service sends, these fields are in an object `error`. Antiphon
+    sends both forms in one event."""
 
     code: str | None
     message: str
@@ -117,13 +118,13 @@ class ReasoningTextDone(_Part, tag="response.reasoning_text.done"):
 
 
 class ReasoningDelta(_Part, tag="response.reasoning.delta"):
-    """The event that the Open Responses specification has in place of OpenAI's `response.reasoning_text.delta`."""
+    """The event of the Open Responses specification that corresponds to OpenAI's `response.reasoning_text.delta`."""
 
     delta: JsonText
 
 
 class ReasoningDone(_Part, tag="response.reasoning.done"):
-    """The event that the Open Responses specification has in place of OpenAI's `response.reasoning_text.done`."""
+    """The event of the Open Responses specification that corresponds to OpenAI's `response.reasoning_text.done`."""
 
     text: JsonText
 
@@ -242,8 +243,8 @@ class ApplyPatchDiffDone(_CallEvent, tag="response.apply_patch_call_operation_di
 
 
 class _ShellCommand(Event):
-    """The fields that every event about a shell command has. OpenAI's service sends no `item_id` in shell command
-    events, so `output_index` identifies the call."""
+    """The fields that every event about a shell command has. `output_index` identifies the call, because OpenAI's
+    service sends no `item_id` in these events."""
 
     output_index: int
     command_index: int

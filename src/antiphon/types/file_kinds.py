@@ -1,12 +1,10 @@
-"""Determines a file's plain name and media type from its metadata and its first bytes.
+"""Determines a safe file name and the media type of a file, from its metadata and its first bytes.
 
-Lives here: the rules for plain names and media types, the media types of text, and the image types that models accept.
-This module also defines `FetchedFile`, a file that the translation puts into a chat request. Not here: reading a file
-(`search/` reads documents), fetching a file (`upstream/fetch.py`), and the file types that a chat server accepts
-(`translation/chat/content.py`).
+The package `search` extracts the text of documents, and `upstream/fetch.py` downloads files.
+`translation/chat/content.py` decides which files a chat server accepts.
 
-Invariants: a plain name contains no path, no control character and no character that reverses the writing direction. A
-media type is in lower case and has no parameters.
+Invariants: a safe file name contains no path, no control character and no character that reverses the writing
+direction. A media type is in lower case and has no parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ BYTES: Final = "application/octet-stream"
 """The media type of a file whose type is unknown."""
 
 FIRST_BYTES: Final = 16
-"""The number of bytes at a file's start that `image_type` needs."""
+"""The number of bytes from the start of a file that `image_type` needs."""
 
 _UNNAMEABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _MAX_NAME: Final = 255
@@ -51,8 +49,8 @@ for _ending, _type in {
 
 
 def plain_name(name: str) -> str:
-    """Return the file name without its path, shortened to 255 bytes. A short extension stays complete. Returns an empty
-    string when the name has no allowed character."""
+    """Return the file name without its path and without unsafe characters, shortened to 255 bytes. The function does
+    not shorten an extension of up to 16 characters. Return an empty string if the name has no allowed character."""
     name = _UNNAMEABLE.sub("", re.split(r"[/\\]", name)[-1]).strip()
     if name.strip(".") == "":
         return ""
@@ -79,7 +77,7 @@ def media_type_of(name: str, declared: str = "") -> str:
 
 
 def is_text(name: str, media_type: str) -> bool:
-    """Return whether the file is text, so that a model can read its bytes unchanged."""
+    """Return whether the file is plain text, which a model can read without conversion."""
     if media_type and media_type != BYTES:
         return media_type.startswith(_TEXT_TYPES)
     return name.lower().endswith(_TEXT_ENDINGS)
@@ -101,8 +99,8 @@ def image_type(start: bytes) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class FetchedFile:
-    """A file that the translation puts into a chat request. `name` is a plain file name: not empty, and without a path.
-    `media_type` is in lower case and has no parameters."""
+    """A file that the translation puts into a chat request. `name` is a safe file name, as `plain_name` returns it, and
+    not empty. `media_type` is in lower case and has no parameters."""
 
     name: str
     media_type: str

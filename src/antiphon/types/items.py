@@ -1,22 +1,17 @@
-"""Defines items and content parts, in the forms in which clients send them, the store saves them, and responses contain
-them.
+"""Defines items and their content parts.
 
-Lives here: one tolerant type for all input items (`InputItem`), because clients omit and add keys freely. This module
-also has the exact types of output items, and the record of the text that the model saw for an item (`Shown`). Not here:
-the conversion of items into chat messages (`translation/chat/messages.py`), storing records (`engine/exchange/`,
-`stores/`).
+All input items have one type with optional fields (`InputItem`), because clients often omit fields or add others. Each
+kind of output item has its own exact type. `translation/chat/messages.py` converts items into chat messages.
 
-A model server reuses its prefix cache only if a request begins with the same bytes as an earlier request. The item of a
-search contains the queries. The item contains the results only if the client requested them. The model, however, has
-read all results. So Antiphon stores the text that the model has read, and sends the same text to the model in later
-requests. Antiphon never sends this text to a client.
+A hosted tool's output for the model is often longer than the tool's item. For example, the item of a search contains
+the results only if the client requests them. Later requests must send the model the same text, because a model server
+reuses its prefix cache only for an identical beginning of the prompt. So the store saves this text with the item
+(`Shown`). Antiphon never sends this text to a client.
 
-Sources: the schemas `ItemParam` and `ItemField` of Open Responses, and the fields that responses of OpenAI's service
-have.
+Sources: the schemas `ItemParam` and `ItemField` of Open Responses, and responses of OpenAI's service.
 
-Invariants: text inside output items is raw JSON. Antiphon never decodes the text of output items on its way from the
-upstream to the client. The record of the text that the model saw never comes from a client. `HistoryItem` joins a
-stored item and its stored record.
+Invariants: text inside output items is raw JSON, which Antiphon does not decode between the upstream and the client. A
+`Shown` never comes from a client. `HistoryItem` is a stored item with its `Shown`.
 """
 
 from __future__ import annotations
@@ -31,12 +26,12 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
-    """Any input item, with the keys that Antiphon reads. `translation/item_kinds.py` lists the unknown keys of an item.
+    """An input item of any type, with the keys that Antiphon reads. `translation/item_kinds.py` finds unknown keys.
 
-    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a call of a custom
-    tool. `action`, `operation` and `environment` are fields of shell calls and patch calls. `tools` is a field of items
-    that declare tools. `source` is the whole unchanged item, for items that Antiphon returns or stores exactly as the
-    client sent them. For example, `source` is set for an item of a hosted tool from an earlier response.
+    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text that the model passes
+    to a custom tool. `action`, `operation` and `environment` are fields of shell calls and patch calls. `tools` is a
+    field of items that declare tools. `source` is the item's original JSON, if Antiphon must store or return the item
+    exactly as the client sent it. For example, `source` is set for items of hosted tools from earlier responses.
     """
 
     type: str | None = None
@@ -65,8 +60,8 @@ class InputItem(Struct, gc=False):
 
 
 class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
-    """An item that has only known keys. The keys that this class adds are metadata of a client or a server. Antiphon
-    does not send them to the model."""
+    """An input item whose type rejects unknown keys. The fields that this class adds are metadata, which Antiphon does
+    not send to the model."""
 
     caller: Raw = ABSENT
     created_by: Raw = ABSENT
@@ -89,7 +84,7 @@ class InputPart(Struct, gc=False):
 
 
 class KnownPart(InputPart, gc=False, forbid_unknown_fields=True):
-    """A content part that has only known keys. `annotations` and `logprobs` describe text that a model has
+    """A content part whose type rejects unknown keys. `annotations` and `logprobs` describe text that a model has
     generated."""
 
     annotations: Raw = ABSENT
@@ -107,7 +102,7 @@ ItemStatus = Annotated[
         }
     ),
 ]
-"""The progress of an item."""
+"""The status of an item, such as `in_progress` or `completed`."""
 
 
 MessagePhase = Literal["commentary", "final_answer"]
@@ -166,9 +161,8 @@ class Message(_Tracked, kw_only=True):
 
 
 class Reasoning(_EmittedItem, kw_only=True):
-    """A reasoning item. Reasoning items have no `status`, as in recordings of OpenAI's service. `content` is absent
-    when `summary` contains the text. `encrypted_content` is present only if the request's `include` has
-    `reasoning.encrypted_content`."""
+    """A reasoning item. Reasoning items have no `status`, because OpenAI's service sends none. `content` is absent when
+    `summary` contains the text. `encrypted_content` is absent when the request's `include` does not list it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -177,9 +171,9 @@ class Reasoning(_EmittedItem, kw_only=True):
 
 
 class FunctionCall(_Tracked, kw_only=True):
-    """A call of a function tool. `arguments` is a string that contains JSON. `namespace` is present when the tool was
-    declared in a namespace. If the tool's declaration requests encrypted arguments, `encrypted_function_args` is an
-    empty list."""
+    """A call of a function tool. `arguments` is a JSON object, encoded as a JSON string. `namespace` is present when
+    the tool was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool's
+    declaration requests encrypted arguments."""
 
     type: Literal["function_call"] = "function_call"
     arguments: JsonText
@@ -277,8 +271,8 @@ class HostedToolSearchCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchOutput(_Tracked, kw_only=True):
-    """The declarations of the tools that a `HostedToolSearchCall` found. After this item, the model can call these
-    tools."""
+    """The declarations of the tools that a `HostedToolSearchCall` found. The model can call these tools after this
+    item."""
 
     type: Literal["tool_search_output"] = "tool_search_output"
     call_id: None = None
@@ -332,10 +326,11 @@ OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | 
 
 
 class ShownCall(Struct, omit_defaults=True):
-    """A call of a hosted tool, with its result. `arguments` and `output` are JSON strings.
+    """A tool call and its result, as the model sees them in the chat messages. `arguments` and `output` are JSON
+    strings.
 
-    `output` is absent if the item contains the same text. `asked` is the id of the approval request for this call. All
-    calls with the same value of `round` come from the output of one model call.
+    `output` is absent if the item already contains the same text. `asked` is the id of the approval request for this
+    call, or None. Calls with the same `round` come from the same model call.
     """
 
     call_id: str
@@ -348,11 +343,13 @@ class ShownCall(Struct, omit_defaults=True):
 
 
 class Shown(Struct, omit_defaults=True):
-    """The calls that the model sees in place of an item.
+    """The tool calls that the model sees in the chat messages in place of a stored item.
 
     - `call_id` is the id by which the model knows the item's call, if the item has a different id.
-    - `marks` is the highest citation number that the sources of the conversation have so far.
-    - `beside` has the ids of calls of client tools that the model made in the same output, after these calls.
+
+    - `marks` is the highest citation number in the conversation so far.
+
+    - `beside` has the ids of the client tool calls that the model made after these calls, in the same output.
     """
 
     calls: tuple[ShownCall, ...] = ()
@@ -362,7 +359,7 @@ class Shown(Struct, omit_defaults=True):
 
 
 class HistoryItem(InputItem):
-    """A stored item, with the stored record of the text that the model saw."""
+    """A stored item, with the tool calls that the model sees in its place (`shown`)."""
 
     shown: Shown | None = None
 
@@ -371,17 +368,17 @@ _SHOWN = msgspec.json.Decoder(Shown)
 
 
 def read_shown(kept: bytes | None) -> Shown | None:
-    """Decode the record of the text that the model saw for a stored item (`Shown`). Returns None if `kept` is None."""
+    """Decode the `Shown` of a stored item from JSON. Return None if `kept` is None."""
     return None if kept is None else _SHOWN.decode(kept)
 
 
 def shown_of(item: InputItem) -> Shown | None:
-    """Return this item's record of the text that the model saw, or None if the item has no such record."""
+    """Return the `Shown` of this item, or None if the item has none."""
     return item.shown if isinstance(item, HistoryItem) else None
 
 
 def with_shown(item: InputItem, shown: Shown) -> HistoryItem:
-    """Return the item, joined with the record of the text that the model saw."""
+    """Return the item together with its `Shown`."""
     fields = {name: getattr(item, name) for name in InputItem.__struct_fields__}
     return HistoryItem(**fields, shown=shown)
 

@@ -1,8 +1,7 @@
-"""Handles JSON text as bytes, without decoding the text, for code that runs for every chunk of a stream.
+"""Handles JSON strings as bytes, without decoding them, for code that runs for every chunk of a stream.
 
-Lives here: functions for fragments of JSON text. A *fragment* is the escaped text of a JSON string without its quotes.
-A caller can join fragments and put them between quotes, to build a JSON string. Not here: the classes of requests,
-items and events (`types/request.py`, `types/items.py`, `types/events.py`).
+A *fragment* is the escaped text of a JSON string without its quotes. A caller can join several fragments and put quotes
+around them, to form a JSON string.
 
 Invariant: a fragment is valid UTF-8 and contains no unescaped quote or control character.
 """
@@ -31,7 +30,7 @@ JsonObjects = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "ar
 """An undecoded JSON array of objects."""
 
 ABSENT: Final = msgspec.Raw()
-"""The default value of raw fields that the data may omit. None cannot be the default, because msgspec cannot decode a
+"""The value of a raw JSON field that is absent from the data. The value cannot be None, because msgspec cannot decode a
 union of raw JSON and None."""
 
 _NOTHING: Final = msgspec.Raw(b"")
@@ -45,13 +44,13 @@ def raw(value: object) -> msgspec.Raw:
 
 
 def quoted(fragment: bytes) -> msgspec.Raw:
-    """Return the JSON string with this fragment between quotes."""
+    """Return the JSON string for a fragment: the fragment in quotes."""
     return msgspec.Raw(b'"%b"' % fragment)
 
 
 def fragment_of(text: str) -> bytes:
     """Return the text as a fragment (escaped JSON text without quotes). A lone surrogate becomes U+FFFD, because UTF-8
-    cannot encode a lone surrogate."""
+    has no encoding for it."""
     try:
         return encode(text)[1:-1]
     except UnicodeEncodeError:
@@ -59,8 +58,8 @@ def fragment_of(text: str) -> bytes:
 
 
 def first(value: msgspec.Raw) -> bytes:
-    """Return the first byte of a raw value, which identifies the value's JSON type. Returns empty bytes when the value
-    is absent."""
+    """Return the first byte of a raw JSON value, which identifies the value's JSON type. Return empty bytes if the
+    value is absent."""
     return bytes(memoryview(value)[:1])
 
 
@@ -77,8 +76,8 @@ def text_of(fragment: bytes) -> str:
 
 
 def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspec.Raw) -> _Value | None:
-    """Return the decoded value. Returns None if the JSON value does not have the decoder's type, and for JSON that is
-    invalid or nested too deeply."""
+    """Return the decoded value. Return None if the JSON is invalid or nested too deeply, or does not match the type of
+    the decoder."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -88,8 +87,8 @@ def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspe
 def decode_any(data: bytes | str) -> Any:
     """Decode JSON leniently: replace invalid UTF-8, and accept lone surrogates and NaN.
 
-    Call this function for an upstream's data after msgspec's strict decoder has refused the data. Raises ValueError
-    when the data is not JSON, or is nested too deeply.
+    This function is for an upstream's data that the strict decoder of msgspec has refused. Raises ValueError when the
+    data is not JSON, or is nested too deeply.
     """
     try:
         return msgspec.json.decode(data)
@@ -104,7 +103,7 @@ def decode_any(data: bytes | str) -> Any:
 
 
 def decode_object(data: bytes | str) -> dict[str, Any]:
-    """Decode a JSON object as leniently as `decode_any`. Returns an empty dict for data that is not a JSON object."""
+    """Decode a JSON object with `decode_any`. Return an empty dict for data that is not a JSON object."""
     try:
         value = decode_any(data)
     except ValueError:

@@ -1,14 +1,13 @@
 """Defines the body of a create-response request, and the tool declarations in this body.
 
-Lives here: the type of a validated request, and the types of its nested fields. This module also has one tolerant type
-for all tool declarations, and one type for all forms of `tool_choice`. Not here: which fields Antiphon supports, with
-their types and limits (`translation/request/fields.py`), the checks of combinations of fields
-(`translation/request/body.py`). Not here: the tool types that the model can call (`translation/request/tools.py`), and
-their chat form (`translation/chat/tools.py`).
+All tool declarations have one type with optional fields, and so do all forms of `tool_choice`.
+`translation/request/fields.py` lists the supported fields with their types and limits, and
+`translation/request/body.py` checks combinations of fields. `translation/request/tools.py` lists the tool types that
+the model can call.
 
 Source: the schemas `CreateResponse` of OpenAI and `CreateResponseBody` of Open Responses.
 
-Invariant: large values (`input`, tool parameters, schemas, grammars) stay raw slices of the request.
+Invariant: large values (`input`, tool parameters, schemas, grammars) stay undecoded slices of the request body.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from antiphon.types.tolerance import Tolerance
 
 
 class ToolDeclaration(Struct):
-    """A tool declaration of any type. `tools` are the tools of a namespace. `source` is the unchanged declaration,
-    which the response repeats. `unhurried` (`async` in JSON): the conversation may continue before calls of the tool
-    have their output."""
+    """A tool declaration of any type. `tools` are the tools inside a namespace. `source` is the declaration's original
+    JSON, which the response repeats. `unhurried` (`async` in JSON): the model may continue before a call of this tool
+    has its output."""
 
     type: str
     name: str | None = None
@@ -45,12 +44,14 @@ class ToolDeclaration(Struct):
 
 
 class ToolChoice(Struct, frozen=True):
-    """The field `tool_choice` in one form, into which Antiphon converts all other forms. `mode` is auto, none or
-    required.
+    """The field `tool_choice` in a common form. Antiphon converts all forms that clients send to this form. `mode` is
+    `auto`, `none` or `required`.
 
-    - `tools` are the (name, namespace) pairs that the model may call. None allows all tools. (None, namespace) allows a
-      whole namespace.
+    - `tools` are the tools that the model may call, as pairs (name, namespace). A pair (None, namespace) stands for all
+      tools of a namespace. If `tools` is None, the model may call all tools.
+
     - `single`: the request names exactly one tool.
+
     - `echo` is the client's value of `tool_choice`, which the response repeats.
     """
 
@@ -66,12 +67,12 @@ class ToolChoice(Struct, frozen=True):
         return (name, namespace) in self.tools or (namespace is not None and (None, namespace) in self.tools)
 
     def means_of(self, namespace: str | None) -> bool:
-        """Return whether the choice names a tool of this namespace, or the whole namespace."""
+        """Return whether the choice names the whole namespace or a tool in it."""
         return self.tools is not None and any(space == namespace for _, space in self.tools)
 
     @property
     def searches(self) -> bool:
-        """Whether the choice names `tool_search` among several tools, so that the model may search for tools.
+        """Whether the choice names `tool_search` and other tools, so that the model may search for tools.
 
         The model may find the deferred tools that the choice names. If the choice names no deferred tool, the model may
         find all of them.
@@ -115,22 +116,32 @@ class PromptCacheOptions(Struct):
 class CreateResponse(Struct):
     """A validated create-response request.
 
-    - `prompt` is the reference to a prompt template, which the response repeats. `prompt_messages` are the messages of
-      the prompt's template.
-    - `logprobs`, `encrypted_reasoning` and `obfuscation` are the options that the fields `include` and `stream_options`
-      set.
+    - `prompt` is the client's reference to a prompt template, which the response repeats. `prompt_messages` are the
+      messages of that template.
+
+    - `logprobs`, `encrypted_reasoning` and `obfuscation` come from the fields `include` and `stream_options`.
+
     - `compact`: the response is a compaction of the conversation instead of an answer.
+
     - `compact_threshold`: if the conversation has at least this many tokens, Antiphon compacts the conversation before
       the model answers. A threshold of 0 means that Antiphon compacts when the model's context is nearly full.
+
     - `prewarm`: Antiphon prepares the response but makes no model call.
+
     - `comparison_response_id` names the response whose prompt Antiphon compares with the prompt of this request.
+
     - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).
-    - `parameters` are fields that chat servers know and the Responses API does not.
-    - `others` are fields that neither chat servers nor the Responses API know.
-    - `allowed` has the names in `parameters` and `others` that the operator allows Antiphon to forward.
+
+    - `parameters` are fields of Chat Completions that the Responses API does not have.
+
+    - `others` are fields that neither Chat Completions nor the Responses API has.
+
+    - `allowed` names the fields in `parameters` and `others` that the operator lets Antiphon forward (`field_allow`).
+
     - `ignored` has the names of fields without effect. The response header `antiphon-ignored` lists these names.
-    - `unknown` decides whether Antiphon ignores or refuses unknown fields and values. `unknown` also records the names
-      of ignored fields and values.
+
+    - `unknown` decides whether Antiphon ignores or refuses unknown fields and values, and records the names of those
+      that it ignores.
     """
 
     model: str

@@ -1,11 +1,10 @@
-"""Defines the response object, which JSON responses and stream events contain.
+"""Defines the response object, which the API returns as JSON and in stream events.
 
-Lives here: the types of the response object and of its usage object. Not here: the list of request fields that a
-response repeats unchanged (`translation/request/fields.py`). Not here: the order of the keys and the origin of the
-values (`translation/events/response_draft.py`, `translation/events/builder.py`).
+`translation/events/response_draft.py` and `translation/events/builder.py` set the values.
+`translation/request/fields.py` lists the request fields that a response repeats unchanged.
 
-Invariant: every key is present in every copy of the response, except the keys that `Response` lists. An unknown value
-is `null`.
+Invariant: every key is always present, except the keys that the docstring of `Response` lists. An unknown value is
+`null`.
 """
 
 from __future__ import annotations
@@ -60,12 +59,12 @@ MissReason = Literal[
     "input_changed",
     "service_tier_changed",
 ]
-"""The reasons why a model server cannot reuse the whole compared prompt. OpenAI's type has the same reasons."""
+"""The reasons why a model server cannot reuse its cache of an earlier prompt. OpenAI's API has the same reasons."""
 
 
 class CacheMiss(Struct, tag_field="type", tag="cache_miss"):
-    """The request's prompt differs from the prompt of the response `comparison_response_id`, and neither prompt is the
-    beginning of the other. `reason` names the first difference.
+    """The request's prompt differs from the prompt of the response `comparison_response_id`, and neither prompt begins
+    with the other. `reason` names the first difference.
 
     `cache_missed_tokens` is the number of input tokens after the difference. `comparison_reusable_tokens` is the number
     of input tokens before the difference.
@@ -77,8 +76,7 @@ class CacheMiss(Struct, tag_field="type", tag="cache_miss"):
 
 
 class CacheHit(Struct, tag_field="type", tag="cache_hit"):
-    """The request's prompt begins with the whole prompt of the response `comparison_response_id`, or is the beginning
-    of that prompt."""
+    """The request's prompt begins with the whole prompt of the response `comparison_response_id`, or the reverse."""
 
 
 class ComparisonNotFound(Struct, tag_field="type", tag="comparison_response_not_found"):
@@ -95,10 +93,12 @@ PromptCacheDiagnostics = CacheMiss | CacheHit | ComparisonNotFound | ComparisonU
 
 
 class Response(Struct, kw_only=True):
-    """One response. Clients always get `output`. The store keeps the output items separately, so only the stored copy
-    has no `output`. `conversation` and `prompt` are present when the request has these fields.
-    `prompt_cache_diagnostics` is present in the finished response when the request has a `comparison_response_id`.
-    Every other key is always present."""
+    """One response.
+
+    `conversation` and `prompt` are present when the request has these fields. `prompt_cache_diagnostics` is present in
+    the finished response when the request has a `comparison_response_id`. `output` is absent only in the store, which
+    saves the output items separately. All other keys are always present.
+    """
 
     id: str
     object: Literal["response"] = "response"

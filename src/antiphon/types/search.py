@@ -1,19 +1,17 @@
-"""Reads the filters and the ranking options of a search, and splits a search text into words.
+"""Parses the filters and the ranking options of a search, and splits texts and queries into words.
 
-Lives here: the types of filters and ranking options, reading filters and options from decoded JSON, and splitting a
-text or a query into words. This module also has the stop words, and splits text in scripts without spaces. Not here:
-applying filters, options and words to an index (`stores/`), stemming and the folding of case and accents, the search
-itself.
+The package `stores` searches the index with these filters, options and words.
 
-The index stores text in scripts without spaces letter by letter. In a query, a run of such letters becomes pairs of
-letters. For example, the query "検索機能" becomes the terms 検索, 索機 and 機能.
+Some scripts, such as Chinese and Thai, have no spaces between words. The index contains such a text as single letters.
+In a query, each pair of neighbouring letters becomes a term. For example, the query "検索機能" becomes the terms 検索,
+索機 and 機能.
 
 Source: the schemas `ComparisonFilter` and `CompoundFilter` and the two forms of ranking options in OpenAI's API
 specification.
 
-Invariants: a search accepts every filter and option that this module returns. Any other input raises an
-`InvalidRequest` that names the path of the wrong field. The terms of a query never contain search syntax. Every term is
-a word, even if the client's query contains search operators.
+Invariants: a search accepts every filter and option that this module returns. For an invalid filter or option, the
+module raises an `InvalidRequest` that names the path of the wrong field. Each term of a query is a word. Operators of
+the database's search syntax never become part of a term.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ Attributes = Mapping[str, str | float | bool]
 class Filter:
     """A condition on the attributes of a file.
 
-    A comparison has `key` and `value` (a tuple for `in` and `nin`). A compound filter (`and`, `or`) has `parts`. A file
-    that lacks the attribute, or has a value of another type, matches only `ne` and `nin`.
+    A comparison has `key` and `value` (a tuple for `in` and `nin`). A compound filter (`and`, `or`) has `parts`. If a
+    file has no such attribute, or the attribute has a different type, the file matches only `ne` and `nin`.
     """
 
     kind: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "and", "or"]
@@ -46,10 +44,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The ranking options of a search. The result omits hits whose score is below `threshold` (0..1).
+    """The ranking options of a search. The search returns no hit with a score below `threshold` (0 to 1).
 
-    The weights set the shares of the embedding score and the text score in a hybrid search. The search uses the weights
-    only if the vector store has embeddings. If a weight is 0, the search does not compute that score.
+    A hybrid search combines an embedding score and a text score with these weights. The weights have an effect only if
+    the vector store has embeddings. If a weight is 0, the search does not compute the score of that kind.
     """
 
     threshold: float = 0.0
@@ -61,8 +59,7 @@ DEFAULT_RANKING: Final = Ranking()
 
 
 MAX_TERMS: Final = 64
-"""The maximum number of terms in a query. `query_terms` drops further terms, because each term costs time and the first
-terms usually matter most."""
+"""The maximum number of terms in a query. `query_terms` drops further terms, because each term costs time."""
 
 # The letters of Thai, Lao, Myanmar and Khmer, kana, and CJK ideographs with their extensions and compatibility forms.
 _UNSPACED: Final = (
@@ -83,17 +80,17 @@ STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 
 
 def index_text(text: str) -> str:
-    """Return the text in the form that the index stores, with a space around each letter of a script without spaces."""
+    """Return the text for the index, with a space around each letter of a script that has no spaces between words."""
     if not _HAS_UNSPACED.search(text):
         return text
     return _HAS_UNSPACED.sub(lambda letter: f" {letter[0]} ", text)
 
 
 def query_terms(query: str) -> list[str]:
-    """Return the terms of a query, without duplicates and stop words. A term is a word, or two letters with a space
-    between them.
+    """Return the terms of a query, without duplicates and stop words. In a script that has no spaces between words, a
+    term is a pair of letters with a space between them.
 
-    If the query consists only of stop words, the result has these stop words.
+    If the query has only stop words, return the stop words.
     """
     terms: dict[str, None] = {}
     for word in _WORD.findall(query.lower()):
@@ -157,7 +154,7 @@ FILTERS: Final[dict[str, object]] = {
         _NULL,
     ]
 }
-"""The JSON schema of a filter. The entries in `filters` are filters too."""
+"""The JSON schema of a filter. A compound filter contains further filters in `filters`."""
 
 _WEIGHT: Final = {"type": ["number", "null"], "minimum": 0}
 RANKING: Final[dict[str, object]] = {
@@ -175,15 +172,15 @@ RANKING: Final[dict[str, object]] = {
 
 
 def read_filters(value: object, where: str) -> Filter | None:
-    """Read the filter of a search from decoded JSON. Returns None when `value` is None. Raises `InvalidRequest`."""
+    """Parse the filter of a search from decoded JSON. Return None if `value` is None. Raises `InvalidRequest`."""
     found = None if value is None else _filter(value, where, _MAX_DEPTH)
     if found is not None and _size(found) > _MAX_IN_ALL:
-        raise invalid_value(where, f"use at most {_MAX_IN_ALL} comparisons in all")
+        raise invalid_value(where, f"use at most {_MAX_IN_ALL} comparisons and compound filters in the whole filter")
     return found
 
 
 def read_ranking(value: object, where: str) -> Ranking:
-    """Read the ranking options of a search from decoded JSON. Returns the default options when `value` is None. Raises
+    """Parse the ranking options of a search from decoded JSON. Return the default options if `value` is None. Raises
     `InvalidRequest`."""
     if value is None:
         return Ranking()
@@ -214,7 +211,7 @@ def _filter(value: object, where: str, depth: int) -> Filter:
         if not isinstance(parts, list) or not 1 <= len(parts) <= _MAX_PARTS:
             raise invalid_value(f"{where}.filters", f"use a list of 1 to {_MAX_PARTS} filters")
         if not depth:
-            raise invalid_value(where, f"filters may be nested {_MAX_DEPTH} deep at most")
+            raise invalid_value(where, f"filters may be nested at most {_MAX_DEPTH} levels deep")
         return Filter(
             kind,
             parts=tuple(_filter(part, f"{where}.filters[{number}]", depth - 1) for number, part in enumerate(parts)),
@@ -227,11 +224,11 @@ def _filter(value: object, where: str, depth: int) -> Filter:
     compared = given.get("value")
     if kind in _LISTS:
         if not isinstance(compared, list) or len(compared) > _MAX_PARTS:
-            raise invalid_value(f"{where}.value", f"'{kind}' takes a list of at most {_MAX_PARTS} values")
+            raise invalid_value(f"{where}.value", f"'{kind}' needs a list of at most {_MAX_PARTS} values")
         return Filter(kind, key, tuple(_scalar(each, f"{where}.value") for each in compared))
     scalar = _scalar(compared, f"{where}.value")
     if kind in _ORDERED and isinstance(scalar, bool):
-        raise invalid_value(f"{where}.value", f"'{kind}' takes a number or a string")
+        raise invalid_value(f"{where}.value", f"'{kind}' needs a number or a string")
     return Filter(kind, key, scalar)
 
 

@@ -1,20 +1,19 @@
-"""Handles unknown fields and values in a request. Antiphon ignores them and lists their names, or refuses the request
-in strict mode.
+"""Handles unknown fields and values in a request. By default, Antiphon ignores them and lists their names. In strict
+mode, it refuses the request.
 
-The API grows faster than any gateway: clients send items, parts, tools and values that are newer than this version of
-Antiphon. Most newer values do not change the model's prompt. A client is worse off with a refused request than with an
-answer that ignores an unknown value.
+Clients often send items, content parts, tools and values that are newer than this version of Antiphon. Most of them do
+not change the model's prompt, so an answer that ignores them helps the client more than an error.
 
-Lives here: the decision about unknown fields and values, and the list of ignored names. Not here: the lists of known
-names, which are in the modules that read the values, and known fields without effect (`CreateResponse.ignored`).
+The modules that parse a value have the lists of its known names. `CreateResponse.ignored` has the known fields without
+effect.
 
-Tools have a separate list and a separate setting (`refuse_tools`). An answer without a tool that the client relies on
-may be wrong. The model may lack an unknown tool, or a known tool that the operator has not configured.
+For tools there is a separate list, and a separate setting (`refuse_tools`), because an answer without a tool may be
+wrong. This list contains unknown tools, and known tools that the operator has not configured.
 
-Invariants: `names` lists every ignored field or value, and `tools` lists every ignored tool. In each list, the 65th
-name is `...`, which stands for all further names. In strict mode Antiphon ignores no unknown field or value. In both
-modes Antiphon refuses a request whose tool call has an output of unknown type. In both modes Antiphon also refuses a
-request that restricts a response or a search in an unknown way. The callers never pass these two cases to this module.
+Invariants: `names` lists every ignored field or value, and `tools` lists every ignored tool. After 64 names, the entry
+`...` stands for all further names. In strict mode Antiphon ignores no unknown field or value. Even without strict mode,
+Antiphon refuses unknown tool outputs, and unknown restrictions of a response or a search. The callers raise these
+errors themselves.
 """
 
 from __future__ import annotations
@@ -27,16 +26,14 @@ from antiphon.errors import InvalidRequest
 
 _LONGEST: Final = 128
 MAX_NAMES: Final = 64
-"""The maximum number of names that one response lists. The names are those of ignored unknown parts, and of parts
-without effect."""
+"""The maximum number of ignored fields and values that one response lists."""
 _MORE: Final = "..."
 
 
 @dataclass(slots=True)
 class Tolerance:
-    """The unknown fields and values and the tools of one request that the translation ignores. `names` has the names of
-    the unknown fields and values. `tools` has the tools that the model does not see, known or unknown. Each list has
-    the order of the request, without duplicates."""
+    """What the translation ignores in one request. `names` has the names of unknown fields and values. `tools` has the
+    names of the tools that the model does not get. Both lists are in the order of the request, without duplicates."""
 
     strict: bool = False
     names: list[str] = field(default_factory=list)
@@ -45,7 +42,7 @@ class Tolerance:
 
     def unknown(self, names: Iterable[str], known: Container[str]) -> Iterator[str]:
         """Yield the names that are not in `known`. The iteration stops when `self.names` is full, because a request may
-        have millions of names."""
+        have millions of unknown names."""
         for name in names:
             if name in known:
                 continue
@@ -54,8 +51,7 @@ class Tolerance:
             yield name
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
-        """Record the name of an unknown field or value, in the form that the client gets, for example
-        `input.future_call` or `include:future`.
+        """Record the name of an unknown field or value, for example `input.future_call` or `include:future`.
 
         Raises `error` in strict mode.
         """
@@ -64,8 +60,7 @@ class Tolerance:
         self.note(name)
 
     def leave_out_tool(self, name: str, error: InvalidRequest) -> None:
-        """Record a tool that the model does not see. Raises `error` if the settings refuse a request with such a
-        tool."""
+        """Record the name of a tool that the model does not get. Raises `error` instead if `refuse_tools` is set."""
         if self.refuse_tools:
             raise error
         name = name[:_LONGEST]
@@ -73,7 +68,7 @@ class Tolerance:
             self.tools.append(name)
 
     def note(self, name: str) -> None:
-        """Add a name to `names`, in strict mode too."""
+        """Add a name to `names`, even in strict mode."""
         name = name[:_LONGEST]
         if name not in self.names and len(self.names) <= MAX_NAMES:
             self.names.append(name if len(self.names) < MAX_NAMES else _MORE)

@@ -1,13 +1,8 @@
-"""Defines the types of HTTP headers and failed upstream calls, the format of request ids, and the CORS rules.
+"""Defines the internal HTTP headers between Envoy and Antiphon's processes, the kinds of failed upstream calls, the
+format of request ids, and the CORS rules.
 
-Lives here: the headers that Envoy and Antiphon's processes exchange, and the reasons for which an upstream call fails.
-This module also checks and replaces the header `x-request-id`, checks a CORS origin, and returns the response headers
-for this origin. Not here: the servers that generate request ids and send headers, and the allowed origins of WebSockets
-(the setting `websocket.origins`).
-
-Invariants: the log, the response and the upstream get the same request id, which has the format of this module. The
-CORS headers never allow credentials that the browser adds automatically (cookies). A page authenticates with a bearer
-token, not with cookies.
+Invariants: the log, the response and the upstream get the same request id. The CORS headers never allow cookies, so a
+web page must authenticate with a bearer token.
 """
 
 from __future__ import annotations
@@ -18,48 +13,49 @@ from enum import Enum
 from typing import Final
 
 Headers = tuple[tuple[str, str], ...]
-"""Pairs of a header's name and value, in order. Names are in lower case. A repeated header has several pairs."""
+"""HTTP headers as pairs of name and value, in order. Names are in lower case. A header with several values has several
+pairs."""
 
 LOCAL_REPLY: Final = "x-antiphon-local-reply"
-"""The header by which Envoy marks a reply that it generates itself, because no upstream answered. The value is
-`unreachable:`, followed by the reason in Envoy's words."""
+"""The header that Envoy adds to a reply that it generates itself, because no upstream answered. The value is
+`unreachable:` and Envoy's reason."""
 
 OWN_JSON: Final = "antiphon_"
 OWN_STREAM: Final = "antiphon_stream_"
-"""Prefixes of the field `details` in an immediate response of the sidecar. Envoy's access log shows this field.
-`OWN_JSON` marks a JSON body, `OWN_STREAM` an event stream."""
+"""When the sidecar answers a request itself (an immediate response), it sets the field `details`, which Envoy's access
+log shows. The field begins with `OWN_JSON` for a JSON body, and with `OWN_STREAM` for an event stream."""
 
 ENDED_EARLY: Final = "stream_ended_early"
-"""The name of the line that Envoy logs when a relayed stream ends too early."""
+"""The name of the line that Envoy logs when a stream in relay mode ends early."""
 
 PICKER_REPLY: Final = "picker"
-"""The prefix of the header `LOCAL_REPLY` if the endpoint picker chose no endpoint. After the prefix, the header's value
-has the status and the reason, separated by colons."""
+"""The beginning of the header `LOCAL_REPLY` if the endpoint picker chose no endpoint. The status and the reason follow,
+separated by colons."""
 
 NO_MODEL_DOOR: Final = "no listener of Envoy's at sidecar.model_door"
-"""The cause in the error of a model call that could not connect to Envoy's listener for model calls."""
+"""The cause of a failed model call that could not connect to Envoy's model listener."""
 
 SECRET_HEADER: Final = "x-antiphon-secret"
-"""The header with the secret that the sidecar shares with the gateway in front. The sidecar's ports accept only callers
-with this secret."""
+"""The header with the secret that Envoy and the sidecar share. The sidecar's TCP ports accept only requests with this
+secret."""
 
 CONSOLE_PATH: Final = "/console"
-"""The path of the console. All other paths of the console begin with this path."""
+"""The path of the console's start page, with which all paths of the console begin."""
 
 CONSOLE_HEADER: Final = "x-antiphon-console"
-"""The header by which Envoy marks a request from a listener that serves the console. Clients cannot set this header."""
+"""The header that Envoy adds to each request on a listener that serves the console. Clients cannot set this header."""
 
 PEER_HEADER: Final = "x-antiphon-peer"
 """The header with the address of the client that sent a request to the console through Envoy. Clients cannot set this
 header."""
 
 BACKEND_HEADER: Final = "x-antiphon-backend"
-"""The header with the name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients
-cannot set this header."""
+"""The header of a model call with the upstream's name, by which Envoy's routes choose the cluster. Clients cannot set
+this header."""
 
 UPSTREAM_HEADER: Final = "antiphon-upstream"
-"""The response header that names the upstream that answered, if the settings have several upstreams. Clients get this
-header too."""
+"""The response header with the name of the upstream that answered, for a model with several upstreams. Clients also get
+this header."""
 
 TRIED_HEADER: Final = "x-antiphon-tried"
 """The header with the number of upstreams that Antiphon or Envoy tried for a model call, including the upstream that
@@ -81,9 +77,11 @@ def bearer_token(headers: Headers) -> bytes:
 
 
 class UpstreamFault(Enum):
-    """The reason why an upstream call did not end properly. `HELD`: no data arrived before the timeout, but the client
-    may be the cause. When a client stops reading, the proxies between the client and the upstream also stop reading
-    from the upstream."""
+    """Why an upstream call failed.
+
+    `HELD`: no data arrived before the timeout, and the cause may be the upstream or the client. If a client stops
+    reading, Envoy also stops reading from the upstream.
+    """
 
     UNREACHABLE = "unreachable"
     TIMED_OUT = "timed_out"
@@ -102,9 +100,9 @@ class UpstreamError:
 
 REQUEST_ID: Final = "x-request-id"
 _REQUEST_ID_LETTERS: Final = "[A-Za-z0-9._:/+=-]"
-"""The characters of a valid id, as a regular expression for Python and Envoy."""
+"""The characters of a valid request id, as a regular expression for Python and Envoy."""
 UNFIT_REQUEST_ID: Final = f"(.*[^{_REQUEST_ID_LETTERS[1:-1]}].*)?"
-"""A regular expression that matches ids with invalid characters, and the empty id."""
+"""A regular expression that matches empty request ids and request ids with invalid characters."""
 LONGEST_REQUEST_ID: Final = 128
 _REQUEST_ID_FORM: Final = re.compile(f"{_REQUEST_ID_LETTERS}{{1,{LONGEST_REQUEST_ID}}}")
 
@@ -117,8 +115,8 @@ def sent_request_id(headers: Headers) -> str | None:
 
 
 def with_own_request_id(headers: Headers, request_id: str) -> Headers:
-    """Return the headers, with this id in place of the client's id. If the client sent no id, the function adds no id.
-    The upstream then generates an id."""
+    """Return the headers with `request_id` in place of the client's request id. If the client sent no request id,
+    return the headers unchanged, so that the upstream generates its own id."""
     others = tuple(pair for pair in headers if pair[0] != REQUEST_ID)
     return headers if len(others) == len(headers) else (*others, (REQUEST_ID, request_id))
 
@@ -136,7 +134,8 @@ def origin_allowed(origins: tuple[str, ...], origin: str | None) -> bool:
 
 
 def cors_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
-    """Return the CORS response headers for this origin. The result is empty if the settings allow no origin."""
+    """Return the CORS response headers for a request from this origin. Return no headers if the settings allow no
+    origin at all."""
     if not origins:
         return ()
     vary = ("vary", "origin")

@@ -1,10 +1,10 @@
-"""Defines typed views of JSON objects. A view is a type that has only the fields that one step reads.
+"""Defines types that decode only some fields of a JSON object, so that decoding is fast.
 
-Lives here: all views. Exactly one module decodes each view. Not here: the translation of the decoded values, and the
-types of objects that Antiphon decodes completely (`request.py`, `items.py`, `chat.py`).
+Each type is for one module, which needs only these fields. `request.py`, `items.py` and `chat.py` have the types of
+objects that Antiphon decodes completely.
 
-msgspec reads the annotations of the views at run time. So the classes are in a separate module, which the compiled
-build does not compile (docs/explanation/performance.md).
+The compiled build (docs/explanation/performance.md) does not compile this module, because msgspec reads the annotations
+of the types at run time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class OnlyModel(Struct):
 
 
 class Manner(Struct):
-    """The fields of a request by which the client chooses the form of the response."""
+    """The fields of a request that choose a stream or a whole body, and a background response or not."""
 
     stream: bool | None = None
     background: bool | None = None
@@ -36,7 +36,7 @@ class DeclaredTools(Struct):
 
 
 class ConversationName(Struct):
-    """The field `conversation` of a request, in its form as an object."""
+    """The field `conversation` of a request, if it is an object and not an id."""
 
     id: str
 
@@ -50,14 +50,14 @@ class PromptMember(Struct):
 
 
 class PromptValue(Struct):
-    """The value of a prompt's variable, in its form as an object: a content part."""
+    """The value of a prompt's variable, if it is a content part and not a string."""
 
     type: str
     text: str | None = None
 
 
 class PromptMessage(Struct):
-    """A message of a prompt template, with the keys that the code reads."""
+    """A message of a prompt template."""
 
     type: str = "message"
     role: str = ""
@@ -77,7 +77,7 @@ class TextUpdate(Struct):
 
 
 class ConfigurationUpdate(Struct):
-    """A `configuration_update` item, with the fields that have an effect."""
+    """The fields of a `configuration_update` item that have an effect."""
 
     reasoning: ReasoningUpdate | None = None
     text: TextUpdate | None = None
@@ -134,7 +134,7 @@ class NamedTool(Struct):
 
 
 class AnyToolChoice(Struct):
-    """The field `tool_choice`, in any of its forms as an object."""
+    """The field `tool_choice`, if it is an object and not a string."""
 
     type: str
     name: str | None = None
@@ -204,8 +204,8 @@ class SealedReasoning(Struct):
 
 
 class SealedCompaction(Struct):
-    """The decrypted payload of a compaction. `text` is the summary, and `items` are the items that stay unchanged.
-    `covers`: whether the summary covers all earlier items."""
+    """The decrypted payload of a compaction. `text` is the summary, and `items` are the items that Antiphon keeps
+    unchanged. `covers`: whether the summary replaces all earlier items of the conversation."""
 
     text: Raw = ABSENT
     items: list[Raw] = []
@@ -281,14 +281,14 @@ class RanInContainer(Struct):
 
 
 class QueuedCredentials(Struct):
-    """The declaration of an MCP tool, decoded only for the credentials of its server."""
+    """The declaration of an MCP tool, decoded only for the MCP server's credentials."""
 
     authorization: str | None = None
     headers: Raw = ABSENT
 
 
 class Approval(Struct):
-    """The fields that the code reads in approval requests, approval responses and lists of tools."""
+    """An approval request, an approval response or an `mcp_list_tools` item."""
 
     approval_request_id: str | None = None
     approve: bool | None = None

@@ -1,11 +1,11 @@
 """Makes model calls over HTTP: implements the `Upstream` port on aiohttp.
 
-This module makes one call (head, body, end), applies its timeouts and classifies transport failures. `http.py` manages
-the connections, and the package `translation` interprets the bytes.
+This module sends the request, reads the response, applies the timeouts and classifies transport failures. `http.py`
+manages the connections, and the package `translation` parses the bytes.
 
-Invariants: the client follows no redirect. A failed call always raises `UpstreamCallFailed`, whose detail contains no
-header and no body. If the caller leaves a call before its end, the connection closes immediately. So that another call
-can reuse the connection, the caller reads a response after `[DONE]` until the end of its body.
+Invariants: the client follows no redirect. A failed call always raises `UpstreamCallFailed`, whose message contains no
+header and no body. If the caller ends a call before the body is complete, the connection closes immediately. Otherwise
+another call can reuse the connection, so callers read the body to its end even after `[DONE]`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from antiphon.upstream.silence import Silence
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
 TLS_FAILED = "the TLS handshake failed"
-"""The start of the error text after a failed TLS handshake. Callers look for this text, because the server may speak
-plain HTTP."""
+"""The beginning of the error message after a failed TLS handshake. Other modules look for this text, and then advise
+the operator to try `http://`."""
 
 _CAUSES = 8
 # Headers that describe the bytes on the wire. The client removes these headers, because they do not apply to the
@@ -40,11 +40,11 @@ _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "
 class HttpUpstream:
     """Sends calls to one upstream over HTTP, with a connection pool. Each process has one client per upstream.
 
-    `connect_seconds` limits name resolution, TCP and TLS. `head_seconds` limits the wait for the response head, which
-    includes connecting. `idle_seconds` limits silence within the body. `body_limit` is the maximum size in bytes of a
-    body that is not an event stream. The package `translation` limits the size of event streams. If a reused connection
-    breaks within `stale_seconds`, the client sends the request again. Such an early break means that the server closed
-    the idle connection before it received the request.
+    `connect_seconds` limits the time for name resolution, TCP and TLS. `head_seconds` limits the time until the
+    response head has arrived, including the time to connect. `idle_seconds` limits the time without bytes in the middle
+    of the body. `body_limit` is the maximum size in bytes of a body that is not an event stream. The package
+    `translation` limits the size of event streams. If a reused connection breaks within `stale_seconds`, the client
+    sends the request again, because the server closed the idle connection before it received the request.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class HttpUpstream:
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """Send the request and wait for the response head. Yields the response, whatever its status.
+        """Send the request and wait for the response head. Yields the response, even if its status is an error.
 
         Raises `UpstreamCallFailed` when no head arrives: `UNREACHABLE` without a connection, `TIMED_OUT` after
         `head_seconds` for each of `request.tries`, `CUT` when the connection breaks. The end of the block closes the
@@ -170,7 +170,7 @@ class _UpstreamAnswer:
 
     @contextmanager
     def _watched(self) -> Iterator[Silence]:
-        """While the body is read, limit the silence and detect a lost connection."""
+        """While the caller reads the body, detect a lost connection and an upstream that sends nothing."""
         silence = Silence(self._idle_seconds, self._give_up)
         protocol = self._response.protocol
         # After a broken chunk header aiohttp's C parser (3.14.5) closes the connection and does not tell the reader
@@ -197,12 +197,11 @@ class _UpstreamAnswer:
         self._break_off()
 
     def _break_off(self) -> None:
-        """Because the connection is lost, raise an error in the code that reads the body, unless the body is
-        complete."""
+        """Report the lost connection to the code that reads the body, unless the body is complete."""
         self._end(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _end(self, error: aiohttp.ClientError) -> None:
-        """Raise `error` in the code that reads the body, unless the body is complete."""
+        """Make the code that reads the body raise `error`, unless the body is complete."""
         content = self._response.content
         if not content.is_eof() and content.exception() is None:
             content.set_exception(error)
@@ -218,10 +217,10 @@ class _UpstreamAnswer:
 
 
 def _let_go(error: BaseException) -> None:
-    """Remove the tracebacks from a failure, because no caller reads them.
+    """Remove the tracebacks from an exception, because they would waste memory.
 
-    aiohttp's connections keep their exceptions. The frames in the tracebacks would keep the connection, the request's
-    body and the received part of the response in memory.
+    aiohttp's connections keep a reference to the exception. The frames in its tracebacks refer to the connection, the
+    request's body and the received part of the response.
     """
     one: BaseException | None = error
     for _ in range(_CAUSES):
@@ -232,8 +231,7 @@ def _let_go(error: BaseException) -> None:
 
 
 def _left_over(content: aiohttp.StreamReader) -> bytes:
-    """Return the bytes that arrived before the failure. aiohttp's reader would raise the failure before it returns
-    these bytes."""
+    """Return the bytes that arrived before the failure, which aiohttp's reader would not return."""
     content.set_exception(None)  # type: ignore[arg-type]  # lets the reader continue; the caller has the failure
     return content.read_nowait()
 
@@ -258,7 +256,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _breaking(error: BaseException) -> str:
-    """Describe how the upstream broke an open connection."""
+    """Describe how an open connection to the upstream broke."""
     if isinstance(error, ConnectionResetError) or getattr(error, "errno", None) == errno.ECONNRESET:
         return "the upstream reset the connection"
     if isinstance(error, aiohttp.ServerDisconnectedError):

@@ -1,10 +1,10 @@
 """Requests vectors from an embeddings server: implements the `Embedder` port over `POST /embeddings`.
 
-This module splits texts into batches, parses the response and decides after which failures a retry may help.
+This module splits the texts into batches, parses the response, and decides whether a retry can help after a failure.
 `client.py` makes the HTTP calls.
 
-Invariants: the result has one vector for each text. Every vector has length 1, and as many dimensions as the first
-vector that the server sent. No error message contains an input text.
+Invariants: the result has one vector for each text. Every vector has length 1. All vectors have the same number of
+dimensions. No error message contains an input text.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class _EmbeddingsAnswer(msgspec.Struct):
 
 
 class HttpEmbedder:
-    """Embeds texts through the endpoint `POST /embeddings` of an upstream.
+    """Requests embeddings from the endpoint `POST /embeddings` of an upstream.
 
-    The settings limit each call to `batch` texts and to `seconds` of time, and the process to `concurrent` calls at a
-    time.
+    `batch`, `seconds` and `concurrent` in the settings limit the texts in each call, the time of each call, and the
+    concurrent calls of the process.
     """
 
     def __init__(
@@ -55,15 +55,16 @@ class HttpEmbedder:
 
     @property
     def model(self) -> str:
-        """The model's name, and the number of dimensions if the settings have it: `nomic-embed-text/256`."""
+        """The model's name. If the setting `dimensions` is set, the number follows after a slash:
+        `nomic-embed-text/256`."""
         return (
             f"{self._settings.model}/{self._settings.dimensions}" if self._settings.dimensions else self._settings.model
         )
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
-        """Return one vector per text; see `Embedder.embed`.
+        """Return one vector for each text. `Embedder.embed` describes the vectors.
 
-        Raises `EmbeddingFailed`. Its `retry` is False after a 400, 413 or 422.
+        Raises `EmbeddingFailed`. Its `retry` is False if the server answered 400, 413 or 422.
         """
         vectors: list[bytes] = []
         for start in range(0, len(texts), self._settings.batch):

@@ -1,20 +1,19 @@
-"""Fetches files that a client names by URL, guarded against access to this server's own network.
+"""Fetches files that a client names by URL, and refuses URLs that lead to private networks.
 
-This module fetches all files of a request, with guards and limits. The module contains tables of the special-purpose
-networks, and checks the exceptions that the operator configures. The package `translation` uses the files. The tables
-come from IANA's special-purpose address registries (IPv4 and IPv6), and the well-known metadata addresses of cloud
-providers.
+Antiphon connects only to public addresses, and to the exceptions that the operator configures. The tables of non-public
+networks come from IANA's special-purpose address registries (IPv4 and IPv6). They also contain the metadata addresses
+of cloud providers.
 
-The guards check the URL's scheme and port, and refuse a URL with credentials. The guards also resolve the host and
-check every address. The connection goes to one of the checked addresses, and the socket refuses any other address. So
-an attacker gains nothing from a name that resolves differently a moment later (DNS rebinding). Each redirect is a new
-URL that gets the same checks. A fetch uses no cookies, proxies or credentials. Limits apply to the total size of all
-files, the total time, the number of files and redirects, and the number of concurrent fetches.
+This module checks the URL's scheme and port, and refuses a URL with credentials. It resolves the host and checks every
+address. It then connects to one of the checked addresses, and the socket refuses any other address. This prevents DNS
+rebinding, in which a host name resolves to a private address after the check. The target of a redirect must pass the
+same checks. A fetch uses no cookies, proxies or credentials. The settings limit the total size, the total time, the
+number of files and redirects, and the number of concurrent fetches.
 
-Invariants: `fetch` never raises. An error contains no address, and does not tell whether a private name exists. An IPv4
-address is public only if it is in no network of the IPv4 table. An IPv6 address is public only if it is in 2000::/3 and
-in no network of the IPv6 table. An IPv6 address that contains an IPv4 address (mapped, NAT64, 6to4, Teredo) is never
-public.
+Invariants: `fetch` never raises an error. The errors that it returns contain no address, and do not reveal whether a
+private host name exists. An IPv4 address is public only if it is in no network of the IPv4 table. An IPv6 address is
+public only if it is in 2000::/3 and in no network of the IPv6 table. An IPv6 address that contains an IPv4 address
+(mapped, NAT64, 6to4, Teredo) is never public.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ _NOT_PUBLIC_6 = tuple(
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Return whether an address belongs to the public internet, by IANA's special-purpose address registries.
+    """Return whether an address is public, according to IANA's special-purpose address registries.
 
     For example, `8.8.8.8` is public, and `10.0.0.1`, `169.254.169.254` and `::1` are not.
     """
@@ -112,8 +111,7 @@ class AddressRule:
                 self._hosts.add(text.rstrip("."))
 
     def is_named(self, host: str) -> bool:
-        """Return whether the operator configured this host as an exception: by name, or as an address in one of the
-        networks."""
+        """Return whether this host is an exception: a listed host name, or an address in a listed network."""
         name = host.lower().rstrip(".")
         if name in self._hosts:
             return True
@@ -123,7 +121,7 @@ class AddressRule:
             return False
 
     def allows(self, host: str, address: str) -> bool:
-        """Return whether Antiphon may connect to this host at this address."""
+        """Return whether Antiphon may connect to `host` at the IP address `address`."""
         if host.lower().rstrip(".") in self._hosts:
             return True
         try:
@@ -139,7 +137,7 @@ class AddressRule:
 _log = structlog.get_logger(__name__)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Resolves a host and a port to addresses. Raises `OSError` when the host has no address."""
+"""A function that resolves a host and a port to addresses. Raises `OSError` when the host has no address."""
 LookUp = Callable[..., Sequence[tuple[int, int, int, str, tuple[str | int | bytes, ...]]]]
 """The signature of `socket.getaddrinfo`."""
 
@@ -164,7 +162,7 @@ _TYPES.add_type("application/yaml", ".yml")
 
 
 class GuardedFetcher:
-    """Implements the port `FileFetcher` with guards against access to private networks."""
+    """Implements the port `FileFetcher`, and refuses URLs that lead to private networks."""
 
     def __init__(
         self,
@@ -183,7 +181,7 @@ class GuardedFetcher:
     async def fetch(
         self, urls: tuple[str, ...], fits: Callable[[str], bool] | None = None
     ) -> dict[str, FetchedFile | ApiError]:
-        """Fetch all URLs concurrently, within the limits of one request. Returns the file or the error of each URL.
+        """Fetch all URLs of one request concurrently. Returns the file or the error for each URL.
 
         The fetcher fetches each URL once. A file's size counts once for each time the request names its URL, because
         the model gets the file that many times. `fits` returns whether the fetcher may fetch a URL or the target of a
@@ -221,10 +219,10 @@ class GuardedFetcher:
         except ApiError as error:
             return error
         except TimeoutError:
-            return _failed(f"it took longer than {self._limits.seconds:g} seconds.")
+            return _failed(f"the download took longer than {self._limits.seconds:g} seconds.")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             _log.info("file_fetch_failed", error=type(error).__name__)
-            return _failed("its server could not be reached, or ended the transfer early.")
+            return _failed("the file's server could not be reached, or ended the transfer early.")
         except Exception as error:
             _log.error("file_fetch_bug", error=type(error).__name__, exc_info=True)
             return _failed("an unexpected error occurred.")
@@ -237,7 +235,7 @@ class GuardedFetcher:
             if isinstance(found, FetchedFile):
                 return found
             url = found
-        raise _failed(f"it was redirected more than {self._limits.redirects} times.")
+        raise _failed(f"the URL was redirected more than {self._limits.redirects} times.")
 
     async def _ask(self, url: URL, budget: _Budget) -> FetchedFile | URL:
         """Send one request. Returns the file, or the target URL if the server answers with a redirect."""
@@ -268,15 +266,16 @@ class GuardedFetcher:
             if answer.status in _REDIRECTS and (location := answer.headers.get("location")):
                 return url.join(_read_url(location, relative=True)).with_fragment(None)
             if answer.status != 200:
-                raise _failed(f"its server answered with status {answer.status}.")
+                raise _failed(f"the file's server answered with status {answer.status}.")
             if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-                raise _failed("its server compressed the file, although the request did not allow compression.")
+                raise _failed("the file's server compressed the file, although the request did not allow compression.")
             name = _file_name(answer, url)
             kind = self._media_type(answer.content_type if "content-type" in answer.headers else "", name)
             return FetchedFile(name, kind, await _read_within(answer, budget))
 
     def _check_url(self, url: URL) -> tuple[str, int]:
-        """Return host and port of the URL, after the checks that need no name resolution. Raises `ApiError`."""
+        """Check everything about the URL that needs no name resolution. Return the URL's host and port. Raises
+        `ApiError`."""
         host, port = (url.host or "").lower(), url.port
         if url.scheme not in ("http", "https"):
             raise _refused("This server fetches only https URLs. Send other files as 'file_data'.")
@@ -293,7 +292,7 @@ class GuardedFetcher:
         return host, port
 
     async def _addresses(self, host: str, port: int) -> tuple[str, ...]:
-        """Return the host's addresses. Raises `ApiError` unless all addresses are allowed."""
+        """Resolve the host and return its addresses. Raises `ApiError` if Antiphon may not connect to one of them."""
         try:
             found = (host,) if _is_address(host) else tuple(await self._resolve(host, port))
         except (OSError, UnicodeError):
@@ -316,14 +315,14 @@ class GuardedFetcher:
 
 
 class _Budget:
-    """The number of bytes that all files of one request may still use."""
+    """Counts the bytes that the files of one request may still have."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.left = total
 
     def take(self, size: int) -> None:
-        """Subtract `size` bytes. Raises the error for the client (`file_too_large`) when fewer bytes are left."""
+        """Subtract `size` bytes. If fewer bytes are left, raise the error `file_too_large` for the client."""
         self.left -= size
         if self.left < 0:
             raise _too_large(self.total)
@@ -331,7 +330,8 @@ class _Budget:
 
 def _too_large(total: int) -> ApiError:
     return _failed(
-        f"the files of the request, each as often as it is named, are larger than {total} bytes (fetch.total_bytes).",
+        f"the files of the request are together larger than {total} bytes (fetch.total_bytes). A file that is named "
+        "twice counts twice.",
         code="file_too_large",
     )
 
@@ -347,7 +347,7 @@ async def _read_within(answer: aiohttp.ClientResponse, budget: _Budget) -> bytes
 
 
 def _read_url(text: str, *, relative: bool = False) -> URL:
-    """Parse and check a URL. Raises the client's error."""
+    """Parse and check a URL. Raises `InvalidRequest`."""
     if len(text) > _MAX_URL:
         raise _refused(f"The URL is longer than {_MAX_URL} characters.")
     try:
@@ -368,15 +368,15 @@ def _is_address(host: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    """Return whether the host is a name, or an address in its usual form. The function refuses shortened, octal and
-    hexadecimal numbers, and IPv6 zones."""
+    """Return whether the host is a valid host name, or an IP address in its usual form. IPv4 addresses in a short,
+    octal or hexadecimal form are invalid, and so are IPv6 zones."""
     if _is_address(host):
         return "%" not in host
     return len(host) <= 253 and bool(_NAMED.fullmatch(host)) and not _NUMERIC_END.search(host)
 
 
 def _file_name(answer: aiohttp.ClientResponse, url: URL) -> str:
-    """Return a plain file name without path separators and invisible characters."""
+    """Return the file's name from the response or the URL, without path separators and control characters."""
     try:
         given = answer.content_disposition
         name = (given.filename if given is not None else None) or unquote(url.path.rpartition("/")[2])
@@ -390,7 +390,7 @@ def _file_name(answer: aiohttp.ClientResponse, url: URL) -> str:
 
 
 class _Pinned(AbstractResolver):
-    """Resolves every name to the addresses that were checked."""
+    """Resolves every host name to the addresses that Antiphon has already checked."""
 
     def __init__(self, addresses: tuple[str, ...]) -> None:
         self._addresses = addresses
@@ -411,13 +411,13 @@ class _Pinned(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing, because this resolver holds no resources."""
+        """Do nothing. aiohttp requires this method."""
 
 
 def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
-    """Return a factory for sockets that connect only to these addresses, for `aiohttp.TCPConnector`.
+    """Return a socket factory for `aiohttp.TCPConnector`, which refuses to connect to any other address.
 
-    The factory is the last check, after all resolvers. The factory raises `OSError` for another address.
+    This is the last check, after all name resolution. The factory raises `OSError` for another address.
     """
     allowed = {ip_address(address) for address in addresses}
 
@@ -435,14 +435,14 @@ def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
 class HostResolver:
     """Resolves a host to all addresses that the system's resolver knows.
 
-    The system's resolver runs in separate threads, because the name server of a host that a client names may be slow.
-    Raises `OSError` when the host has no address or when no thread is free.
+    The system's resolver blocks, so it runs in separate threads. Raises `OSError` when the host has no address or when
+    no thread is free.
     """
 
     def __init__(
         self, limit: int = _RESOLVERS, seconds: float = _RESOLVER_SECONDS, *, ask: LookUp = socket.getaddrinfo
     ) -> None:
-        """`ask` is the blocking resolver function of the system."""
+        """`ask` is the system's resolver function, which blocks."""
         self._ask = ask
         self._threads = Pool("names", limit, seconds)
 

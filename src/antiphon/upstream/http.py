@@ -1,16 +1,14 @@
 """Manages a process's HTTP connections to one upstream, with aiohttp's connector but without aiohttp's session.
 
-This module opens and keeps connections (pool, connect timeout, TLS and its server name, Unix socket, header limits).
-This module also sends requests, and holds the connection until the end of the response. `client.py` classifies failures
-and reads the body.
+This module has the connection pool, and sends a request over one of its connections. `client.py` reads the body and
+classifies failures.
 
-An aiohttp session does far more for a request than a model call needs. The session handles cookies, redirects, proxies
-and traces, and creates large request and response objects. The session's work took half to two thirds of a call's CPU
-time. So this module uses only aiohttp's pool, connector, parser and header writer.
+An aiohttp session does more than a model call needs, such as cookies, redirects and proxies. The session took half to
+two thirds of a call's CPU time. So this module uses only aiohttp's pool, connector, parser and header writer.
 
-Invariants: a request has only its caller's headers, the target's headers, a constant user agent, `accept-encoding:
-identity` and the framing headers. A request cannot replace a header of the target. A connection goes back to the pool
-only at the end of a response whose request was sent completely. In all other cases the connection closes.
+Invariants: a request has only its caller's headers, the target's headers, a constant `user-agent`, `accept-encoding:
+identity`, `host` and `content-length`. A caller cannot replace a header of the target. A connection returns to the pool
+only after a complete request and a complete response. In all other cases the connection closes.
 """
 
 from __future__ import annotations
@@ -47,11 +45,12 @@ _CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aioht
 
 @dataclass(frozen=True)
 class UpstreamTarget:
-    """The target of model calls: the URL of an upstream or of Envoy's model listener, and how to connect to this URL.
+    """The server to which model calls go: an upstream, or Envoy's model listener.
 
-    `base_url` ends before `/chat/completions`. `unix_path` is the socket to use instead of the URL's address. The
-    client adds `headers` to every call (the host, an API key, the secret of the model listener). These headers replace
-    the caller's headers of the same names. `ssl` has the trusted authorities for an https URL.
+    `base_url` is the URL without `/chat/completions`. If `unix_path` is set, calls go to this Unix socket instead of
+    the URL's host. The client adds `headers` to every call, such as the host, an API key or the shared secret. These
+    headers replace the caller's headers of the same names. `ssl` has the trusted certificate authorities for an https
+    URL.
     """
 
     base_url: str
@@ -61,13 +60,13 @@ class UpstreamTarget:
 
 
 class Connections:
-    """The connections to one target. A call opens a connection when none is idle. The pool keeps an idle connection for
-    4 seconds.
+    """The connection pool for one target. A call reuses an idle connection, or opens one. The pool closes a connection
+    that is idle for 4 seconds.
 
-    The constructor needs a running event loop. `connect_seconds` limits name resolution, TCP and TLS.
+    The constructor needs a running event loop. `connect_seconds` limits the time for name resolution, TCP and TLS.
 
-    If a reused connection breaks within `stale_seconds`, `send` sends the request again. Such an early break means that
-    the server closed the idle connection before it received the request.
+    If a reused connection breaks within `stale_seconds`, `send` sends the request again, because the server closed the
+    idle connection before it received the request.
     """
 
     def __init__(self, target: UpstreamTarget, *, connect_seconds: float, stale_seconds: float) -> None:
@@ -92,7 +91,7 @@ class Connections:
         self._stale_seconds = stale_seconds
 
     async def send(self, request: UpstreamRequest) -> HttpAnswer:
-        """Send the request and wait for the response head. The method skips interim heads (status 1xx).
+        """Send the request and wait for the response head. The method skips informational responses (status 1xx).
 
         Raises the exceptions that aiohttp's session would raise: `aiohttp.ClientError` and `OSError`.
         """
@@ -111,8 +110,8 @@ class Connections:
                 more -= 1
 
     async def _connect(self) -> tuple[Connection, float | None]:
-        """Return a connection. For a reused connection, also return the time at which the pool handed it out. For a new
-        connection this time is None. Raises `aiohttp.ClientError`."""
+        """Return a connection from the pool, and the present time if the connection was used before. For a new
+        connection, the time is None. Raises `aiohttp.ClientError`."""
         try:
             connection = await self._connector.connect(self._place, [], self._timeout)
         except TimeoutError as error:
@@ -173,7 +172,7 @@ class Connections:
         return headers
 
     async def _read_head(self, protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-        """Read the response head. The method skips interim heads (status 1xx)."""
+        """Read the response head. The method skips informational responses (status 1xx)."""
         while True:
             try:
                 head, content = await protocol.read()
@@ -196,8 +195,8 @@ def _connector(target: UpstreamTarget) -> aiohttp.BaseConnector:
 
 
 def server_name(target: UpstreamTarget) -> str | None:
-    """Return the TLS server name when the Host header differs from the URL's host, else None. The client uses the name
-    for SNI and for the check of the certificate."""
+    """Return the host name for SNI and for the check of the certificate, if it differs from the URL's host. Otherwise
+    return None."""
     url = urlsplit(target.base_url)
     host = next((value for name, value in target.headers if name == "host"), None)
     if url.scheme != "https" or host is None:
@@ -207,7 +206,7 @@ def server_name(target: UpstreamTarget) -> str | None:
 
 
 class HttpAnswer:
-    """A response whose head has arrived. The holder must close the response."""
+    """A response whose head has arrived. The caller must call `close`."""
 
     def __init__(
         self,
@@ -225,11 +224,11 @@ class HttpAnswer:
 
     @property
     def protocol(self) -> ResponseHandler | None:
-        """The protocol of the connection, or None after the response is complete or closed."""
+        """aiohttp's protocol object for the connection, or None after the response is complete or closed."""
         return self._connection.protocol
 
     def close(self) -> None:
-        """Close the connection, unless it went back to the pool at the end of the response."""
+        """Close the connection, unless the response is complete and the connection is back in the pool."""
         if self._sending is not None:
             self._sending.cancel()
         self._connection.close()

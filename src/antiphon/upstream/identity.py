@@ -1,13 +1,12 @@
-"""Identifies upstreams that have no configured profile, as soon as these upstreams answer.
+"""Finds out which kind of server an upstream is (such as vLLM), if the settings do not name its profile.
 
-This module requests the model list of each upstream and decides when to retry. `translation/profiles` recognizes the
-kind of server. `engine/exchange/model_routes.py` applies the profile.
+This module requests the upstream's list of models, `translation/profiles` recognizes the kind of server from the list,
+and `engine/exchange/model_routes.py` applies the profile.
 
-Invariant: no client request waits for the identification. The process repeats its request to an upstream, with growing
-pauses, until the upstream has answered once. The requests for model lists carry the gateway's own credentials or no
-credentials. Each attempt has a timeout, and no attempt begins after `aclose`. Antiphon's log has one warning for an
-upstream whose kind of server stays unknown. The process writes the warning when the answer does not identify the
-upstream, or after half a minute without an answer.
+Invariant: no client request waits for this. The process repeats the request for the list, with growing pauses, until
+the upstream answers. The request never contains a client's credentials. Each attempt has a timeout, and no attempt
+begins after `aclose`. The process logs one warning if the answer does not identify the kind of server. It also logs the
+warning if the upstream does not answer for half a minute.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ _MAX_BYTES = 4 << 20
 
 
 class ServerIdentities:
-    """Requests the model lists of the upstreams in `names`, to find out which kind of server each one is.
+    """Finds out which kind of server each of the upstreams in `names` is.
 
-    For each identified upstream, the object calls `found` with the upstream's name and the profile's name. Antiphon's
-    log has a warning for an upstream that gave no answer for `warn_seconds`.
+    For each identified upstream, this class calls `found` with the upstream's name and the profile's name. If an
+    upstream does not answer for `warn_seconds`, this class logs a warning.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class ServerIdentities:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin the requests, one task per upstream. Needs a running event loop."""
+        """Start one task for each upstream. Needs a running event loop."""
         self._tasks = [asyncio.create_task(self._ask_until_answered(name)) for name in self._names]
 
     async def answered(self) -> None:
@@ -59,7 +58,7 @@ class ServerIdentities:
         await asyncio.gather(*self._tasks)
 
     async def aclose(self) -> None:
-        """Stop, and cancel the running requests."""
+        """Cancel all requests and wait until they have ended."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -86,9 +85,12 @@ class ServerIdentities:
                     "upstream_unidentified",
                     upstream=name,
                     profile="generic",
-                    problem="no answer yet" if profile is None else "its model list does not name the kind of server",
-                    advice="Set the upstream's 'profile', which decides the fields that the server gets. 'antiphon "
-                    "doctor' suggests one. The profile 'generic' also ends this warning.",
+                    problem="no answer yet"
+                    if profile is None
+                    else "its model list does not identify the kind of server",
+                    advice="Set the upstream's 'profile', which decides the request fields that Antiphon sends to the "
+                    "upstream. 'antiphon doctor' suggests a profile. Set 'generic' to keep the present behavior "
+                    "without this warning.",
                 )
             if profile is not None:
                 return
@@ -96,8 +98,8 @@ class ServerIdentities:
             wait = min(2 * wait, _MAX_WAIT)
 
     async def _ask(self, name: str) -> str | None:
-        """Request the model list. Returns the name of the profile, or an empty text if the list does not identify the
-        server. Returns None when the server could not answer."""
+        """Request the upstream's list of models. Returns the name of the profile. Returns an empty string if the list
+        does not identify the kind of server, and None if the upstream does not work yet."""
         headers = (("accept", "application/json"),)
         async with self._upstream.call(UpstreamRequest("GET", "/models", headers, b"", "", False, name)) as answer:
             body = bytearray()

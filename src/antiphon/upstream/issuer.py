@@ -1,10 +1,10 @@
 """Reads the public keys (JWK Set, RFC 7517) of a token issuer: from its server, or from a file.
 
-This module performs a single download or file read, with limits of time and size. Not here: the schedule of the
-downloads (`engine/running/issuer_keys.py`), the interpretation of the keys (`doors/issuer_tokens.py`).
+This module limits the time and the size of each download. `engine/running/issuer_keys.py` decides when to read the
+keys, and `doors/issuer_tokens.py` parses them.
 
-Invariants: a download ends within `SECONDS`, and reads little more than `MOST_BYTES` of each answer. The process
-follows no redirect. No error contains a part of an answer.
+Invariants: a download ends within `SECONDS`, and reads at most one chunk more than `MOST_BYTES` of an answer. A
+download follows no redirect. No error message contains a part of an answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 class IssuerUnread(Exception):
-    """The keys could not be read. The message of this exception is the cause, for the log."""
+    """Raised when Antiphon could not read the issuer's keys. The message is the cause, for the log."""
 
 
 async def read_file(path: Path) -> bytes:
@@ -54,9 +54,10 @@ async def read_url(url: str, tls: ssl.SSLContext | None = None) -> bytes:
 
 
 async def read_discovered(issuer: str, tls: ssl.SSLContext | None = None) -> bytes:
-    """Return the bytes of the key set that the issuer's configuration names (OpenID Connect Discovery 1.0).
+    """Find the key set's URL by OpenID Connect Discovery 1.0, and return the bytes of the key set.
 
-    The configuration must have the same `issuer`, and an https URL as `jwks_uri`. Raises `IssuerUnread`.
+    The issuer's OpenID configuration must contain the same `issuer`, and an https URL in `jwks_uri`. Raises
+    `IssuerUnread`.
     """
     async with _session(tls) as session:
         said = await _get(session, issuer.rstrip("/") + _DISCOVERY)
@@ -64,11 +65,11 @@ async def read_discovered(issuer: str, tls: ssl.SSLContext | None = None) -> byt
             found = json.loads(said)
             # A configuration of another issuer would lead to keys of another issuer.
             if found["issuer"] != issuer:
-                raise IssuerUnread("the OpenID configuration is of another issuer")
+                raise IssuerUnread("the OpenID configuration has a different issuer")
             url = str(found["jwks_uri"])
             check_issuer_url(url)
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise IssuerUnread("the OpenID configuration names no https:// URL of keys") from None
+            raise IssuerUnread("the OpenID configuration has no https:// URL in jwks_uri") from None
         return await _get(session, url)
 
 

@@ -1,22 +1,21 @@
-"""Routes each model call to an upstream, directly or through Envoy, and detects whether Envoy itself has stopped.
+"""Routes each model call to an upstream, directly or through Envoy, and detects whether Envoy has stopped.
 
-This module finds the upstream that a call names. The call reaches the upstream directly or through Envoy's model
-listener. For several upstreams with one name, this module decides the order of attempts, and moves failing upstreams to
-the end for a while. `client.py` makes the calls. `engine/exchange/model_routes.py` selects the upstream for a model.
-Behind Envoy, Envoy itself tries several upstreams (`envoy/several.py`).
+A call contains the name of an upstream or of a group of upstreams. For a group, this module decides the order in which
+the call tries the upstreams. An upstream that fails repeatedly comes last for a while. Behind Envoy, Envoy tries the
+upstreams of a group (`envoy/several.py`). `client.py` makes the calls, and `engine/exchange/model_routes.py` selects
+the upstream for a model.
 
-While a background response runs, the process holds one idle connection to the model listener of Envoy. This module
-decides what the end of the idle connection means. `engine/running/workers.py` decides what happens to the response. On
-the call's own connection, a model server that breaks off its response looks like an Envoy that dies. The idle
-connection shows the difference. A model server ends only the call, but a dead Envoy (or a closed listener) ends all
-connections. Envoy also closes an idle connection when it is too old. Then this module connects again. If a model call
-fails more than a moment later, this module no longer takes the old idle connection's end for Envoy's death. An Envoy
-that hangs ends no connection and answers no request. So this module also sends Envoy a request and waits for an answer.
+When the model call of a background response breaks, the cause may be the model server or a dead Envoy. If Envoy has
+died, `engine/running/workers.py` runs the response again. To find the cause, the process keeps one idle connection to
+Envoy's model listener while the response runs. A model server ends only its call, but a dead Envoy ends all connections
+at the same time. Envoy also closes an idle connection after a while, and this module then connects again. A hanging
+Envoy ends no connection, so this module also sends Envoy a request.
 
-Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
-upstream after it has yielded a response. The caller gets the last upstream's response or failure unchanged. Only an
-upstream with `auth: passthrough` gets the client's credential. Each `EnvoyDoorWatch` holds at most one idle connection,
-and closes it when the background response ends. The request that detects a hanging Envoy has a timeout.
+Invariants: a call goes only to the upstreams that it names, and to each of them at most once. After an upstream has
+sent a usable response, the call tries no other upstream. If no upstream sends one, the caller gets the last upstream's
+response or failure. Only an upstream with `auth: passthrough` gets the client's credential. Each `EnvoyDoorWatch` has
+at most one idle connection, and closes it when the background response ends. The request that detects a hanging Envoy
+has a timeout.
 """
 
 from __future__ import annotations
@@ -49,7 +48,8 @@ _ANSWER_SECONDS = 2.0
 _QUESTION = b"GET / HTTP/1.1\r\nhost: model-door\r\nconnection: close\r\n\r\n"
 """A request to the model listener. Any response shows that Envoy runs."""
 _GRACE = 1.0
-"""If two connections end within this many seconds, the watch treats their ends as one event."""
+"""If the idle connection and a model call's connection end within this many seconds, the watch assumes that Envoy ended
+both."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class _WeightedUpstream:
 
 @dataclass
 class _Answered:
-    """A response, with the headers that name the upstream."""
+    """A response, with headers that name the upstream and the number of tries."""
 
     answer: UpstreamAnswer
     status: int
@@ -75,10 +75,11 @@ class _Answered:
 
 
 class SeveralUpstreams:
-    """Tries several upstreams that share one name, in their order of preference, or in random order by weight.
+    """Calls the upstreams of a group, one after another, until one answers.
 
-    `upstreams` is in the order of preference. If `weights` are given, one for each upstream, the order is random by
-    weight instead. `passthrough` has the names of the upstreams that get the client's Authorization header.
+    Without `weights`, a call tries the upstreams in the order of `upstreams`. With `weights`, one for each upstream,
+    each call chooses a random order in which a higher weight tends to come first. `passthrough` has the names of the
+    upstreams that get the client's Authorization header.
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class SeveralUpstreams:
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """Call the upstreams in order. Yields the first usable response, or else the response of the last upstream.
+        """Call the upstreams one after another. Yields the first usable response, or the last upstream's response if
+        none is usable.
 
         A response with the status 429 or 5xx is not usable. The headers `antiphon-upstream` and `x-antiphon-tried` name
         the upstream that answered, and the number of tries. Raises the `UpstreamCallFailed` of the last upstream.
@@ -128,7 +130,7 @@ class SeveralUpstreams:
                 return
 
     def _order(self) -> list[_WeightedUpstream]:
-        """Return all upstreams in the order to try them. Upstreams that failed repeatedly come last."""
+        """Return all upstreams in the order in which a call tries them. Upstreams that failed repeatedly come last."""
         now = self._clock()
         members = self._members
         if self._weighted:
@@ -149,7 +151,7 @@ class SeveralUpstreams:
 
 
 def _for(request: UpstreamRequest, member: _WeightedUpstream) -> UpstreamRequest:
-    """Return the call for this upstream, without the client's credential unless the upstream has `auth:
+    """Return the request for this upstream. The result contains the client's credential only if the upstream has `auth:
     passthrough`."""
     headers = request.headers
     if not member.passthrough:
@@ -158,10 +160,10 @@ def _for(request: UpstreamRequest, member: _WeightedUpstream) -> UpstreamRequest
 
 
 class UpstreamPool:
-    """Implements `Upstream` for a process that calls each upstream itself.
+    """Implements `Upstream` for a process that calls the upstreams directly, not through Envoy.
 
-    `upstreams` and `several` map the names in `UpstreamRequest.upstream` to single upstreams, and to groups of
-    upstreams with one name. A call of an unknown name raises `KeyError`, because the routes name only known upstreams.
+    `upstreams` maps names to upstreams, and `several` maps names to groups of upstreams. A call with an unknown name
+    raises `KeyError`, because that would be a bug.
     """
 
     def __init__(
@@ -171,8 +173,7 @@ class UpstreamPool:
         self._callable: dict[str, HttpUpstream | SeveralUpstreams] = {**self._upstreams, **(several or {})}
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
-        """Call the upstream that `request.upstream` names. If this is the name of a group, try the group's upstreams
-        one after the other. See `Upstream.call`."""
+        """Call the upstream or the group of upstreams that `request.upstream` names. See `Upstream.call`."""
         return self._callable[request.upstream].call(request)
 
     async def aclose(self) -> None:
@@ -181,9 +182,10 @@ class UpstreamPool:
 
 
 class ModelDoor:
-    """Implements `Upstream` for a process whose calls go through Envoy's model listener.
+    """Implements `Upstream` for a process that calls the upstreams through Envoy's model listener.
 
-    The header `x-antiphon-backend` gives Envoy the name of the upstream, except for `default`.
+    The header `x-antiphon-backend` contains the name of the upstream for Envoy. A call of the upstream `default` has no
+    such header.
     """
 
     def __init__(self, door: HttpUpstream) -> None:
@@ -201,7 +203,8 @@ class ModelDoor:
 
 
 class EnvoyDoorWatch:
-    """Watches one connection to Envoy's model listener: implements `DoorWatch`. `watch_door` creates this object."""
+    """Detects whether Envoy has stopped, by one idle connection to Envoy's model listener. Implements `DoorWatch`.
+    `watch_door` creates an `EnvoyDoorWatch`."""
 
     def __init__(self, target: UpstreamTarget, *, grace: float, answer: float) -> None:
         self._target = target
@@ -210,11 +213,11 @@ class EnvoyDoorWatch:
         self._gone_at = float("-inf")
         self._noticed = asyncio.Event()
         self.tried = asyncio.Event()
-        """Set when the first connection is open or has failed."""
+        """An event that is set when the first attempt to connect has succeeded or failed."""
 
     async def gone(self, at: float) -> bool:
-        """Return whether Envoy ended or refused the idle connection about the time `at`, or hangs now. `at` is a time
-        on the event loop's clock."""
+        """Return whether Envoy closed or refused the idle connection at about the time `at`, or hangs now. `at` is a
+        time of the event loop's clock."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace):
                 while self._gone_at < at - self._grace:
@@ -236,8 +239,8 @@ class EnvoyDoorWatch:
             return False
 
     async def run(self) -> None:
-        """Hold an idle connection, and open another connection whenever the idle connection ends. Runs until its task
-        is cancelled."""
+        """Keep one idle connection to Envoy open, and connect again whenever it ends. Runs until its task is
+        cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             # `TimeoutError` is a subclass of `OSError`.
@@ -268,8 +271,8 @@ async def watch_door(
 ) -> AsyncIterator[EnvoyDoorWatch]:
     """Watch Envoy's model listener during the `async with` block.
 
-    If Envoy does not answer within `answer` seconds, the watch assumes that Envoy hangs. `grace` is the tolerance in
-    seconds when the watch compares the times at which two connections ended.
+    If Envoy does not answer a request within `answer` seconds, the watch assumes that Envoy hangs. If the idle
+    connection and a model call end within `grace` seconds, the watch assumes that Envoy ended both.
     """
     watch = EnvoyDoorWatch(target, grace=grace, answer=answer)
     task = asyncio.get_running_loop().create_task(watch.run())

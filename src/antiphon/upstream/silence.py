@@ -1,13 +1,10 @@
 """Detects that an upstream has stopped sending.
 
-This module uses one timer for all the times that the client waits for bytes of one response body. `client.py` decides
-what happens after too much silence.
+This module uses a single timer for a whole response body, which is cheaper than aiohttp's timer for each read. When the
+timer fires and the present wait is not too long yet, the timer starts again for the remaining time. `client.py` decides
+what happens when the upstream has sent nothing for too long.
 
-aiohttp creates and cancels its own read timer for every read of every stream. The timer of this module, when it fires,
-checks the length of the current wait, and then runs again for the remaining time.
-
-Invariant: the timer measures only the time during which the client waits for bytes. A consumer that reads the body
-slowly never triggers the timer.
+Invariant: only the time in which the process waits for bytes counts, not the time in which the caller handles them.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from collections.abc import Callable
 
 
 class Silence:
-    """Calls the function `tell` once, when a wait for bytes has lasted for `seconds`. `stop` cancels the timer."""
+    """Calls the function `tell` once, when the process has waited for bytes for `seconds`."""
 
     __slots__ = ("_loop", "_seconds", "_since", "_tell", "_timer")
 
@@ -30,7 +27,7 @@ class Silence:
         self._timer: asyncio.TimerHandle | None = None
 
     def wait(self) -> None:
-        """Begin a wait for bytes."""
+        """Record that the process now waits for bytes."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
@@ -38,11 +35,11 @@ class Silence:
         self._since = loop.time()
 
     def heard(self) -> None:
-        """End the wait, because bytes have arrived."""
+        """Record that bytes have arrived."""
         self._since = None
 
     def stop(self) -> None:
-        """Stop the timer, so that no silence is reported."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,13 +1,12 @@
 """Checks that the client's key allows the models and the tool types that a request's body names.
 
-This module finds the names in every spelling that an upstream may accept. Not here: the limits of a client key
-(`engine/ports/callers.py`), and the callers of this check (`loaded_request.py`, `native_request.py`, `api/chat.py`,
-`api/conversations.py`).
+`engine/ports/callers.py` has the limits of a client key. The callers of this check are `loaded_request.py`,
+`native_request.py`, `api/chat.py` and `api/conversations.py`.
 
-A body that passes through unchanged may have two fields with the same name, or both `Model` and `model`. Servers differ
-in which of these fields they use, so Antiphon checks every one of them. A request, a namespace, and the input items
-`additional_tools` and `tool_search_output` can declare tools in a field `tools`. So Antiphon checks every `tools` field
-at any depth, except inside a JSON Schema.
+A body that Antiphon forwards unchanged may have two fields with the same name, or both `Model` and `model`. Antiphon
+checks all such fields, because it does not know which one the upstream uses. Namespaces and some input items
+(`additional_tools`, `tool_search_output`) also have a field `tools`. So Antiphon checks every `tools` field at any
+depth, except inside a JSON Schema.
 
 Invariant: for a key without limits, Antiphon does not search the body, so the check costs nothing.
 """
@@ -31,8 +30,8 @@ class Pairs(list[tuple[str, object]]):
 
 
 def pairs_of(body: bytes) -> Pairs:
-    """Return all fields of a JSON body. If two fields have the same name, the list has both, because servers differ in
-    which field they use. Raises `InvalidRequest` if the body is not valid JSON."""
+    """Return all fields of a JSON body, including duplicate names. Raises `InvalidRequest` if the body is not valid
+    JSON."""
     try:
         request = json.loads(body, object_pairs_hook=Pairs)
     except (ValueError, RecursionError):
@@ -41,10 +40,10 @@ def pairs_of(body: bytes) -> Pairs:
 
 
 def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
-    """Raise `ApiError` when the key does not allow a model or a tool of this body.
+    """Raise `ApiError` when the client's key does not allow a model or a tool that the body names.
 
-    `named`: whether the body must name a model if the key limits the models. Without a name, the upstream would choose
-    the model.
+    `access` has the limits of the client's key. `named`: if the key limits the models, also raise for a body without a
+    model, because the upstream would then choose the model.
     """
     if not (access.models or access.tools):
         return
@@ -79,7 +78,8 @@ def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
 
 
 def _types(tools: object, place: str) -> Iterator[tuple[str | None, str]]:
-    """The tool types in the value of one `tools` field. Some servers accept a list as this value, others an object."""
+    """Yield the types in the value of one `tools` field, each with the field name for the error message. The value is a
+    list, but some servers also accept an object."""
     each = [part for _, part in tools] if isinstance(tools, Pairs) else tools if isinstance(tools, list) else []
     for number, tool in enumerate(each):
         param = None if place else f"tools[{number}]"

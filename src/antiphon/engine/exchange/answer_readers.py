@@ -1,10 +1,9 @@
-"""Reads the bytes of upstream answers, with one reader for each form: a stream, a whole body, an error body.
+"""Parses the bytes of an upstream's answer: an event stream, a JSON body, or an error body.
 
-Each reader in this module receives the bytes of the answer to one model call. Not here: the choice of the reader, and
-the steps after the end of the answer (`made_response.py`). `native_request.py` has the reader for answers that Antiphon
-does not translate.
+A parser object receives the answer to one model call. `made_response.py` chooses the parser, and continues the response
+after the end of the answer. `native_request.py` has the parser for answers that Antiphon does not translate.
 
-Invariant: no reader buffers more bytes than its limit.
+Invariant: no parser buffers more bytes than its limit.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from antiphon.translation.values import Ending
 
 
 class AnswerReader:
-    """The reader of a model call whose answer has not begun. All other readers derive from this class.
+    """The parser that a model call has until its answer begins, and the base class of all parsers.
 
-    `output` is a number that changes whenever the model produces output. `idle` is the number of bytes that the
-    upstream has sent without model output.
+    `output` is the size of the model's output so far. `idle` is the number of bytes that the upstream has sent without
+    model output.
     """
 
     __slots__ = ()
@@ -33,15 +32,15 @@ class AnswerReader:
         return 0
 
     def receive(self, data: bytes) -> bool:
-        """Receive more bytes of the answer. Returns True when the reader needs no more bytes, because the answer is
-        complete or too large."""
+        """Receive more bytes of the answer. Returns True when the answer is complete or too large, so that the caller
+        can stop reading."""
         return False
 
     def read_whole(self) -> None:
-        """Parse the collected body. The caller calls this method after the last byte of the answer."""
+        """Parse the collected body, after the last byte of the answer has arrived."""
 
     def end(self, cut: Ending | None) -> Ending:
-        """Return how the model's turn ended. `cut` is the reason why the answer is incomplete, or None for a complete
+        """Return how the answer ended. `cut` is the reason why the answer is incomplete, or None for a complete
         answer."""
         return cut or Ending("failed", code="server_error", message="The request ended without a response.")
 
@@ -57,7 +56,7 @@ class BodyReader(AnswerReader):
 
     @property
     def body(self) -> bytes:
-        """The bytes that the reader has collected so far, at most `limit`."""
+        """The bytes that have arrived so far, at most `limit`."""
         return b"".join(self._parts)
 
     def receive(self, data: bytes) -> bool:
@@ -68,7 +67,7 @@ class BodyReader(AnswerReader):
 
 
 class ChatReader(AnswerReader):
-    """The base of the readers that read a model's answer with a `ChatStream`."""
+    """Base class of the parsers that pass a model's answer to a `ChatStream`."""
 
     __slots__ = ("_builder", "_chat")
 
@@ -108,7 +107,7 @@ class StreamReader(ChatReader):
 
 
 class ChatBodyReader(ChatReader):
-    """Collects a model's answer that lacks the content type of an event stream, and parses the answer at its end."""
+    """Collects a model's answer whose content type is not that of an event stream, and parses the answer at its end."""
 
     __slots__ = ("_collected",)
 

@@ -1,15 +1,18 @@
-"""Limits the bytes and the number of requests in flight in a process, and each owner's share of both.
+"""Limits the bytes and the number of all requests in flight in a process, and how much of them one owner may use.
 
-This module defines the budget (of bytes or of requests), each owner's share, and the amount that one request reserves.
-Not here: the limits of a single request, which have separate settings. Not here: the callers that charge a budget. The
-doors (the HTTP and ext_proc servers) charge requests and bodies, and the runner charges the objects that a request
-refers to. The workers charge their jobs.
+A process has one budget of bytes and one of requests. Each request in flight reserves a part of both budgets. An
+owner's share is the largest part of a budget that the owner's requests may reserve together.
 
-A caller checks the budget before it allocates memory, or directly after the allocation. No request waits for a budget.
-A request that does not fit gets one of these errors:
+The HTTP and ext_proc servers reserve the budget for requests and bodies. The runner reserves bytes for the stored
+objects that a request refers to. Workers reserve the budget for background jobs.
+
+A caller reserves bytes before it allocates memory, or directly after the allocation. No request waits for free budget.
+A request that does not fit into a budget gets one of these errors:
 
 - 503 when the budget is used up: the client can retry later or at another instance.
+
 - 429 when the owner's share is used up: some of the owner's other requests must end before a retry.
+
 - 413 when the request exceeds the whole budget or share, so a retry cannot succeed.
 
 Invariants: A request releases its reservation exactly once, however the request ends. No owner reserves more than the
@@ -27,8 +30,8 @@ from antiphon.errors import AtCapacity, RequestTooLarge
 class Budget:
     """A limit of bytes or of requests in flight for all owners. `setting` is the name of the setting for this limit.
 
-    One owner may hold at most `share` of the budget (0: the whole budget). `share_setting` is the name of the setting
-    for the share. The budget calls `refused` for every refusal after which a retry may succeed.
+    One owner may reserve at most `share` of the budget (0: the whole budget). `share_setting` is the name of the
+    setting for the share. The budget calls `refused` with each error after which a retry may succeed.
     """
 
     def __init__(
@@ -52,12 +55,12 @@ class Budget:
 
     @property
     def owners(self) -> int:
-        """The number of owners whose requests hold a reservation. Always 0 if `share` is 0, because the budget then
-        counts no owners."""
+        """The number of owners with requests that reserve a part of the budget. Always 0 if `share` is 0, because then
+        the budget does not count by owner."""
         return len(self._owners)
 
     def used_by(self, owner: str) -> int:
-        """The amount (bytes or requests) that the owner's requests hold."""
+        """The number of bytes or requests that the owner's requests reserve."""
         return self._owners.get(owner, 0)
 
     def hold(self, owner: str) -> Hold:
@@ -66,13 +69,13 @@ class Budget:
         return Hold(self, owner if self.share else "")
 
     def take(self, owner: str, size: int) -> None:
-        """Add `size` to the amount in use. `Hold.add` checks first that `size` fits."""
+        """Add `size` to the reserved bytes or requests. The caller, `Hold.add`, has checked that `size` fits."""
         self.used += size
         if owner and size:
             self._owners[owner] = self._owners.get(owner, 0) + size
 
     def give(self, owner: str, size: int) -> None:
-        """Subtract `size` from the amount in use."""
+        """Subtract `size` from the reserved bytes or requests."""
         self.used -= size
         if owner and size:
             left = self._owners[owner] - size
@@ -83,8 +86,8 @@ class Budget:
                 del self._owners[owner]
 
     def refuse(self, owner: str = "") -> AtCapacity:
-        """Return the error for a request that may fit later, and call `refused` with the error. `owner` is set when the
-        owner's share is used up."""
+        """Return the error for a request that may fit later, and call `refused` with the error. The caller passes
+        `owner` if the owner's share is used up, and an empty string if the whole budget is used up."""
         if owner:
             full = AtCapacity(
                 f"Your requests in flight, including running background responses, have reached this server's limit "
@@ -103,7 +106,8 @@ class Budget:
         return full
 
     def too_large(self, *, owner: bool) -> RequestTooLarge:
-        """The error for a request that can never fit into the budget or, with `owner`, into one owner's share."""
+        """Return the error for a request that is larger than the whole budget. With `owner`, the error is for a request
+        that is larger than an owner's share."""
         limit, setting, whose = self.limit, self.setting, ""
         if owner:
             limit, setting, whose = self.share, self._share_setting, " for one owner"
@@ -115,9 +119,9 @@ class Budget:
 
 
 class Hold:
-    """The part of a budget that one request reserves. The end of a `with` block returns the part to the budget.
+    """The part of a budget that one request reserves. The end of a `with` block releases the reservation.
 
-    `refusal` is the last refusal after which a retry may succeed.
+    `refusal` is the last error that `check` raised and after which a retry may succeed.
     """
 
     __slots__ = ("_budget", "_owner", "refusal", "size")
@@ -144,8 +148,7 @@ class Hold:
             raise self.refusal
 
     def add(self, size: int) -> None:
-        """Charge `size` more bytes or requests to the budget. Raises the errors of `check` when the size does not
-        fit."""
+        """Reserve `size` more bytes or requests. Raises the errors of `check` when the size does not fit."""
         self.check(size)
         self._budget.take(self._owner, size)
         self.size += size

@@ -1,10 +1,11 @@
 """Selects which headers pass between the client and the upstream.
 
-This module chooses the client's headers that a model call carries, and the upstream's headers that the client gets. Not
-here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), and credentials
-that Envoy or the HTTP client adds.
+This module chooses the client's headers that Antiphon sends with a model call, and the upstream's headers that the
+client gets. `translation/answer/upstream_errors.py` chooses the rate limit headers of a translated answer. Envoy or the
+HTTP client adds the upstream's credentials.
 
-Invariants: A model call carries only listed headers of the client. Hop-by-hop headers never pass in either direction.
+Invariants: a model call contains only those client headers that this module or the settings list. Antiphon forwards
+hop-by-hop headers in neither direction.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ _WIRE_HEADERS: Final = frozenset(
 
 
 def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool, traced: Headers = ()) -> Headers:
-    """The headers of a model call: the call's own `content-type` and `accept`, and the client's allowed headers.
+    """Return the headers of a model call: `content-type`, `accept`, and the client's allowed headers.
 
-    The trace headers in `traced`, if any, replace the client's trace headers.
+    If `traced` has trace headers, they replace the client's trace headers.
     """
     allowed = route.headers | _ALWAYS_PASSED
     accept = "text/event-stream" if stream else "application/json"
@@ -59,18 +60,19 @@ def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool
 
 
 def continued(headers: Headers, traced: Headers) -> Headers:
-    """The headers, with the trace headers in `traced` instead of the client's. An empty `traced` changes nothing."""
+    """Return `headers` with the trace headers replaced by those in `traced`. If `traced` is empty, return `headers`
+    unchanged."""
     return (*(pair for pair in headers if pair[0] not in _TRACE_HEADERS), *traced) if traced else headers
 
 
 def kept_for_later(route: ModelRoute) -> frozenset[str]:
-    """The names of the headers that Antiphon stores with a queued request, because a worker makes the model call later.
-    Antiphon does not store the credential in `authorization`."""
+    """Return the names of the headers that Antiphon stores with a queued request for the later model call. The result
+    never contains `authorization`, because that header has the client's credential."""
     return (route.headers | _ALWAYS_PASSED | {DIALECT}) - {"authorization"}
 
 
 def end_to_end(headers: Headers) -> Headers:
-    """An answer's headers without hop-by-hop headers, pseudo-headers, and Envoy's `x-envoy-` headers."""
+    """Return an answer's headers without hop-by-hop headers, pseudo-headers, and Envoy's `x-envoy-` headers."""
     of_hop = _WIRE_HEADERS
     if named := header_value(headers, "connection"):
         of_hop |= {name.strip().lower() for name in named.split(",")}
@@ -82,6 +84,6 @@ def end_to_end(headers: Headers) -> Headers:
 
 
 def of_nobody(headers: Headers) -> Headers:
-    """An answer's headers that reveal nothing about the upstream account. Headers about the organization, cookies and
-    rate limits do not pass."""
+    """Return the headers of an answer that reveal nothing about the upstream account. The result omits cookies, and
+    headers about the organization and its rate limits."""
     return tuple(pair for pair in end_to_end(headers) if pair[0] in _OF_THE_ANSWER)

@@ -1,7 +1,7 @@
 """Builds the HTTP answer to the client: head, events, whole bodies, errors.
 
-This module builds each form of an HTTP answer, and records whether the answer's head was sent. Not here: the decision
-when to send which answer (the phases), and the encoding of events (`translation/events/builder.py`).
+This module also records whether the exchange has sent the answer's head. The phases of the exchange decide when to send
+an answer, and `translation/events/builder.py` encodes the events.
 
 Invariant: an exchange emits `SendHead` once, before any `SendBody`.
 """
@@ -22,17 +22,16 @@ from antiphon.types.transport import UPSTREAM_HEADER, Headers
 SSE_HEADERS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _LONGEST_IGNORED: Final = 1024
 REPLAYED: Final = ("idempotent-replayed", "true")
-"""The header that tells a client that the answer repeats the stored answer to an earlier request with the same
-idempotency key."""
+"""The response header of a replayed answer: the stored answer to an earlier request with the same idempotency key."""
 
 
 class Answering:
-    """Appends the actions for the client to an exchange's list of actions.
+    """Appends the actions that send the HTTP answer to an exchange's list of actions.
 
-    `streamed`: whether the head of an event stream was sent. `ignored` has the names of request fields without effect.
-    `upstream` has the headers of the model's answer. `answered_by` is the name of the upstream that answered, if the
-    route has several upstreams. `reservation` has the headers about the caller's quotas. The headers about the caller's
-    quotas replace the upstream's quota headers, because the upstream's quota belongs to the operator.
+    `streamed`: whether the exchange has sent the head of an event stream. `ignored`: the request fields without effect.
+    `upstream`: the headers of the upstream's answer. `answered_by`: if the route has several upstreams, the name of the
+    upstream that answered. `reservation`: the request's quota reservation, whose headers replace the upstream's rate
+    limit headers.
     """
 
     def __init__(self, actions: list[Action]) -> None:
@@ -45,7 +44,7 @@ class Answering:
         self.answered_by = ""
 
     def open_stream(self, builder: ResponseBuilder) -> None:
-        """Send the head of a stream and its first events. The call does nothing if a head was sent before."""
+        """Send the head of a stream and its first events, unless the exchange has already sent a head."""
         if self.head_sent:
             return
         builder.start()
@@ -53,14 +52,13 @@ class Answering:
         self.events(builder)
 
     def open_followed(self, more: Headers = ()) -> None:
-        """Send the head of an event stream without any event. The caller adds the events, for example from the
-        store."""
+        """Send only the head of an event stream. The caller then sends the events, for example from the store."""
         self.head_sent = self.streamed = True
         headers = (*SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *self._remaining())
         self._actions.append(SendHead(200, headers, streamed=True))
 
     def events(self, builder: ResponseBuilder, end: bytes = b"") -> None:
-        """Send all events that the builder has created since the last call, and `end` after them."""
+        """Send all events that the builder has created since the last call of this method, and then `end`."""
         out = builder.take() + end
         if out:
             self._actions.append(SendBody(out))
@@ -74,7 +72,7 @@ class Answering:
         self._actions.append(SendBody(body))
 
     def refuse(self, error: ApiError, request_id: str = "") -> None:
-        """Send an HTTP error as the whole answer."""
+        """Send an HTTP error as the complete answer."""
         self.head_sent = True
         body = error.body(request_id)
         told = (JSON_TYPE, ("content-length", str(len(body))), *self._source(), *error.headers)
@@ -82,8 +80,8 @@ class Answering:
         self._actions.append(SendBody(body))
 
     def as_http_error(self, ending: Ending) -> ApiError:
-        """The HTTP error for a response that failed before the head was sent. The error's status tells the client
-        whether the client, the upstream or this server caused the failure."""
+        """Return the HTTP error for a response that failed before the exchange sent the head. The status of the error
+        depends on whether the client, the upstream or this server caused the failure."""
         error = ending.error
         if error is None:
             failed = UpstreamFailed(ending.message, code=ending.code)
@@ -98,7 +96,8 @@ class Answering:
         )
 
     def _remaining(self) -> Headers:
-        """The headers about retries and remaining quotas."""
+        """Return the headers about retries and remaining quotas. If quotas of this gateway apply, their headers replace
+        the upstream's `x-ratelimit-*` headers."""
         passed = passed_headers(self.upstream)
         own = self.reservation.headers if self.reservation is not None else ()
         if not own or not passed:
@@ -106,12 +105,13 @@ class Answering:
         return (*own, *(pair for pair in passed if not pair[0].startswith("x-ratelimit-")))
 
     def _source(self) -> Headers:
-        """The header with the name of the upstream that answered. No header if the route has only one upstream."""
+        """Return the header with the name of the upstream that answered, or no header if the route has only one
+        upstream."""
         return ((UPSTREAM_HEADER, self.answered_by),) if self.answered_by else ()
 
     def _ignored_header(self) -> Headers:
-        """The header that lists the request fields without effect, in at most 1 KB. Returns no header if every
-        field has an effect."""
+        """Return the header `antiphon-ignored` with the request fields without effect, in at most 1 KB. Return no
+        header if every field has an effect."""
         if not self.ignored:
             return ()
         names = ", ".join(_token(name) for name in self.ignored[:_LONGEST_IGNORED])

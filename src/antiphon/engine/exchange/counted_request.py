@@ -1,7 +1,7 @@
 """`POST /v1/responses/input_tokens`: counts the tokens of a request.
 
-This module chooses between the upstream's count and an estimate. Not here: the request to the upstream's counting API
-and its answer (`translation/chat/context_size.py`).
+The client gets the upstream's count if the upstream has an API for counting, else an estimate.
+`translation/chat/context_size.py` encodes the request to that API, and parses the API's answer.
 
 Invariant: the client gets an estimated count if the call to the upstream fails.
 """
@@ -20,7 +20,8 @@ from antiphon.types.transport import Headers, UpstreamError
 
 
 class CountedRequest(Phase):
-    """The phase of a request to count tokens, from the loading of its objects to the client's answer."""
+    """The only phase of a request that counts tokens. It loads stored objects, calls the upstream, and answers the
+    client."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
@@ -69,7 +70,7 @@ class CountedRequest(Phase):
         self._answer(None)
 
     def _answer(self, told: int | None) -> None:
-        """Send the client the token count `told`, which the upstream returned. If `told` is None, send an estimate."""
+        """Send the client the upstream's token count `told`. If `told` is None, send an estimate."""
         tokens = self._estimate if told is None else told
         self.core.answer.whole(*counted(tokens, estimated=told is None))
         self.core.finish("completed")

@@ -1,9 +1,10 @@
-"""Classifies the failure of a response for the log line: the party at fault, the step, and the cause.
+"""Classifies the failure of a response for the log line: who is at fault (client, upstream or this server), in which
+step, and why.
 
-Lives here: the classification of errors, including transport errors and local replies. A local reply is an answer that
-Envoy sends because no upstream answered. Not here: the client's error (`errors.py`,
-`translation/answer/upstream_errors.py`), and how Envoy marks its local replies (`envoy/failures.py`,
-`envoy/picker_listener.py`). The servers log the failure with `observability/outcome.py`.
+This module classifies all errors, including transport errors and local replies. A local reply is an answer that Envoy
+sends because no upstream answered. `envoy/failures.py` and `envoy/picker_listener.py` configure a header that
+identifies a local reply. `errors.py` and `translation/answer/upstream_errors.py` define the error that the client gets.
+`observability/outcome.py` writes the log line.
 
 Invariant: a failure contains no content of a request or of an answer. The only exception is an upstream's error
 message, from which the sidecar has removed credentials.
@@ -66,7 +67,7 @@ request."""
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The reason why a response failed, as values for the log.
+    """Why a response failed, as values for the log line.
 
     `status` is the HTTP status for the client. `upstream_status` is the status of the upstream's answer (0: no answer).
     """
@@ -79,12 +80,12 @@ class Failure:
     upstream: str = ""
     upstream_status: int = 0
     counted: bool = False
-    """Whether the log counts failures of this kind instead of writing a line for each
+    """Whether Antiphon only counts such failures, and does not log a line for each failure
     (`observability/repeated_failures.py`)."""
 
     @property
     def loud(self) -> bool:
-        """Whether an operator should see the failure.
+        """Whether Antiphon logs the failure as a warning, because the operator may have to act.
 
         A client's error, or a client that disconnects, is not the operator's concern. An operator need not see the
         failure `connection_ended` either. In relay mode, a disconnected client and an upstream that aborts its answer
@@ -97,7 +98,7 @@ class Failure:
         return self.fault in ("upstream", "ours")
 
     def fields(self) -> dict[str, str | int]:
-        """The log fields of the failure, by name. The result omits fields with an empty value."""
+        """Return the log fields of the failure, by name, without fields that have no value."""
         told: dict[str, str | int] = {
             "fault": self.fault,
             "cause": self.cause[:_MAX_LENGTH],
@@ -111,17 +112,19 @@ class Failure:
 
 
 def operation_in(state: State) -> str:
-    """The log's name for the step that the exchange performs in this state, such as `call_upstream`."""
+    """Return the name of the step that an exchange performs in this state, such as `call_upstream`. The log line names
+    the step."""
     return _OPERATIONS.get(state, "")
 
 
 def refusal(
     error: ApiError, state: State = State.NEW, upstream: str = "", upstream_status: int = 0, *, quoted: bool = True
 ) -> Failure:
-    """The failure behind an error that the client gets. `upstream` is the name of the upstream that was called, if any.
+    """Return the failure to log for an error that the client gets.
 
-    An upstream's error message may quote the request. For requests with `store: false`, the caller sets `quoted` to
-    False, and the cause leaves out the upstream's message.
+    `upstream` is the name of the upstream that the exchange called, or empty. An upstream's error message may contain
+    text of the request. For requests with `store: false`, the caller sets `quoted` to False, so that the log does not
+    contain the upstream's message.
     """
     at_it = state in _AT_THE_UPSTREAM
     fault: Fault = "client" if error.status < 500 else "ours"
@@ -138,7 +141,8 @@ def refusal(
 
 
 def transport_failure(error: UpstreamError | None) -> ApiError:
-    """The client's error for a call that failed in transport. The error's `cause` has the detail for the log."""
+    """Return the client's error for a call that failed in transport. The attribute `cause` of this error is only for
+    the log."""
     error = error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")
     mapped = map_transport_error(error)
     mapped.cause = f"{error.fault.value}: {error.detail}"
@@ -146,13 +150,14 @@ def transport_failure(error: UpstreamError | None) -> ApiError:
 
 
 def local_fault(told: str) -> UpstreamFault:
-    """The fault of a call that Envoy answered with a local reply. `told` is the value of the `LOCAL_REPLY` header."""
+    """Return whether the connection to the upstream broke (`CUT`) or never existed (`UNREACHABLE`), for a call that
+    Envoy answered with a local reply. `told` is the value of the `LOCAL_REPLY` header."""
     cut = told.partition(":")[0] != PICKER_REPLY and _TAKEN in told
     return UpstreamFault.CUT if cut else UpstreamFault.UNREACHABLE
 
 
 def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: KnownSecrets = ()) -> ApiError:
-    """The client's error for a call that Envoy answered with a local reply.
+    """Return the client's error for a call that Envoy answered with a local reply.
 
     `told` is the value of the `LOCAL_REPLY` header, and `said` is the body of Envoy's answer.
     """
@@ -177,8 +182,8 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
 
 
 def ended_early(failure: Failure, details: str, status: int, *, client_left: bool) -> Failure:
-    """Return the failure of a relayed stream with the fault corrected, after Envoy has reported who ended the stream.
-    Before this report, the reason was `CONNECTION_ENDED`."""
+    """Return the failure of a relayed stream whose connection ended, after Envoy has reported whether the client or the
+    upstream ended it. Before Envoy's report, the failure has the fault `unknown`."""
     status = status or failure.status
     if client_left:
         gone = CancelReason.CLIENT_GONE
@@ -188,6 +193,6 @@ def ended_early(failure: Failure, details: str, status: int, *, client_left: boo
 
 
 def cancelled(reason: CancelReason, state: State, upstream: str) -> Failure:
-    """Return the failure to log for an exchange that its driver ended early."""
+    """Return the failure to log for an exchange that the server cancelled."""
     asked = upstream if state in _AT_THE_UPSTREAM else ""
     return Failure(_ENDED_BY[reason], _CANCELLED[reason], 0, reason.value, operation_in(state), asked)

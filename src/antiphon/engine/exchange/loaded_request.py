@@ -1,9 +1,9 @@
 """Loads the objects that a request refers to, and translates the request into a chat request.
 
-This module checks that the route's upstream can serve the body, loads the objects in order, and builds the errors for
-missing objects. The module also orders the items of the model call, and calls the translation. Not here: parsing and
-translating a body (`translation/`), and reading objects from the store (`engine/running/loading.py`). The phases use
-the chat request (`counted_request.py`, `queued_request.py`, `made_response.py`).
+This module checks whether the upstream can serve the request, and requests the stored objects: history, approvals,
+files. It creates the errors for missing objects, and puts the items of the model call in order. The package
+`translation` parses and translates the body, and `engine/running/loading.py` reads the objects from the store. The
+phases in `counted_request.py`, `queued_request.py` and `made_response.py` use the chat request.
 
 Invariants: Antiphon finds the errors of a request before its model call. A missing object and another owner's object
 give the same error.
@@ -63,8 +63,8 @@ from antiphon.types.views import Manner, StoredParts
 
 _SEALED: Final = "reasoning"
 _FULL: Final = 0.8
-"""The share of the model's context that a conversation may fill before Antiphon compacts it. The share applies when
-`context_management` gives no `compact_threshold`."""
+"""If `context_management` has no `compact_threshold`, Antiphon compacts a conversation that fills more than this
+fraction of the model's context."""
 
 
 def parse_request(
@@ -78,7 +78,8 @@ def parse_request(
 ) -> ParsedRequest:
     """Parse and check a request's body. `prompt` is the stored prompt that the body names.
 
-    Raises `ApiError`, and `PromptNotLoaded` when the body names a prompt and `prompt` is None.
+    Raises `ApiError` for an invalid request. Raises `PromptNotLoaded` when the body names a prompt and `prompt` is
+    None. The caller then loads the prompt and calls this function again.
     """
     options, head = core.options, core.head
     request = read_request(
@@ -135,8 +136,9 @@ def _store_nothing(request: CreateResponse) -> None:
 
 
 def open_sealed(sealer: Sealer, owner: str, text: str, param: str) -> bytes:
-    """Decrypt an `encrypted_content` that this server made for the owner. Raises `ForeignContent` for another server's
-    text, and `InvalidRequest` for an invalid text. Both errors name `param`."""
+    """Decrypt an `encrypted_content` that this server encrypted for the owner. Raises `ForeignContent` if another
+    server created the text, and `InvalidRequest` if the text is invalid. `param` is the parameter name for the
+    error."""
     if not is_sealed(text):
         raise ForeignContent(
             "Another server created the encrypted content. Leave this item out.",
@@ -150,10 +152,10 @@ class LoadedRequest:
     """A request, and the stored objects that the request refers to. The caller first calls `begin`, and then passes the
     answer to each `LoadContext` action to `receive_context`.
 
-    After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether the tool calls that
-    the client approved run, either in this request or in the background job that this request creates. `compares`:
-    whether the response may report how its prompt differs from an earlier response's prompt. The request names the
-    earlier response.
+    After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether this request, or the
+    background job that it creates, runs tool calls that the client has approved. `compares`: whether the response may
+    report how its prompt differs from the prompt of an earlier response. The request names the earlier response in
+    `comparison_response_id`.
     """
 
     def __init__(
@@ -173,12 +175,12 @@ class LoadedRequest:
         self.compacts = parsed.path == COMPACT_PATH
         """Whether the client requests only a compaction of the conversation, without an answer of the model."""
         self.in_background = parsed.queued is not None
-        """Whether a worker runs this request. The server answered the client's own HTTP request when it queued the
-        job."""
+        """Whether this request is a queued background job. Then the client already has an answer to its HTTP
+        request."""
         self.builder = self._make_builder(parsed)
         unknown = request.compact_threshold == 0 and parsed.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
-        """The names of the request fields that have no effect. The translation may add further names."""
+        """The request fields that have no effect. `name_ignored` adds the fields that the translation ignores."""
         self.items: list[Named] = []
         """The items that the model gets: the earlier conversation, then the request's input."""
         self.compacted = False
@@ -191,12 +193,12 @@ class LoadedRequest:
         self._answers_approvals = answers_approvals
         self._comparison_id = request.comparison_response_id if compares else None
         self.compared: ComparedResponse | None = None
-        """The earlier response with whose prompt Antiphon compares this request's prompt. None: the owner has no such
-        response."""
+        """The earlier response whose prompt Antiphon compares with this request's prompt. None if the owner has no
+        response with the requested id."""
         self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
-        """The ids of approval requests that another response has already acted on. This response does not run their
-        calls."""
+        """The ids of approval requests that another response has already used. This response does not run the approved
+        tool calls of these requests."""
         core.route = parsed.route
         known = core.known
         known.model, known.response_id, known.streaming = request.model, self.builder.response.id, request.stream
@@ -207,7 +209,7 @@ class LoadedRequest:
 
     @property
     def compares(self) -> bool:
-        """Whether the response reports how its prompt differs from an earlier prompt."""
+        """Whether the response reports how its prompt differs from the prompt of an earlier response."""
         return self._comparison_id is not None
 
     @property
@@ -278,7 +280,7 @@ class LoadedRequest:
         self._proceed()
 
     def seal(self, payload: bytes) -> str:
-        """Encrypt reasoning or a compaction for `encrypted_content`. The client sends this text back with a later
+        """Encrypt reasoning or a compaction for the field `encrypted_content`, which the client sends back with a later
         request."""
         return self.core.options.sealer.seal(self.core.head.owner, _SEALED, payload)
 
@@ -287,8 +289,8 @@ class LoadedRequest:
         return open_sealed(self.core.options.sealer, self.core.head.owner, text, param)
 
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
-        """Translate the request with `items` into a chat request. If Antiphon must fetch files first, the method
-        requests the files and returns None. Raises `ApiError`."""
+        """Translate the request, with `items` as its input, into a chat request. If Antiphon must load files first, the
+        method requests the files and returns None. Raises `ApiError`."""
         try:
             return self.translated(request, items, ItemSources(self.unseal, self.files, request.unknown))
         except FileNotFetched:
@@ -303,7 +305,8 @@ class LoadedRequest:
         return self._files or {}
 
     def translated(self, request: CreateResponse, items: list[Named], sources: ItemSources) -> ChatTranslation:
-        """Translate the request with `items` and the content of `sources` into a chat request. Raises `ApiError`."""
+        """Translate the request, with `items` as its input, into a chat request. `sources` has the files and decrypts
+        sealed content. Raises `ApiError`."""
         options, route, prepared = self.core.options, self.core.route, self.prepared or ()
         hosted: dict[int, tuple[HostedFunction, ...]] = {
             tool.index: () for tool in hosted_tools(request, options.tool_types)
@@ -322,18 +325,17 @@ class LoadedRequest:
         )
 
     def name_ignored(self, chat: ChatTranslation) -> None:
-        """Set the names of the ignored request fields, which the response header `antiphon-ignored` lists for the
-        client."""
+        """Set the request fields that the response header `antiphon-ignored` lists."""
         self.core.answer.ignored = (*self.ignored, *self.request.unknown.names, *chat.ignored)
 
     def prepare_stored(self) -> None:
-        """Create the stored form of the input before the model call. At that time, the runner handles a large request
-        in a thread. At the end of the response, the same work would block the event loop."""
+        """Convert the input to the form that the store saves. Antiphon does this before the model call, because it then
+        handles a large request in a thread. After the model call, a large input would block the event loop."""
         if self.request.store:
             self.stored_input()
 
     def stored_input(self) -> tuple[StoredItem, ...]:
-        """The request's input items as the store holds them."""
+        """Return the request's input items in the form that the store saves."""
         if self._stored is None:
             self._stored = stored_input(prepare_input(self.request.input, self.core.new_id))
         return self._stored
@@ -368,10 +370,10 @@ class LoadedRequest:
 
 
 def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
-    """The conversation without the `mcp_list_tools` items of MCP servers whose tools the chat request declares anyway.
+    """Return the conversation without the `mcp_list_tools` items of MCP servers whose tools the chat request declares.
 
-    The translation would turn an `mcp_list_tools` item into a call without reasoning. Some upstreams reject such a call
-    together with other calls of the same turn.
+    The translation would convert an `mcp_list_tools` item into a tool call without reasoning. Some upstreams reject a
+    turn in which one tool call has reasoning and another has none.
     """
     declared = {function.namespace for one in prepared for function in one.functions}
     if not declared:
@@ -382,8 +384,7 @@ def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list
 def _wanted_context(
     request: CreateResponse, head: RequestHead, lock_for: str, compared: str | None
 ) -> LoadContext | None:
-    """The objects that Antiphon must load before the model call. The result is None if the request refers to no stored
-    object."""
+    """Return the action that loads the objects of the request, or None if the request refers to no stored object."""
     items = tuple(item.id for item in request.input if item.id and (is_reference(item) or is_hollow(item)))
     previous, conversation = request.previous_response_id, request.conversation
     if previous is None and conversation is None and not items and compared is None:
@@ -416,8 +417,8 @@ def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, 
 
 
 def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tolerance: Tolerance) -> list[InputItem]:
-    """Remove the items that the history already has, because a model that reads a text twice tends to repeat the text.
-    In strict mode, raise `InvalidRequest` instead."""
+    """Remove the input items that the history already contains, because a model tends to repeat a text that its prompt
+    contains twice. In strict mode, raise `InvalidRequest` instead."""
     if not any(item.id for item in items):
         return items
     known = {(one.id, one.type) for one in history}
@@ -437,7 +438,7 @@ def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tole
 
 
 def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
-    """The stored prompt that a request names. Raises `InvalidRequest` when the prompt does not exist."""
+    """Return the stored prompt that a request names. Raises `InvalidRequest` when the prompt does not exist."""
     if context.prompt is None:
         version = "" if reference.version is None else f" and version '{reference.version}'"
         raise InvalidRequest(
@@ -447,21 +448,22 @@ def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
 
 
 def _files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head: RequestHead) -> LoadContext:
-    """The URLs and ids of all files that the request and its history name. The lists may contain duplicates."""
+    """Return the action that loads all files that the request and its history name."""
     items: list[InputItem | StoredParts] = [*stored_parts(item.body for item in history), *_own_items(request)]
     urls, ids = file_urls(items), file_ids(items)
     return LoadContext(head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids))
 
 
 def _files_of(request: CreateResponse) -> tuple[str, ...]:
-    """The URLs and ids of the files that the request itself names. A missing file of the request is an error, but a
-    missing file of the history is not."""
+    """Return the URLs and ids of the files that the request itself names, without the files of its history. A missing
+    file of the history is no error."""
     own = _own_items(request)
     return (*file_urls(own), *file_ids(own))
 
 
 def _named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[Named]:
-    """The items of the model call in order, each with the parameter name for error messages, such as `input[0]`."""
+    """Return the items of the model call in conversation order, each with the parameter name for error messages, such
+    as `input[0]`."""
     before = "previous_response_id" if request.conversation is None else "conversation"
     named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
     named += [(before, item) for item in read_history(history)]

@@ -1,18 +1,16 @@
-"""Makes a response with the model, in these phases: loading, compaction, tools, model turns, end.
+"""Makes a response with the model, in these phases: loading, compaction, tools, model calls, end.
 
-Lives here: the order of the phases, and the model turns. In a model turn the model answers, or summarizes the
-conversation. The summary comes before the answer or replaces the answer. A turn requests the model call, chooses the
-reader of its answer, and reports the call's token usage. Not here:
+This module defines the order of the phases, and the phases in which the sidecar calls the model. The model either
+answers the client or summarizes the conversation (compaction). Each phase requests the model call, chooses the parser
+for the model's output, and reports the token usage.
 
-- loading objects, and the condition for a compaction (`loaded_request.py`)
-- the other phases (`running_tools.py`, `response_end.py`)
-- the format of a compaction (`translation/chat/compaction.py`)
-- parsing the bytes of an answer (`answer_readers.py`)
-- the remaining `max_output_tokens` after earlier turns (`tool_turns.py`)
-- the input that each state allows (`states.py`)
+`loaded_request.py` loads stored objects and decides whether a compaction is necessary. `translation/chat/compaction.py`
+defines the format of a compaction. `answer_readers.py` parses the bytes of an answer. The other phases are in
+`running_tools.py` and `response_end.py`.
 
-Invariants: Antiphon first compacts the conversation, then prepares the tools, then lets the model answer. From the
-summarizing turn, the client gets only the compaction and its token usage. A turn reports the usage of each call once.
+Invariants: Antiphon first compacts the conversation, then prepares the tools, then lets the model answer. The client
+does not get the text of the summary, only the compaction item and the token usage. Antiphon reports the token usage of
+each model call once.
 """
 
 from __future__ import annotations
@@ -51,7 +49,8 @@ _NOT_OVER: Final = Ending("in_progress")
 
 
 class ModelTurn(Phase, ABC):
-    """Performs model turns, one after the other. `builder` receives the model's output and builds the response."""
+    """Base class of the phases that call the model, once or several times. `builder` receives the model's output and
+    builds the response."""
 
     def __init__(self, end: ResponseEnd, builder: ResponseBuilder) -> None:
         super().__init__(end.core)
@@ -66,7 +65,7 @@ class ModelTurn(Phase, ABC):
         self._refused = BodyReader(0)
         self._size_before = 0
         self._untold = False
-        """Whether the turn has not yet reported the token usage of the last model call."""
+        """Whether the token usage of the last model call is still unreported."""
 
     @abstractmethod
     def ended(self, ending: Ending) -> None:
@@ -148,7 +147,7 @@ class ModelTurn(Phase, ABC):
             self._over(Ending("failed", code=mapped.code or "server_error", message=mapped.message))
 
     def _end_refused(self) -> None:
-        """Fail with the upstream's error, after the error body ended or reached its size limit."""
+        """Fail the request with the upstream's error, when the body of that error is complete or too large."""
         core = self.core
         error = core.refused_upstream(self._refused.body, self._sent)
         if not core.call.status:
@@ -169,8 +168,8 @@ class ModelTurn(Phase, ABC):
         self._tell_usage()
 
     def _over(self, cut: Ending | None) -> None:
-        """End the model's output, and report the call's usage to the observer. `cut` is the reason if the output is
-        incomplete."""
+        """End the model's output, and report the call's token usage to the observer. `cut` is the reason why the output
+        is incomplete, or None for a complete output."""
         call = self.core.call
         ending = call.reader.end(cut)
         if self.core.cancelled and cut is not None:
@@ -180,7 +179,7 @@ class ModelTurn(Phase, ABC):
         self.ended(ending)
 
     def _tell_usage(self) -> None:
-        """Report the call's token usage to the observer, as the upstream counted it or as an estimate.
+        """Report the token usage of the last model call to the observer.
 
         An upstream returns token counts at the end of its answer, and some upstreams return no counts. If a call has no
         counts, the sidecar estimates the tokens from the size of the request and of the output.
@@ -198,8 +197,8 @@ class ModelTurn(Phase, ABC):
 
 
 class AnswerTurn(ModelTurn):
-    """The turns of one response in which the model answers. Between two turns, `tools` runs the model's tool calls. The
-    builder of the client's response takes the model's output."""
+    """The phase in which the model answers. Between two model calls, `tools` runs the tools that the model called. The
+    model's output becomes part of the client's response."""
 
     def __init__(self, end: ResponseEnd, tools: RunningTools) -> None:
         super().__init__(end, end.builder)
@@ -218,7 +217,8 @@ class AnswerTurn(ModelTurn):
 
 
 class MadeResponse(Phase):
-    """A response that the sidecar makes with a chat model. This phase is active while the request's objects load."""
+    """The first phase of a response that the sidecar makes with a chat model. This phase loads the request's stored
+    objects, and then starts the other phases."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
@@ -246,7 +246,8 @@ class MadeResponse(Phase):
         self._end.conclude(cut)
 
     def _proceed(self) -> None:
-        """Call the model, or begin the phase that must run before the model call. Raises `ApiError`."""
+        """Call the model, unless a compaction or the preparation of tools must happen first. In that case, begin that
+        phase. Raises `ApiError`."""
         loaded = self._loaded
         self.core.phase = self
         if loaded.needs_compaction and CompactionTurn(self._end, self._proceed).begin():
@@ -276,10 +277,9 @@ class MadeResponse(Phase):
 
 
 class CompactionTurn(ModelTurn):
-    """The turn in which the model summarizes the conversation. The turn calls `proceed` when the conversation is
-    compacted.
+    """The phase in which the model summarizes the conversation. After the compaction, this phase calls `proceed`.
 
-    A separate builder takes the model's output, so that the client does not get the summary's text.
+    The model's output goes to a separate builder, so that the client does not get the text of the summary.
     """
 
     def __init__(self, end: ResponseEnd, proceed: Callable[[], None]) -> None:
@@ -350,5 +350,5 @@ class CompactionTurn(ModelTurn):
 
 
 def _text_of(item: Message) -> bytes:
-    """A message's text, escaped as in a JSON string but without the quotes."""
+    """Return a message's text, escaped as in a JSON string but without the quotes."""
     return b"".join(bytes(part.text)[1:-1] for part in item.content if isinstance(part, OutputText))

@@ -1,11 +1,10 @@
-"""Holds the routing table, which maps a model to an upstream and to the options of its calls.
+"""Defines the routing table, which maps a model to an upstream and to the options of the model's calls.
 
-Lives here: the routing table as plain values, and the choice of a route. Not here: settings (`antiphon.config`),
-connections (`upstream/`), and Envoy's routes (`envoy/routes.py`).
+The settings are in `antiphon.config`, the connections in the package `upstream`, and Envoy's routes in
+`envoy/routes.py`.
 
-Invariant: the first rule whose pattern matches the model's name gives the route. The choice depends only on this name.
-A `ModelRoute` object never changes. When an upstream reports its kind (such as vLLM), `ModelRoutes.learn` creates new
-routes for later requests.
+Invariant: the first rule whose pattern matches the model's name decides the route. A `ModelRoute` object never changes.
+When an upstream reports its kind (such as vLLM), `ModelRoutes.learn` creates new routes for later requests.
 """
 
 from __future__ import annotations
@@ -31,17 +30,22 @@ ModelMode = Literal["translate", "native", "disabled"]
 class ModelRoute:
     """The upstream of a model and the options of its calls. A group of upstreams can replace the single upstream.
 
-    - `profile` describes the upstream's kind. `assumed`: the profile comes neither from the settings nor from the host
-      name, so the upstream's report may correct the profile. `flags` are the settings that also apply to the corrected
-      profile.
+    - `profile` describes the upstream's kind (such as vLLM). `assumed`: Antiphon could derive the profile neither from
+      the settings nor from the host name, and replaces the profile when the upstream reports its kind. `flags` are the
+      profile flags in the settings, which also apply after this change.
+
     - `upstream` is the name of the upstream or of the group. `several` has the names of the group's upstreams.
-      `ordered`: the first upstream of the group answers, and the others are fallbacks.
-    - `model` is the model's name at the upstream, or None if the upstream has the client's name for the model.
-    - `models`, if not empty, limits the models of the route. Each entry is the name of a model, as the client or as the
-      upstream uses it.
-    - `passthrough`: the call carries the client's `Authorization`. `headers` has the names of other client headers that
-      the call may carry.
-    - `fields` has the names of further request fields that Antiphon passes on.
+      `ordered`: the upstreams after the first are only fallbacks.
+
+    - `model` is the model's name at the upstream, or None if the upstream uses the same name as the client.
+
+    - `models`, if not empty, lists the only models that the route serves, by the client's or the upstream's name.
+
+    - `passthrough`: Antiphon forwards the client's header `Authorization`. `headers` names the other client headers
+      that Antiphon forwards.
+
+    - `fields` names further request fields that Antiphon forwards.
+
     - `extra` has fields that Antiphon adds to every chat request. A field that the client sets takes precedence over
       the same field in `extra`.
     """
@@ -67,8 +71,8 @@ class ModelRoute:
         return self.several or (self.upstream,)
 
     def fell_back(self, name: str, tried: int) -> bool:
-        """Whether the upstream `name` answered as a fallback. `tried` is the number of upstreams that were called for
-        the request."""
+        """Whether the upstream `name` answered because another upstream failed. `tried` is the number of upstreams that
+        Antiphon called for the request."""
         return tried > 1 or (self.ordered and name != self.several[0])
 
     def serves(self, model: str) -> bool:
@@ -92,14 +96,14 @@ class ModelRule:
 
 
 def no_such_model(model: str) -> NotFound:
-    """The 404 for a model that this server does not serve."""
+    """Return the 404 error for a model that this server does not serve."""
     return NotFound(
         f"The model '{model}' does not exist or you do not have access to it.", param="model", code="model_not_found"
     )
 
 
 class ModelRoutes:
-    """The rules in order of precedence, and the default route for models that match no rule."""
+    """The routing table: the rules in order of precedence, and the default route for models that match no rule."""
 
     def __init__(self, default: ModelRoute, rules: tuple[ModelRule, ...] = ()) -> None:
         self.default = default
@@ -111,7 +115,7 @@ class ModelRoutes:
 
     @property
     def assumed(self) -> frozenset[str]:
-        """The names of the upstreams whose profile is an assumption, because no upstream has reported its kind."""
+        """The names of the upstreams whose profile Antiphon only assumes, because they have not reported their kind."""
         return frozenset(
             name
             for route in (self.default, *(rule.route for rule in self.rules))
@@ -122,8 +126,8 @@ class ModelRoutes:
     def learn(self, upstream: str, profile: UpstreamProfile) -> tuple[str, ...]:
         """Replace the assumed profile of this upstream by `profile`, which the upstream reported.
 
-        A group of upstreams keeps the first profile that one of its upstreams reports. Returns the names of this
-        upstream's groups that keep another profile than `profile`.
+        A group of upstreams has only one profile: the first that one of its upstreams reports. Returns the names of the
+        groups of this upstream that have a profile other than `profile`.
         """
         self.default = corrected(self.default, upstream, profile)
         differing = (
@@ -141,7 +145,7 @@ class ModelRoutes:
         return told
 
     def serving(self, model: str | None, unnamed: str, access: Access = EVERYTHING) -> ModelRoute:
-        """The route of this model, or the default route for a request without a model.
+        """Return the route of this model, or the default route for a request without a model.
 
         Raises `ApiError` when no upstream serves the model, or when the client's key does not allow the model.
         `unnamed` is the error message when the request must name a model.
@@ -156,7 +160,7 @@ class ModelRoutes:
         return route
 
     def choose(self, model: str) -> ModelRoute:
-        """The route of this model. The route may have the mode `disabled`, in which clients cannot use the model."""
+        """Return the route of this model. The route may have the mode `disabled`."""
         for rule in self.rules:
             if fnmatchcase(model, rule.pattern):
                 return rule.route

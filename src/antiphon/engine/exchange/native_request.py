@@ -1,18 +1,18 @@
-"""Passes a request through to an upstream that speaks the Responses API itself (native).
+"""Forwards a request to an upstream that has the Responses API itself (native).
 
-Lives here: the checks of a request, the reader of the answer, and the handling of a broken answer. One check searches
-the request for references to stored objects, because clients may share an account at the upstream. Not here: the choice
-of native models (`model_routes.py`).
+This module checks the request, and parses and forwards the answer. `model_routes.py` decides which models are native.
 
-The sidecar forwards a stream as it arrives. The sidecar buffers any other answer until the answer is complete. If the
-call fails before that, the client gets an error object.
+The sidecar forwards an event stream as it arrives. It buffers a JSON answer until the answer is complete, so that the
+client gets an error object if the call fails.
 
-When the gateway uses its own key for several owners, all clients share one account at the upstream. Any client that
-knows an id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers.
-So a request must not name such an object, and the sidecar removes headers about the account from the answer.
+If the gateway calls the upstream with its own key, all clients share one account at the upstream. Any client that knows
+an id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So with
+several owners, a request must not name such an object, and the sidecar removes headers about the account from the
+answer.
 
-Invariants: The sidecar stores nothing of the request. The sidecar forwards the answer's bytes unchanged, but removes
-its own keys from an error. The sidecar appends nothing to a stream that broke off.
+Invariants: The sidecar does not store the request or the response. The sidecar forwards the answer's bytes unchanged,
+but removes the gateway's keys from an error. If the upstream breaks a stream off, the sidecar appends nothing to the
+stream.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _TAIL: Final = 1 << 18
 
 
 class NativeAnswer(AnswerReader):
-    """Reads one upstream answer and appends the actions for the client.
+    """Parses one upstream answer, and appends the actions that forward the answer to the client.
 
-    `own`: whether the upstream account belongs to the client. `secrets`: the texts that the reader removes from
+    `own`: whether the upstream account belongs to this client alone. `secrets`: the texts that the parser removes from
     an error body.
     """
 
@@ -84,14 +84,15 @@ class NativeAnswer(AnswerReader):
         return False
 
     def usage(self) -> UsageObject | None:
-        """The usage that the upstream has reported so far, or None."""
+        """Return the token usage that the upstream has reported so far, or None."""
         if self._status >= 400:
             return None
         heard = b"".join(self._held)
         return usage_of_stream(b"\n" + heard) if self.streamed else usage_of_answer(heard)
 
     def pass_end(self) -> str:
-        """Forward the rest of a complete answer. Returns the outcome for metrics."""
+        """Forward a complete answer that is not a stream. Returns the outcome for metrics. For a stream, only return
+        the outcome, because the client already has all bytes."""
         if not self.streamed:
             body = b"".join(self._held)
             if self._status >= 400:
@@ -103,7 +104,7 @@ class NativeAnswer(AnswerReader):
 
 
 class NativeRequest(Phase):
-    """A request for a native upstream. `path` is the request's path without its query."""
+    """The only phase of a request for a native upstream. `path` is the request's path without its query."""
 
     def __init__(self, core: ExchangeCore, route: ModelRoute, model: str, path: str) -> None:
         super().__init__(core)
@@ -166,8 +167,8 @@ class NativeRequest(Phase):
         super().cancel(reason, message)
 
     def _break_off(self, fault: UpstreamError | None, error: ApiError) -> None:
-        """End with an HTTP error if the client got no byte. If it got some bytes, break the stream off, because only
-        this shows the client that the answer is incomplete.
+        """End the exchange with an HTTP error if the client got no byte yet. Otherwise break the client's stream off,
+        because only a broken stream shows the client that the answer is incomplete.
         """
         core = self.core
         self._tell_usage()
@@ -178,7 +179,7 @@ class NativeRequest(Phase):
         core.finish("cut")
 
     def _tell_usage(self) -> None:
-        """Report the usage that the upstream has returned.
+        """Report the token usage that the upstream has returned, if any.
 
         The sidecar does not estimate usage, because byte counts do not include the context that the upstream stores.
         """
@@ -206,7 +207,7 @@ def refuse_references(body: bytes) -> None:
 
 
 def _references(value: object) -> Iterator[str]:
-    """Yield the name of each field in `value` that holds the id of an object in the upstream account."""
+    """Yield the name of each field in `value` whose value is the id of an object in the upstream account."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

@@ -1,9 +1,9 @@
 """Defines the values of a parsed request: the request's fields, and the route of its model.
 
-Lives here: the classes of these values. Not here: parsing a request into the values (`loaded_request.py`).
+`loaded_request.py` parses a request into these values.
 
-msgspec builds these classes from their annotations at run time. So these classes have a separate module, which the
-compiled build leaves out (docs/explanation/performance.md).
+The compiled build (docs/explanation/performance.md) does not compile this module, because msgspec reads the annotations
+of these classes at run time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from antiphon.types.request import CreateResponse
 
 
 class DeliveryOptions(Struct, frozen=True):
-    """Two options that the server that received this request sets for its exchange (see `ResponseExchange.generate` and
-    `ResponseExchange.error_events`)."""
+    """How the server delivers the response to the client. `ResponseExchange.generate` and
+    `ResponseExchange.error_events` describe the options."""
 
     generate: bool = True
     error_events: bool = True
@@ -27,8 +27,8 @@ class DeliveryOptions(Struct, frozen=True):
 class ParsedRequest(Struct, frozen=True):
     """A parsed request body with the route of its model. `path` is the request's path.
 
-    `queued` is set if a worker runs a queued background request. `queued` has the id and creation time of the queued
-    response.
+    `queued` is the id and creation time of a queued background response, or None for a request that is not a background
+    job.
     """
 
     request: CreateResponse

@@ -1,10 +1,11 @@
-"""Defines the base class of an exchange's phases, and what the phases share: options, facts and state.
+"""Defines the base class of an exchange's phases, and the options, facts and state that all phases share.
 
-Lives here: the methods that take a phase's inputs, and the operations of every phase. A phase can refuse the request,
-end the exchange, request a model call, follow a background response, or answer a repeated request. Also: the options of
-every exchange, the paths that exchanges serve, and the facts of the request that servers and observers read (`Known`).
-Not here: the settings behind the options (`antiphon.config`), the inputs that each state allows (`states.py`). The
-phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a response that the
+`Phase` has one method for each input: loaded objects, tool results, the upstream's answer. `ExchangeCore` has the
+operations of all phases: request a model call, refuse the request, follow a background response, replay a stored
+answer, end the exchange. `ExchangeOptions` has the options that come from the settings. `Known` has the facts about the
+request that servers and observers read. `states.py` defines which inputs each state allows.
+
+The phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a response that the
 sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
 
 Invariant: an exchange emits `Finish` once, as its last action. An exchange releases its conversation lock and its
@@ -73,9 +74,9 @@ EXCHANGE_PATHS: Final = (RESPONSES_PATH, COMPACT_PATH, COUNT_PATH)
 
 @dataclass(frozen=True, slots=True)
 class ExchangeOptions:
-    """The options that the settings give every exchange.
+    """The options of every exchange, which come from the settings.
 
-    `routes` is the routing table of models. `sealer` seals the server's data that a client or a job carries.
+    `routes` is the routing table of models. `sealer` encrypts the server's data in texts that a client or a job stores.
     """
 
     routes: ModelRoutes
@@ -86,17 +87,17 @@ class ExchangeOptions:
     tool_limits: ToolSettings = field(default_factory=ToolSettings)
     times: TimeoutSettings = field(default_factory=TimeoutSettings)
     secrets: KnownSecrets = ()
-    """Secrets that the sidecar removes from every upstream text before a client sees the text."""
+    """Secrets that the sidecar removes from every text of an upstream before a client gets the text."""
     several_owners: bool = True
     """Whether the server has several owners. If so, a client may not use another owner's objects at a native
     upstream."""
     seal_credentials: bool = False
-    """Whether a queued job stores the client credentials that it needs, encrypted. If False, the sidecar
-    refuses a background request that needs client credentials."""
+    """Whether the sidecar stores encrypted client credentials in a queued job. If False, the sidecar refuses a
+    background request that needs the client's credentials."""
     never_stored: frozenset[str] = frozenset()
     """The owners whose responses the sidecar never stores, even if the request sets `store`. `*` means all owners."""
     strict: bool = False
-    """Whether the sidecar refuses a request with unknown fields. If False, the sidecar ignores unknown fields."""
+    """Whether the sidecar refuses a request with unknown fields. Otherwise the sidecar ignores these fields."""
     tool_types: frozenset[str] = frozenset()
     """The types of hosted tools that the sidecar runs."""
 
@@ -106,9 +107,8 @@ class ExchangeOptions:
 
 
 class Known:
-    """The known facts of a request and its response, for the observers and drivers of the exchange.
-
-    Each phase sets the attributes for the facts that it finds. Until then, each attribute has its default value.
+    """The facts about a request and its response that servers and observers read. Each phase sets attributes as soon as
+    it has a fact. Until then, an attribute has its default value.
     """
 
     def __init__(self) -> None:
@@ -122,36 +122,38 @@ class Known:
         self.message = ""
         """The message of the HTTP error that the client gets, or empty."""
         self.streaming = False
-        """Whether the client requested an event stream that the sidecar generates. False for a native upstream's
-        stream."""
+        """Whether the client requested an event stream and the sidecar generates the events. False for a native
+        upstream, whose events the sidecar forwards."""
         self.stored = False
         """Whether the sidecar will store the response."""
         self.quoted = True
         """Whether the log may quote an upstream's error."""
         self.makes_response = False
-        """Whether the request creates a response on this server. False for a token count and for a native request."""
+        """Whether the request creates a response on this server. A token count and a native request create no response
+        on this server."""
         self.needs_drive = False
         """Whether the sidecar must make the model calls itself. In relay mode, Envoy makes the model call, but only for
         a request that needs exactly one model call."""
         self.replayed = False
-        """Whether the client gets the stored response of an earlier request with the same idempotency key."""
+        """Whether the answer is a replay: the stored response of an earlier request with the same idempotency key."""
         self.queued = False
         """Whether this request has stored a job. A worker runs the job, even if the client disconnects."""
         self.loaded_bytes = 0
-        """The bytes of history and files for which the request reserves tokens in its quotas. 0 without quotas."""
+        """The number of bytes of history and files. If quotas apply, Antiphon estimates the request's tokens from this
+        number. 0 if no quotas apply."""
         self.output_limit: int | None = None
-        """The maximum of output tokens that the request sets."""
+        """The request's `max_output_tokens`, or None."""
         self.manner = Manner()
-        """How the client wants the answer: streamed or whole, in the background or not."""
+        """Whether the client requested a stream, and whether it requested a background response."""
         self.tolerance: Tolerance | None = None
         self.builder: ResponseBuilder | None = None
         """The builder of the response."""
         self.spent: UsageObject | None = None
-        """The token usage of the model turns before the current one."""
+        """The token usage of all earlier model calls of this response, without the current call."""
         self.failure: Failure | None = None
-        """The reason for the request's failure, for the log. The exchange records only the first failure."""
+        """The first failure of the request, for the log. The exchange ignores later failures."""
         self.fallback = ""
-        """The name of the upstream that answered as a fallback, or empty."""
+        """The name of the upstream that answered after another upstream failed, or empty."""
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -160,7 +162,7 @@ class Known:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The request's unknown fields, and the known tools that this server does not run."""
+        """The request's unknown fields, and the tools whose type is known but which this server does not run."""
         tools = self.tolerance.tools if self.tolerance is not None else ()
         return tuple(dict.fromkeys((*self.unknown, *tools)))
 
@@ -189,18 +191,20 @@ class Known:
 
 
 class ModelCall:
-    """A call of an upstream, and the facts of its answer so far."""
+    """A call of an upstream, and the facts about the upstream's answer that have arrived so far."""
 
     __slots__ = ("answered_by", "local_reply", "reader", "size", "status")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        """The size of the call's body."""
+        """The number of bytes in the body of the call."""
         self.reader = AnswerReader()
         self.status = 0
-        """The HTTP status of the upstream's answer. 0: no answer yet, or Envoy answered instead."""
+        """The HTTP status of the upstream's answer. 0 if no answer has arrived, or if Envoy answered because it could
+        not reach the upstream."""
         self.local_reply = ""
-        """The value of the header with which Envoy marks its own answer. Empty if the upstream answered."""
+        """The value of the header that Envoy adds to an answer that it created itself. Empty if the upstream
+        answered."""
         self.answered_by = ""
         """The name of the upstream that answered. Empty if the route has only one upstream."""
 
@@ -218,33 +222,34 @@ class ExchangeCore:
         self.actions: list[Action] = []
         self.answer = Answering(self.actions)
         self.call = ModelCall(0)
-        """The current model call. Between two calls, the previous model call."""
+        """The present model call, or the previous one if no model call runs now."""
         self.known = Known()
         self.phase = Phase(self)
-        """The phase that takes the next input."""
+        """The current phase, which handles the next input."""
         self.observer: Observer = UNOBSERVED
         """The observer that records the model calls."""
         self.cancelled = False
         self.locked = False
-        """Whether the response holds the lock of its conversation."""
+        """Whether this exchange has locked its conversation."""
         self.claimed = False
-        """Whether the response may hold an idempotency key, or approvals."""
+        """Whether this exchange may have reserved an idempotency key or used approvals of tool calls."""
         self.keyed = False
-        """Whether the request holds an idempotency key. Such a request continues when its client disconnects."""
+        """Whether the request has an idempotency key. Such a request continues when its client disconnects, so that a
+        retry gets the result."""
         self.counts = False
-        """Whether the idempotency key and the approvals stay used when the response ends. True if the response
-        succeeded, or if its tool calls may have changed external state."""
+        """Whether the idempotency key and the approvals remain used after the response has ended, so that no request
+        can use them again. True if the response succeeded, or if its tool calls may have changed external state."""
 
     @property
     def upstream_name(self) -> str:
-        """The name of the called upstream, for the log. If the route has several upstreams, the result is the upstream
-        that answered, as soon as its name is known."""
+        """The name of the called upstream, for the log. If the route has several upstreams, this is the group's name
+        until one of its upstreams has answered."""
         return self.call.answered_by or self.route.upstream
 
     @property
     def secrets(self) -> KnownSecrets:
-        """Secrets that the sidecar removes from the upstream's texts: the server's keys, and the client's key if the
-        sidecar forwards it."""
+        """The secrets that the sidecar removes from the upstream's texts: this server's keys, and the client's key if
+        the sidecar forwards that key."""
         secrets = self.options.secrets
         return (*secrets, *bearer_token(self.head.header("authorization"))) if self.route.passthrough else secrets
 
@@ -266,15 +271,15 @@ class ExchangeCore:
         self.actions.append(CallUpstream(request))
 
     def follow(self, response_id: str) -> None:
-        """Send the client the events that a worker writes. The stream may last hours, so the exchange frees the
-        request's memory."""
+        """Send the client the events of a background response, which a worker stores. The stream may last hours, so the
+        exchange frees the memory of the request."""
         self.phase, self.known.builder = Phase(self), None
         self.actions.append(FollowResponse(self.head.owner, response_id))
         self.machine.go(State.FOLLOWING)
 
     def answer_again(self, manner: Manner, stored: StoredResponse) -> None:
-        """Send the stored response of an earlier request with the same idempotency key. This request decides whether
-        the answer is a stream or one body. The exchange stores nothing."""
+        """Answer with the stored response of an earlier request with the same idempotency key. The answer is a stream
+        if this request, not the earlier one, has `stream: true`."""
         body = whole_body(stored.body, stored.output_items)
         if not manner.stream:
             self.answer.whole(body, (REPLAYED,))
@@ -287,7 +292,7 @@ class ExchangeCore:
         self.finish(stored.status)
 
     def refuse(self, error: ApiError) -> None:
-        """Answer with an HTTP error."""
+        """Answer the client with an HTTP error, and end the exchange."""
         self.note_failure(self.failure_of(error))
         self.known.message = error.message
         self.release()
@@ -295,9 +300,9 @@ class ExchangeCore:
         self.finish("error")
 
     def refused_upstream(self, said: bytes, sent: Mapping[str, str]) -> ApiError:
-        """The client's error for an upstream that refused the call. `said` is the upstream's body.
+        """Return the client's error for an upstream that refused the call. `said` is the body of the upstream's error.
 
-        For `sent`, see `map_upstream_answer`.
+        `map_upstream_answer` describes `sent`.
         """
         call, headers = self.call, self.answer.upstream
         if not call.status:
@@ -307,7 +312,7 @@ class ExchangeCore:
         return map_upstream_answer(call.status, headers, said, self.secrets, sent)
 
     def note_failure(self, failure: Failure) -> None:
-        """Record the reason for the request's failure. The method ignores later failures."""
+        """Record why the request failed, unless an earlier failure is already recorded."""
         if self.known.failure is None:
             self.known.failure = replace(failure, status=200) if self.answer.head_sent else failure
 
@@ -336,19 +341,19 @@ class ExchangeCore:
 class Phase:
     """The base class of all phases. An instance of this class itself accepts no input and can only end.
 
-    An input that a phase does not accept raises `ExchangeStateError`. An input that the state table forbids raises the
-    same error.
+    A subclass overrides the methods for the inputs that it accepts. All other methods raise `ExchangeStateError`.
     """
 
     def __init__(self, core: ExchangeCore) -> None:
         self.core = core
 
     def receive_context(self, context: Context) -> None:
-        """Receive the loaded objects. Raises `ApiError`."""
+        """Receive the stored objects that the exchange requested. Raises `ApiError`, for example for a missing
+        object."""
         raise self._unexpected("context")
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:
-        """Receive the hosted tools' functions for the model. Raises `ApiError`."""
+        """Receive the prepared hosted tools, with the functions that the model can call. Raises `ApiError`."""
         raise self._unexpected("prepared tools")
 
     def receive_tool_result(self, result: ToolResult) -> None:
@@ -356,8 +361,8 @@ class Phase:
         raise self._unexpected("a tool's result")
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Handle the store's error if the store could not save the claim, a record of the tool calls that are about to
-        run. The driver has sent none of these calls."""
+        """Handle a failure to save the claim, which records the next tool calls in the store before they run. None of
+        these tool calls has run."""
         raise self._unexpected("a claim")
 
     def receive_head(self, status: int, headers: Headers) -> None:
@@ -365,21 +370,22 @@ class Phase:
         raise self._unexpected("an upstream's head")
 
     def stop_reading(self) -> None:
-        """End the upstream's answer early, because the reader needs no more bytes, or because the answer exceeds a time
+        """End the upstream's answer early, because the parser needs no more bytes, or because the answer exceeds a time
         limit."""
         raise self._unexpected("an upstream's body")
 
     def receive_end(self, error: UpstreamError | None) -> None:
-        """Handle the end of the upstream's answer. `error`: why the answer is incomplete or missing."""
+        """Handle the end of the upstream's answer. `error` is the reason why the answer is incomplete or missing, or
+        None for a complete answer."""
         raise self._unexpected("an upstream's end")
 
     def receive_saved(self, error: StoreError | ApiError | None) -> None:
-        """Handle the outcome of the save."""
+        """Continue after the store has saved the response, or has failed to save it (`error`)."""
         raise self._unexpected("a saved row")
 
     def reject(self, error: ApiError) -> None:
-        """Fail the request. The client gets an HTTP error if neither the head of its response nor a tool call was sent,
-        otherwise a failed response."""
+        """Fail the request. If the exchange has sent no head to the client and no tool call has run, the client gets an
+        HTTP error. Otherwise the client gets a failed response."""
         if not self.core.answer.head_sent and not self.core.counts:
             self.core.refuse(error)
         else:
@@ -387,11 +393,11 @@ class Phase:
             self.end(Ending("failed", code=code, message=message, error=error))
 
     def fail(self, error: ApiError) -> None:
-        """Handle a failed model call, or an exceeded limit."""
+        """Fail the request after a failed model call or an exceeded limit."""
         self.reject(error)
 
     def cancel(self, reason: CancelReason, message: str) -> None:
-        """End without an answer, because the client disconnected or the process stops."""
+        """End the exchange without an answer, because the client disconnected or the process stops."""
         self.core.finish("cancelled")
 
     def end(self, cut: Ending) -> None:
@@ -402,8 +408,8 @@ class Phase:
         """Stop reading the answer of the model call, and report only the call's token usage to the observer."""
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that the sidecar will not store. The result is None if the response is not
-        finished, or if the sidecar will store it."""
+        """Return a finished response with `store: false`, in the form that the store would save. Return None if the
+        response is not finished, or if the sidecar stores it."""
         return None
 
     def _unexpected(self, what: str) -> ExchangeStateError:
@@ -411,10 +417,10 @@ class Phase:
 
 
 def refused_for(error: ApiError | RecursionError) -> ApiError:
-    """The client's error for this exception.
+    """Return the client's error for `error`.
 
-    The allowed nesting depth depends on the code that reads the request. Code that parses the request deeper in the
-    call stack may raise `RecursionError` for a request that earlier code could parse.
+    `RecursionError` means that the request is nested too deeply. Parsing code may raise it even if other code has
+    already parsed the same request at a smaller stack depth.
     """
     return (
         error
@@ -424,5 +430,6 @@ def refused_for(error: ApiError | RecursionError) -> ApiError:
 
 
 def whose(failure: Failure, error: UpstreamError) -> Failure:
-    """The failure, with the fault `unknown` if the client may have caused the error by not reading its stream."""
+    """Return the failure with the right party at fault: `unknown` if the client may have caused the error by not
+    reading its stream."""
     return replace(failure, fault="unknown") if error.fault is UpstreamFault.HELD else failure

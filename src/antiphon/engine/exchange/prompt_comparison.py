@@ -1,20 +1,18 @@
 """Compares a request's prompt with the prompt of an earlier response, to explain why a model server could not reuse its
 cache.
 
-This module extracts the cached parts of a prompt, searches for the first difference between two prompts, and counts the
-tokens of a cache miss. The module also translates the earlier prompt, decides when to compare, and puts the result into
-the response. `stored_prompt` returns the prompt of a stored response, so that a caller can compare two stored responses
-without a request. Not here: loading the earlier response (`engine/running/loading.py`).
+A model server reuses the longest common beginning of two prompts. So this module searches for the first difference
+between the prompts, and counts the tokens that the server must process again. It writes the result into the response,
+as OpenAI's `prompt_cache_diagnostics`, with OpenAI's reasons in OpenAI's order. `stored_prompt` returns the prompt of a
+stored response, so that a caller can compare two stored responses. `engine/running/loading.py` loads the earlier
+response.
 
-Antiphon translates the earlier prompt by the rules for this request's server. So both prompts contain the messages as
-the server gets them. For example, the translation may move system messages, drop turns and replay reasoning. Model
-servers reuse the longest common beginning of two prompts, so only the first difference matters.
+The module translates both prompts for the model server of this request, because the translation may move system
+messages, drop turns and replay reasoning.
 
-The reasons and their order are those of OpenAI's `prompt_cache_diagnostics`.
-
-Invariants: a comparison never fails its request. A request that asks for no comparison causes no extra work. If two
-prompts are equal, or if one prompt continues the other, the comparison finds no difference. The comparison ignores
-fields that the server does not get.
+Invariants: a comparison never fails its request. A request without a comparison causes no extra work. If two prompts
+are equal, or if one prompt continues the other, the comparison finds no difference. The comparison ignores fields that
+the model server does not get.
 """
 
 from __future__ import annotations
@@ -57,12 +55,12 @@ from antiphon.types.response import (
 from antiphon.types.views import ChatMessages, StoredSettings
 
 _WHERE: Final = "prompt_cache_options.comparison_response_id"
-_NOT_LOADED: Final = InvalidRequest("A comparison loads no files.")
+_NOT_LOADED: Final = InvalidRequest("Antiphon loads no files to compare prompts.")
 _ITEMS: Final = msgspec.json.Decoder(list[InputItem])
 
 
 class PromptComparison:
-    """The comparison for one request. Call `compare` before each model call, and `report` at the response's end."""
+    """Compares the prompt of one request. Call `compare` before each model call, and `report` at the response's end."""
 
     def __init__(self, loaded: LoadedRequest) -> None:
         self._loaded = loaded
@@ -72,8 +70,8 @@ class PromptComparison:
         self._tier = ""
 
     def compare(self, chat: ChatTranslation) -> None:
-        """Compare the prompts before the first model call. `chat` is the translated request. A later call of this
-        method does nothing, because later model calls only append the results of tools to the prompt."""
+        """Compare the prompt of the first model call with the earlier prompt. `chat` is the translated request. Later
+        calls of this method do nothing, because later model calls only append tool results to the prompt."""
         compared = self._loaded.compared
         if self._begun or compared is None or not compared.body:
             return
@@ -87,8 +85,8 @@ class PromptComparison:
         self._compared, self._tokens, self._tier = True, later.tokens, earlier.service_tier
 
     def report(self, usage: UsageObject | None) -> None:
-        """Put the result into the response. `usage` is the usage of the response's only model call, or None if the
-        upstream reported no usage or the response made several model calls."""
+        """Write the result of the comparison into the response. `usage` is the token usage of the model call. `usage`
+        is None if the upstream reported no usage, or if the response made several model calls."""
         found = self._result(usage)
         self._loaded.builder.response.prompt_cache_diagnostics = found
         reason = found.reason if isinstance(found, CacheMiss) else ""
@@ -113,7 +111,7 @@ class PromptComparison:
         return make_prompt(settings, chat.body, items, loaded.profile, model=_called(loaded.core.route, settings.model))
 
     def _earlier(self, compared: ComparedResponse) -> CachedPrompt:
-        """The earlier prompt. Raises `ApiError` if Antiphon cannot translate the earlier prompt."""
+        """Return the prompt of the earlier response. Raises `ApiError` if Antiphon cannot translate this prompt."""
         loaded, settings = self._loaded, read_settings(compared.body)
         items = _prompt_items(settings, compared, loaded.unseal)
         # `first_difference` compares the tools and the format before the messages. So this code translates the messages
@@ -125,9 +123,9 @@ class PromptComparison:
 
 
 def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: Unseal) -> CachedPrompt:
-    """The prompt of a stored response, for `first_difference` between two stored prompts.
+    """Return the prompt of a stored response, in the form that `first_difference` compares.
 
-    `profile` describes the model's server. `unseal` decrypts content that Antiphon encrypted. The prompt contains all
+    `profile` describes the model server. `unseal` decrypts content that Antiphon encrypted. The prompt contains all
     turns of the conversation, but no files. Raises `ApiError` if Antiphon cannot translate the prompt.
     """
     settings = read_settings(compared.body)
@@ -139,7 +137,7 @@ def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: 
 
 
 def _with_settings(request: CreateResponse, settings: StoredSettings) -> CreateResponse:
-    """The request, with those settings of a stored response that affect the messages of its prompt."""
+    """Return `request` with the settings of a stored response that affect the messages of a prompt."""
     return msgspec.structs.replace(
         request,
         instructions=settings.instructions if first(settings.instructions) == b'"' else None,
@@ -152,20 +150,21 @@ def _with_settings(request: CreateResponse, settings: StoredSettings) -> CreateR
 def _files_for(
     items: Sequence[Named], loaded: Mapping[str, FetchedFile | ApiError]
 ) -> dict[str, FetchedFile | ApiError]:
-    """Maps each file that these items name to the loaded file, or to a note if the file is not loaded."""
+    """Map the URL or id of each file in these items to the loaded file. A file that is not loaded becomes a short
+    placeholder text."""
     bare = [item for _, item in items]
     return forgive_history({**dict.fromkeys((*file_urls(bare), *file_ids(bare)), _NOT_LOADED), **loaded}, ())
 
 
 def _called(route: ModelRoute, model: str) -> str:
-    """The upstream's name, and the model's name at the upstream. Two aliases of one model give the same result."""
+    """Return the upstream's name and the model's name there, so that two aliases of one model have the same result."""
     return f"{route.upstream}/{route.model or model}"
 
 
 def _prompt_items(settings: StoredSettings, compared: ComparedResponse, unseal: Unseal) -> list[Named]:
-    """The items of the first model call of the earlier response. The result includes the items that the response
-    produced before that call: a compaction, and the tool calls that the client had approved. If the response's only
-    item is a compaction, the first model call created this compaction. The result then omits the compaction."""
+    """Return the input items of the earlier response's first model call. They include items that the response produced
+    before that call: a compaction, and tool calls that the client had approved. If the response's only item is a
+    compaction, the first model call created it, so the result omits it."""
     items: list[InputItem] = []
     if first(settings.instructions) == b"[":
         # These are the messages of a stored prompt, which come after the request's own instructions.
@@ -185,11 +184,11 @@ _MESSAGES: Final = msgspec.json.Decoder(ChatMessages)
 _LIST: Final = msgspec.json.Decoder(list[Raw])
 _BRINGING_TOOLS: Final = frozenset({"additional_tools", SEARCHED})
 _UNKNOWN_TIER: Final = "auto"
-"""The `service_tier` of a response until the upstream has answered."""
+"""The value of `service_tier` in a response until the upstream reports the tier."""
 
 
 def read_settings(body: bytes) -> StoredSettings:
-    """The settings in a response's JSON object."""
+    """Parse the settings in a response's JSON object."""
     return _SETTINGS.decode(body)
 
 
@@ -201,11 +200,9 @@ def make_prompt(
     *,
     model: str | None = None,
 ) -> CachedPrompt:
-    """The prompt of a response with these settings. `chat` is the body of its chat request, and `items` are the items
-    from which Antiphon translated the chat request.
-
-    `profile` describes the server. `model` is the upstream's name of the model, if it differs from the client's. Raises
-    ValueError for JSON that is nested too deeply.
+    """Return the prompt of a response with these settings. `chat` is the body of the chat request, and `items` are the
+    items from which Antiphon translated it. `profile` describes the model server. `model` is the model's name at the
+    upstream, if it differs from the client's name. Raises ValueError for JSON that is nested too deeply.
     """
     tools, compactions = list(settings.tools), []
     for item in items:
@@ -231,10 +228,9 @@ def make_prompt(
 
 
 def first_difference(earlier: CachedPrompt, later: CachedPrompt) -> PromptDifference | None:
-    """The first difference that keeps a model server from reusing `earlier` for `later`.
-
-    The result is None if `later` begins with `earlier`, or is the beginning of `earlier`. The order of the checks is
-    the order of OpenAI's reasons.
+    """Return the first difference because of which a model server cannot reuse its cache of the prompt `earlier` for
+    the prompt `later`. Return None if one of the two prompts begins with the other. The function checks OpenAI's
+    reasons in OpenAI's order.
     """
     settings: tuple[tuple[MissReason, str, object, object], ...] = (
         ("model_changed", "model", earlier.model, later.model),
@@ -260,19 +256,18 @@ def first_difference(earlier: CachedPrompt, later: CachedPrompt) -> PromptDiffer
 
 
 def changed_tier(earlier: str, later: str, tokens: int) -> PromptDifference | None:
-    """The difference between two service tiers, or None. The result is None if one tier is unknown, because an upstream
-    reports its tier only with its answer. `tokens`: the size of the later prompt."""
+    """Return the difference between two service tiers, or None if they are equal or one is unknown. An upstream reports
+    its tier only with its answer. `tokens` is the size of the later prompt."""
     if earlier == later or _UNKNOWN_TIER in (earlier, later):
         return None
     return PromptDifference("service_tier_changed", "service_tier", tokens)
 
 
 def cache_miss(difference: PromptDifference, tokens: int, usage: UsageObject | None) -> CacheMiss:
-    """The diagnostics for a difference. `tokens` is the estimated size of the later prompt.
-
-    `usage` is the usage of the model call, or None if the upstream reported none. If the upstream reported cached
-    tokens, their number replaces the estimated number of reusable tokens. Otherwise the function scales the estimate to
-    the reported input tokens.
+    """Return the `prompt_cache_diagnostics` for a difference. `tokens` is the estimated size of the later prompt.
+    `usage` is the token usage of the model call, or None if the upstream reported none. If the upstream reported cached
+    tokens, the function uses their number instead of an estimate. Otherwise it scales its estimate to the reported
+    number of input tokens.
     """
     missed = difference.missed
     reusable = max(0, tokens - missed)
@@ -289,7 +284,7 @@ def _is_sent(name: str, profile: UpstreamProfile) -> bool:
 
 
 def _hiding_choice(choice: Raw, profile: UpstreamProfile) -> bytes:
-    """The `tool_choice` if this choice hides all other tools from the model, else empty bytes."""
+    """Return the `tool_choice` if it hides all other tools from the model, else empty bytes."""
     if first(choice) != b"{":
         return b""
     shown = decode_any(bytes(choice))
@@ -298,13 +293,13 @@ def _hiding_choice(choice: Raw, profile: UpstreamProfile) -> bytes:
 
 
 def _canonical(value: Raw) -> bytes:
-    """The value in a canonical form, so that white space and escapes make no difference. The keys keep their order,
-    because the model sees this order."""
+    """Return a JSON value in a canonical form, without differences in white space and escapes. The keys keep their
+    order, because the model sees their order."""
     return encode(decode_any(bytes(value)))
 
 
 def _common(one: Sequence[bytes], other: Sequence[bytes]) -> int:
-    """The number of equal elements at the beginning of both sequences."""
+    """Return the number of equal elements at the beginning of both sequences."""
     return next(
         (number for number, (left, right) in enumerate(zip(one, other, strict=False)) if left != right),
         min(len(one), len(other)),
@@ -316,8 +311,8 @@ def _tools_place(one: Sequence[bytes], other: Sequence[bytes]) -> str:
 
 
 def _missed(before: bytes, rest: Sequence[bytes]) -> int:
-    """The estimated tokens of the messages `rest`, without the beginning that the first of them shares with
-    `before`."""
+    """Estimate the tokens of the messages `rest`. If the first message begins with the same text as `before`, that text
+    does not count."""
     missed = sum([estimate_body(message) for message in rest])
     if b'"data:' in rest[0]:
         return missed

@@ -1,8 +1,7 @@
 """Queues a background request: checks it, stores its job, and answers the client.
 
-This module checks that a request can be queued, builds the job and the record of the queued response, and answers the
-client. Not here: credentials (`queueing.py`), and running the job, because a worker's exchange does that
-(`made_response.py`).
+The job contains the request, and the store saves it together with the queued response. `queueing.py` handles the
+client's credentials. A worker later runs the job in another exchange (`made_response.py`).
 
 Invariant: the client of an invalid request gets an error immediately, instead of a response that fails later.
 """
@@ -36,8 +35,8 @@ from antiphon.types.request import CreateResponse
 
 
 class QueuedRequest(Phase):
-    """The phase that queues a background request. Raises `InvalidRequest` if the request cannot run without its
-    client."""
+    """The phase that queues a background request. Raises `InvalidRequest` if the request needs a credential that a job
+    may not store."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest, body: bytes) -> None:
         super().__init__(core)
@@ -72,8 +71,8 @@ class QueuedRequest(Phase):
             self._loaded.receive_context(context)
 
     def _proceed(self) -> None:
-        """Queue the request. The exchange translates the request to find errors early. If the conversation needs
-        compaction, only the worker translates the request."""
+        """Queue the request. This method first translates the request, so that the client gets errors immediately. If
+        the conversation needs compaction, only the worker translates the request, after the compaction."""
         loaded = self._loaded
         if not loaded.needs_compaction:
             chat = loaded.translate(loaded.request, loaded.items)
@@ -121,26 +120,26 @@ class QueuedRequest(Phase):
 
 
 PAYLOADS: tuple[int, ...] = (1,)
-"""The versions of a job's payload (`engine/ports/jobs.py`) that this build reads. This build writes the last version in
-the tuple.
+"""The format versions of a stored job (`engine/ports/jobs.py`) that this build of Antiphon can read. This build writes
+the last version in the tuple.
 
-A payload that an older build cannot read gets a new version. The tuple keeps older versions, because jobs that an older
-build stored may wait during a rollout.
+A format that older builds cannot read gets a new version number. The tuple also contains older versions, because during
+a rollout the queue may have jobs that an older build stored.
 """
 
 
 def job_needs(
     request: CreateResponse, route: ModelRoute, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS
 ) -> tuple[str, ...]:
-    """The features that a worker must support to run this request, by name: the version of the job's payload, the
+    """Return the names of the features that a worker must support to run this request: the job's format version, the
     upstream and the hosted tools."""
     tools = {f"tool:{tool.type}" for tool in hosted_tools(request, tool_types)}
     return (f"version:{payloads[-1]}", f"upstream:{route.upstream}", *sorted(tools))
 
 
 def able_to(routes: ModelRoutes, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS) -> frozenset[str]:
-    """The features that a process with these routes and tools supports, by name: the versions of a job's payload, the
-    upstreams and the hosted tools."""
+    """Return the names of the features that a process supports: the format versions of jobs, the upstreams of `routes`
+    and the hosted tools in `tool_types`."""
     upstreams = {route.upstream for route in (routes.default, *(rule.route for rule in routes.rules))}
     return frozenset(
         (

@@ -1,12 +1,12 @@
 """Converts a background request into a stored job, and a job back into a request for a worker.
 
-This module checks that a request can run without its client, and encrypts the credentials that a job stores. Not here:
-the job itself (`queued_request.py`), the store of jobs, the workers.
+A worker runs the job after the client's request has ended. So this module checks whether the request needs the client's
+credentials, and encrypts credentials that a job stores. `queued_request.py` creates the job.
 
 Invariants: A job contains a client's credentials only with the setting `background.client_credentials: seal`. In that
-case only the job's row has the credentials, encrypted for the owner. The store deletes the credentials when the
-response ends or is deleted. A retried response keeps its id and creation time. The store saves the input of a response
-once, together with the job.
+case the job's database row contains the credentials, encrypted for the owner, and no other row does. The store deletes
+them when the response ends or is deleted. If a worker runs a response again, the response keeps its id and creation
+time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _SECRETS: Final = ("auth", "key", "token", "secret", "cookie", "password", "cred
 
 @dataclass(frozen=True, slots=True)
 class QueuedResponse:
-    """The id and creation time that a queued response keeps. The worker's first stream event has the number
-    `first_number`."""
+    """The id and creation time of a queued response, which stay the same when a worker runs it. The worker numbers its
+    stream events from `first_number`."""
 
     id: str
     created_at: float
@@ -43,10 +43,10 @@ class QueuedResponse:
 
 
 def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[ToolDeclaration], *, seals: bool) -> None:
-    """Check that the request can run without its client. Raises `InvalidRequest` when the request needs its client.
+    """Raise `InvalidRequest` if the request needs a credential that a job may not store.
 
-    `kept`: the names of client headers that the model call carries. `seals`: whether the server may store credentials,
-    encrypted.
+    `kept`: the names of the client headers that Antiphon sends with the model call. `seals`: whether the server may
+    store encrypted credentials.
     """
     problem = ""
     for name, _ in head.headers:
@@ -70,8 +70,8 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
 
 
 def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool, keyless: bool) -> Headers:
-    """Return the headers with credentials that the model call needs. A job may store these headers only in encrypted
-    form."""
+    """Return the request's headers with credentials that the model call needs. A job must store these headers
+    encrypted."""
     return tuple(
         (name, value)
         for name, value in head.headers
@@ -80,10 +80,10 @@ def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool
 
 
 def check_keyless(keyless: bool | None, *, seals: bool) -> None:
-    """Check that a request with its client's key can be queued. The upstream must need no key, or the server must seal
-    the key.
+    """Check whether Antiphon can queue a request whose upstream gets the client's key. This is possible if the upstream
+    needs no key (`keyless`), or if the server may store encrypted keys (`seals`).
 
-    Raises `ApiError` when the request cannot be queued.
+    Raises `ApiError` otherwise. `keyless` is None if Antiphon could not reach the upstream to find out.
     """
     if keyless or seals:
         return
@@ -104,7 +104,8 @@ def check_keyless(keyless: bool | None, *, seals: bool) -> None:
 
 
 def seal_headers(sealer: Sealer, owner: str, headers: Headers) -> str:
-    """Encrypt the headers for this owner's jobs. Returns a text that only a server with the same key can decrypt."""
+    """Encrypt the headers for a job of this owner. Returns a text that only a server with the same sealing key can
+    decrypt."""
     return sealer.seal(owner, _JOB, encode(list(headers)))
 
 
@@ -123,7 +124,7 @@ def open_headers(sealer: Sealer, owner: str, sealed: str) -> Headers:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a header carries a credential."""
+    """Whether the header with this name contains a credential."""
     return any(part in name for part in _SECRETS)
 
 

@@ -1,18 +1,19 @@
 """Implements an exchange that the console can watch, record and stop.
 
-This module records the steps of a request that are not model calls, and ends a request that an operator cancels. The
-module also chooses the inputs and outputs that become recorded parts, merges and limits the parts, and removes secrets.
-Not here: the journal's entry of a request (`observability/journal_entry.py`), and the decision whether Antiphon stores
-the recording (`observability/observation.py`).
+For each request, this module records the start and end of steps such as loading, tool calls and saving. It also records
+a list of parts: the client's request, the chat requests, the upstream's answers, and the events for the client. It
+limits the size of the recording, and removes secrets. When an operator cancels a request in the console, this module
+ends the request. `observability/journal_entry.py` writes the request's entry in the journal, and
+`observability/observation.py` decides whether Antiphon stores the recording.
 
-A process without the console uses the plain exchange, so recording costs that process nothing. The chunks of the
-upstream's answer within `STEP` seconds become one recorded part. The events for the client within `STEP` seconds become
-another recorded part. The exchange removes secrets once, at the end of the request.
+A process without the console uses `ResponseExchange`, so recording costs that process nothing. All bytes that the
+upstream sends within `STEP` seconds become one part, and so do all events for the client. The exchange removes secrets
+at the end of the request.
 
-Invariants: a recording exchange behaves as a plain exchange until an operator stops it. No recorded part contains a
-credential of the request or a secret of the settings. If the recording has no secrets and stays under its limit, the
-joined `data` parts are the bytes that the upstream sent. The joined `event` parts are then the bytes that the client
-got. The data of all parts has at most `limit` bytes. A recording has at most `MOST` parts.
+Invariants: a `RecordingExchange` behaves like a `ResponseExchange` until an operator cancels the request. No part
+contains a credential of the request or a secret of the settings. Apart from removed secrets, a recording below its
+limit contains exactly the bytes that the upstream sent (`data` parts) and the client got (`event` parts). A recording
+has at most `limit` bytes of data and `MOST` parts.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from antiphon.types.transport import Headers, UpstreamError
 from antiphon.types.views import DeclaredTools
 
 LOOK: Final = 1.0
-"""The maximum time in seconds from an operator's cancellation until the driver ends the request."""
+"""The maximum time in seconds from an operator's cancellation until the request ends."""
 TOOL_BYTES: Final = 64 * 1024
 """The maximum size of a tool's output in a recording, in bytes."""
 STOPPED: Final = "cancelled_by_operator"
@@ -59,7 +60,8 @@ _SAVE: Final = "save"
 
 
 class Step(NamedTuple):
-    """One step of a request, with its times on the exchange's monotonic clock. `kind` is a kind of `JournalSpan`."""
+    """One step of a request, such as a tool call. `began` and `ended` are monotonic times in seconds. `kind` is one of
+    the values of `JournalSpan.kind`."""
 
     kind: str
     name: str
@@ -72,7 +74,7 @@ class RecordingExchange(ResponseExchange):
     """A `ResponseExchange` that records its inputs and outputs. `ticks` is a monotonic clock. `search` looks for the
     secrets of the settings.
 
-    `limit` is the maximum of recorded bytes. With a `limit` of 0, the exchange records nothing. `unstored` tells
+    `limit` is the maximum number of recorded bytes. With a `limit` of 0, the exchange records nothing. `unstored`:
     whether the exchange also records requests with `store: false`.
     """
 
@@ -94,22 +96,22 @@ class RecordingExchange(ResponseExchange):
         self._begun: dict[str, tuple[str, str, float]] = {}
         self._asks_end = False
         self.parts: RecordedParts | None = None
-        """The recorded parts, or None if the request is not recorded."""
+        """The recorded parts, or None if the exchange does not record this request."""
         self.steps: list[Step] = []
-        """The steps that have ended. The limits of tool calls bound their number."""
+        """The steps that have ended. The list stays short, because settings limit the number of tool calls."""
         self.path = ""
         """The path of the request, without its query."""
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The parts of the request that had no effect, as the header `antiphon-ignored` names them."""
+        """The request fields and tools without effect, as the header `antiphon-ignored` names them."""
         return tuple(dict.fromkeys((*self._core.known.left_out, *self._core.answer.ignored)))
 
     def stop(self) -> bool:
-        """End the request with an error, because an operator cancels it. Returns False if the request is over, or if
-        it follows a background response, which a worker makes.
+        """End the request with an error, because an operator cancels it. Returns False if the request has ended, or if
+        it only sends the events of a background response.
 
-        The request ends when the driver next calls `receive_time` while the request waits for another party.
+        The request ends at the next call of `receive_time` in a state that waits for the upstream or a tool.
         """
         if self.done or self.state is State.FOLLOWING:
             return False
@@ -199,7 +201,7 @@ class RecordingExchange(ResponseExchange):
         return action
 
     def _note(self, action: Action) -> None:
-        """Record an action that the driver takes."""
+        """Record an action of the exchange, such as a model call."""
         parts = self.parts
         if isinstance(action, SendBody):
             if parts is not None:
@@ -231,8 +233,8 @@ class RecordingExchange(ResponseExchange):
         self._begun[key] = (kind, name, self._ticks())
 
     def _end_step(self, key: str, error: str) -> str:
-        """End the step that began under this key, and return its name. Returns an empty name if no step began under
-        this key."""
+        """End the step that `_begin_step` began with this key, and return the step's name. Returns an empty name if
+        there is no such step."""
         kind, name, began = self._begun.pop(key, ("", "", 0.0))
         if kind:
             self.steps.append(Step(kind, name, began, self._ticks(), error))
@@ -245,8 +247,8 @@ class RecordingExchange(ResponseExchange):
 
 
 def stopped_by_operator() -> ApiError:
-    """The client's error for a request that an operator has cancelled in the console. Clients do not retry after this
-    error."""
+    """Return the client's error for a request that an operator has cancelled in the console. Its header
+    `x-should-retry: false` tells SDKs not to send the request again."""
     error = ApiError(
         "The request was cancelled by its owner or an operator of this server, in the console.",
         status=503,
@@ -258,7 +260,7 @@ def stopped_by_operator() -> ApiError:
 
 
 def _code_of(answer: object) -> str:
-    """The code of the error with which a step ended. Empty if the step succeeded."""
+    """Return the code of the error with which a step ended, or an empty string if the step succeeded."""
     if isinstance(answer, ApiError):
         return answer.code or "failed"
     return ""
@@ -283,7 +285,7 @@ _TOOLS: Final = msgspec.json.Decoder(DeclaredTools)
 
 
 class _Flow:
-    """The chunks of one time step, which together become one recorded part."""
+    """The chunks of one stream within `STEP` seconds, which become one recorded part."""
 
     __slots__ = ("at", "kind", "pieces")
 
@@ -295,10 +297,10 @@ class _Flow:
 
 class RecordedParts:
     """The recorded parts of one request: its inputs and its outputs. `ticks` is a monotonic clock, and `limit` is the
-    maximum of recorded bytes.
+    maximum number of recorded bytes.
 
-    No part contains one of the request's `secrets`, or a secret for which `search` looks. All requests of a process
-    share `search`, which looks for the secrets of the settings.
+    No part contains a credential of the request (`secrets`) or a secret of the settings, which `search` finds. All
+    requests of a process share `search`.
     """
 
     def __init__(self, limit: int, ticks: Callable[[], float], search: SecretSearch, secrets: KnownSecrets) -> None:
@@ -311,13 +313,13 @@ class RecordedParts:
         self._flows: list[_Flow] = []
 
     def add(self, kind: PART, data: bytes = b"", facts: Mapping[str, object] | None = None) -> None:
-        """Add a part. If `data` exceeds the rest of the limit, the recorded part gets only the first bytes of
-        `data`."""
+        """Add a part. If `data` does not fit into the limit, the part contains only the first bytes of `data`."""
         self._flush()
         self._append(kind, self._ticks(), self._fitting(data), facts or {})
 
     def flow(self, kind: PART, data: bytes) -> None:
-        """Add a chunk of a stream: `data` of the upstream, or `event` for the client."""
+        """Add a chunk of a stream. `kind` is `data` for bytes from the upstream, and `event` for bytes to the
+        client."""
         if self._cut:
             return
         at = self._ticks()
@@ -332,7 +334,8 @@ class RecordedParts:
         flow.pieces.append(self._fitting(data))
 
     def whole(self, started: float) -> Recording:
-        """The recording. `started` is the time at which the request began, on the same clock."""
+        """Return the whole recording, without secrets. `started` is the time at which the request began, on the clock
+        `ticks`."""
         self._flush()
         searches = (self._search, SecretSearch(self._secrets))
         parts = [
@@ -344,7 +347,7 @@ class RecordedParts:
         return Recording(tuple(parts), self._cut)
 
     def _flush(self) -> None:
-        """Turn the chunks of the current time step into parts, in the order in which their flows began."""
+        """Append one part for each stream that sent chunks since the last call, in the order of their first chunks."""
         for flow in self._flows:
             self._append(flow.kind, flow.at, b"".join(flow.pieces), {})
         self._flows.clear()
@@ -357,7 +360,7 @@ class RecordedParts:
             self._cut = True
 
     def _fitting(self, data: bytes) -> bytes:
-        """The first bytes of `data`, as many as the limit still allows."""
+        """Return as many of the first bytes of `data` as the limit still allows."""
         room = max(0, self._room)
         self._room -= len(data)
         if len(data) > room:
@@ -367,12 +370,12 @@ class RecordedParts:
 
 
 def shown_headers(headers: Headers) -> list[list[str]]:
-    """The headers that a recording may contain. The result has no credentials and no cookies."""
+    """Return the headers that a recording may contain, without credentials and cookies."""
     return [[name, value] for name, value in headers if name in _SHOWN or name.startswith(_SHOWN_FAMILIES)]
 
 
 def secrets_of_tools(body: bytes) -> KnownSecrets | None:
-    """The credentials for MCP servers in a request's body. None if the body is not valid and may contain
+    """Return the credentials for MCP servers in a request's body, or None if the body is invalid and may contain
     credentials."""
     declared = try_decode(_TOOLS, body)
     if declared is None:
@@ -400,7 +403,7 @@ def secrets_of_tools(body: bytes) -> KnownSecrets | None:
 
 
 def _credentials_of(url: object) -> list[str]:
-    """The parts of a URL that may be credentials: the user information, and the values of the query."""
+    """Return the parts of a URL that may be credentials: the user information and the values of the query."""
     if not isinstance(url, str):
         return []
     before, _, query = url.partition("?")
@@ -417,7 +420,7 @@ def _clean(data: bytes, searches: tuple[SecretSearch, SecretSearch]) -> bytes:
 
 
 def _clean_facts(facts: Mapping[str, object], searches: tuple[SecretSearch, SecretSearch]) -> Mapping[str, object]:
-    """The facts of a recorded part, without secrets in their texts and headers."""
+    """Return the metadata of a recorded part, without secrets."""
     clean: dict[str, object] = {}
     for name, value in facts.items():
         if isinstance(value, str):

@@ -1,18 +1,12 @@
-"""Reads from a request which hosted tools it declares, and which MCP tool calls its client has approved.
+"""Finds the hosted tools that a request declares, and the MCP tool calls that its client has approved.
 
-This module chooses the tools that Antiphon runs itself (hosted tools), and the facts of the conversation that each tool
-gets. The module also reads approval requests and the client's answers to them. The functions are pure.
+This module does no I/O. `translation/request/tools.py` parses tool declarations, and `tools/mcp_servers.py` decides
+which calls need approval. `tool_turns.py` emits the tool calls and the approval requests. `engine/ports/idempotency.py`
+defines how the store records used approvals.
 
-Not here:
-
-- the calls of these tools, and the emission of approval requests (`tool_turns.py`)
-- parsing declarations (`translation/request/tools.py`)
-- the rules that decide which calls need approval (`tools/mcp_servers.py`)
-- the store's record of the answers to approval requests that responses have used (`engine/ports/idempotency.py`)
-
-Invariant: Antiphon uses each approval only once, so that an approved call runs only once. This module refuses an
-approval if the conversation already contains the approval's first use. Only the store detects a second use in another
-branch of the conversation, or in a concurrent request.
+Invariant: each approval permits one call, and Antiphon runs that call once. This module refuses a second answer to an
+approval request in the same conversation. The store refuses a second use in another branch of the conversation, or in a
+concurrent request.
 """
 
 from __future__ import annotations
@@ -40,10 +34,9 @@ _RAN: Final = msgspec.json.Decoder(RanInContainer)
 
 
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
-    """The declared tools that the sidecar runs. `items` are the conversation so far.
+    """Return the declared tools that the sidecar runs. `items` are the conversation so far.
 
-    When the request defers no tool (`defer_loading`), the result omits `tool_search`, because `tool_search` finds only
-    deferred tools.
+    The result omits `tool_search` if no tool has `defer_loading`, because `tool_search` finds only such tools.
     """
     if not types or not request.tools:
         return ()
@@ -60,8 +53,8 @@ def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence
 
 
 def _searchable(tools: Sequence[ToolDeclaration], choice: ToolChoice | None) -> tuple[bytes, ...]:
-    """The declarations of the deferred tools that a tool search may find. The declaration of a namespace contains only
-    its deferred tools."""
+    """Return the declarations of the tools with `defer_loading`, which a tool search may find. The declaration of a
+    namespace contains only its tools with `defer_loading`."""
     deferred = list(_deferred(tools))
     if choice is not None and choice.searches:
         named = [
@@ -77,9 +70,9 @@ def _searchable(tools: Sequence[ToolDeclaration], choice: ToolChoice | None) -> 
 
 
 def with_servers(prepared: Sequence[PreparedTool], choice: ToolChoice | None) -> tuple[PreparedTool, ...]:
-    """Add the deferred tools of MCP servers to the tools that a tool search finds.
+    """Add the tools of MCP servers with `defer_loading` to the tools that a tool search may find.
 
-    The request does not list the tools of an MCP server. Antiphon fetches the list when it prepares the tools.
+    A request does not list the tools of an MCP server. Antiphon fetches this list when it prepares the tools.
     """
     servers: dict[str, list[HostedFunction]] = {}
     for one in prepared:
@@ -101,7 +94,7 @@ def _finding(one: PreparedTool, servers: dict[str, list[HostedFunction]]) -> Pre
 
 
 def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> bytes:
-    """Add the tools of an MCP server to its declaration. Return any other declaration unchanged."""
+    """Return the declaration of an MCP server with the server's tools. Return any other declaration unchanged."""
     declared = _OBJECT.decode(source)
     if bytes(declared["type"]) != _MCP:
         return source
@@ -111,8 +104,8 @@ def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> byte
 
 
 def _deferred(tools: Sequence[ToolDeclaration]) -> Iterator[tuple[ToolDeclaration | None, list[ToolDeclaration]]]:
-    """Yield the deferred tools as pairs of a namespace or MCP server and its deferred tools. A tool without a namespace
-    forms a pair with None."""
+    """Yield the tools with `defer_loading`, as pairs of a namespace (or MCP server) and a list of its tools. For a tool
+    without a namespace, the first element of the pair is None."""
     for tool in tools:
         if tool.type in ("function", "custom") and tool.defer_loading:
             yield None, [tool]
@@ -144,7 +137,7 @@ def _declaration(space: ToolDeclaration | None, members: list[ToolDeclaration]) 
 
 
 def _earlier(items: Sequence[Named]) -> str | None:
-    """The id of the container in which the last `code_interpreter_call` ran. None if there is no such call."""
+    """Return the id of the container in which the last `code_interpreter_call` ran, or None without such a call."""
     for _, item in reversed(items):
         if item.type == "code_interpreter_call":
             ran = try_decode(_RAN, item.source)
@@ -157,11 +150,11 @@ Approved = tuple[str, CallTarget, str]
 
 
 class Answers:
-    """The approval requests that a conversation answers.
+    """The approval requests that the client has answered in a conversation.
 
-    `new` maps the id of each approval request that this request answers to the parameter name for error messages.
-    `earlier` has the ids of approval requests that the client approved earlier, and whose calls are not in the
-    conversation. A client that sends the whole conversation with each request repeats an earlier approval in each
+    `new` has the answers in this request. It maps the id of each approval request to the answer's parameter name, for
+    error messages. `earlier` has the ids of approval requests that the client approved in an earlier request, if the
+    conversation does not contain the call. A client that sends the whole conversation repeats such approvals in each
     request.
     """
 
@@ -171,8 +164,8 @@ class Answers:
 
 
 def read_answers(items: Sequence[Named]) -> Answers:
-    """Collect the client's answers to approval requests in a conversation. Raises `InvalidRequest` for a second answer
-    to an approval request."""
+    """Collect the client's answers to approval requests in a conversation. Raises `InvalidRequest` if the request
+    answers an approval request that already has an answer."""
     answers = Answers()
     asked: set[str] = set()
     seen: set[str] = set()
@@ -208,7 +201,7 @@ def read_answers(items: Sequence[Named]) -> Answers:
 
 
 def answered_already(where: str, request_id: str, response_id: str = "") -> InvalidRequest:
-    """The error for a second answer to an approval request. `where` is the parameter with the second answer.
+    """Return the error for a second answer to an approval request. `where` is the parameter with the second answer.
     `response_id` is the response that used the first answer, or empty if unknown."""
     by = (
         f" in the response '{response_id}'; if that response is stored, it shows the result of the call"
@@ -216,16 +209,16 @@ def answered_already(where: str, request_id: str, response_id: str = "") -> Inva
         else ""
     )
     return InvalidRequest(
-        f"The approval request '{request_id[:128]}' was answered already{by}. An approval can be used only once, and "
-        "its call is never sent twice. To run the call again, let the model ask for approval again.",
+        f"The approval request '{request_id[:128]}' was answered already{by}. An approval can be used only once. To "
+        "run the call again, let the model ask for approval again.",
         param=where,
         code="approval_already_answered",
     )
 
 
 def approved_calls(items: Sequence[Named], besides: Collection[str] = ()) -> list[Approved]:
-    """The calls that the client approved and that have not run, in the order of the approvals. The result omits the
-    approval requests whose ids are in `besides`."""
+    """Return the approved calls without a result in the conversation, in the order of the approvals. The result omits
+    the approval requests whose ids are in `besides`."""
     asked: dict[str, Approval] = {}
     approved: dict[str, Approved] = {}
     for _, item in items:
@@ -267,5 +260,5 @@ def _read_approval(item: InputItem) -> Approval:
 
 
 def label_of(item: InputItem) -> str:
-    """The label of the MCP server to which an item belongs, or an empty string."""
+    """Return the label of the MCP server to which an item belongs, or an empty string."""
     return _read_approval(item).server_label

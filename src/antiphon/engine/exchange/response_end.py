@@ -1,7 +1,6 @@
 """Ends a response: saves it, then sends its terminal event.
 
-Lives here: the steps at the end of every response. Not here: the reason for the end (the other phases), the form of a
-record (`stored_items.py`).
+The other phases decide when and why a response ends. `stored_items.py` converts the response for the store.
 
 Invariant: the store saves the response before the client gets the terminal event.
 """
@@ -33,7 +32,7 @@ _LARGE: Final = 1 << 20
 
 
 class ResponseEnd(Phase):
-    """The last phase of one response. `turns`: the response's hosted tool calls, or None."""
+    """The last phase of a response. `turns` has the response's hosted tool calls, or is None without hosted tools."""
 
     def __init__(self, loaded: LoadedRequest) -> None:
         super().__init__(loaded.core)
@@ -46,12 +45,14 @@ class ResponseEnd(Phase):
         self._unsaved: ApiError | None = None
 
     def compare(self, chat: ChatTranslation) -> None:
-        """Compare the prompt of the next model call with an earlier prompt, if the request asks for a comparison."""
+        """If the request has a `comparison_response_id`, compare the prompt of the next model call with that response's
+        prompt."""
         if self._comparison is not None:
             self._comparison.compare(chat)
 
     def conclude(self, ending: Ending) -> None:
-        """End the response: send the client the events so far, then save the response."""
+        """End the response: send the client all events except the last, and request that the store saves the
+        response."""
         core, builder = self.core, self.builder
         core.phase = self
         self._ending, self._at = ending, core.clock()
@@ -81,8 +82,8 @@ class ResponseEnd(Phase):
             core.actions.append(SaveResponse(self.record(ending)))
 
     def fall_silent(self, reason: CancelReason) -> None:
-        """Emit no more events, because the client is disconnected. The last events would take much time, because
-        several of them repeat the whole text."""
+        """Stop emitting events, because the client has disconnected. This saves CPU time, because several of the last
+        events repeat the whole text."""
         builder = self.builder
         builder.draft.mute()
         if reason is CancelReason.SHUTTING_DOWN and builder.draft.size > _LARGE and not self.core.counts:
@@ -92,7 +93,7 @@ class ResponseEnd(Phase):
             builder.draft.output.clear()
 
     def record(self, ending: Ending) -> ResponseRecord:
-        """The record that the store saves if the response ends with `ending`."""
+        """Return the response in the form that the store saves if the response ends with `ending`."""
         core, builder, known = self.core, self.builder, self.core.known
         items, shown = self.loaded.stored_input(), self.turns.shown if self.turns is not None else {}
         owner, usage = core.head.owner, known.usage
@@ -135,15 +136,16 @@ class ResponseEnd(Phase):
         core.finish(ending.status)
 
     def _naming_calls(self, error: ApiError) -> ApiError:
-        """Add to the error's message the id of the stored response that contains the tool calls, if calls were sent."""
+        """If hosted tool calls have run, add the id of the stored response to the error's message. The client can read
+        the calls in that response."""
         known = self.core.known
         if self.core.counts and known.stored:
             error.message = f"{error.message} The stored response '{known.response_id}' contains its tool calls."
         return error
 
     def _compaction(self) -> bytes:
-        """The answer of `/v1/responses/compact`: the latest user messages and the compaction. A client begins a new
-        conversation with these items."""
+        """Return the answer of `/v1/responses/compact`: the latest user messages and the compaction. A client continues
+        the conversation with these items."""
         response = self.builder.response
         users = stored_input(prepare_input(latest_users(self.loaded.items), self.core.new_id))
         return encode(

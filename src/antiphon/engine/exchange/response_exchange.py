@@ -1,20 +1,16 @@
 """Implements one `POST /v1/responses` as a state machine, without I/O.
 
-Lives here: the interface for the servers (doors) and the runner, the choice of a request's phase, and limits. Also: the
-phase of a request whose prompt is not loaded yet. Not here:
+This module has the methods that the servers and the runner call, chooses the first phase of a request, and checks its
+limits. `states.py` defines the states, of which `docs/reference/exchange.md` has a diagram. `phase.py` lists the other
+phases. `engine/running/runner.py` performs the actions that an exchange requests.
 
-- the states (`states.py`; `docs/reference/exchange.md` has a diagram)
-- the other phases (`phase.py` and the phases it names)
-- translation (`translation/`)
-- performing actions (`engine/running/runner.py`), and any transport
-
-The code never awaits. The exchange gets its clock and its source of ids as arguments.
+No code of an exchange awaits or reads the time. The exchange gets its clock and its source of ids as arguments.
 
 An input that the state does not allow raises `ExchangeStateError`, because such an input is a bug of the server.
 Invalid bytes from a client or an upstream never raise an error. The response fails instead.
 
-Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The store saves the response
-before the client gets the terminal event. After `Finish` the exchange requests no action.
+Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes once, as the last action. The store saves the
+response before the client gets the terminal event. After `Finish` the exchange requests no action.
 """
 
 from __future__ import annotations
@@ -87,8 +83,8 @@ TIMED: Final[dict[State, Late | None]] = {
     State.REFUSED: Late.ERROR_BODY,
     State.PASSING: None,
 }
-"""Maps each state in which the exchange waits for another party to the time limit of this state. None: only the time
-limit of the whole response applies. Other modules limit the time for loading, saving and following."""
+"""Maps each state that waits for the upstream or for tools to the state's time limit. None: only the time limit of the
+whole response applies. Other modules limit the time of all other states."""
 # The states in which this exchange has not begun the response. In `FOLLOWING`, a worker generates the response.
 _UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 _OVER: Final = frozenset({State.SAVING, State.DONE})
@@ -99,9 +95,8 @@ _STREAMING: Final = State.STREAMING
 
 
 class UnreadRequest(Phase):
-    """A request that names a prompt that is not loaded yet. The exchange can parse the request only after the prompt is
-    loaded. Until then, the exchange has only the request's bytes and the prompt's name. `path` is the request's path,
-    without its query.
+    """The phase of a request that names a stored prompt, until the prompt is loaded. Only then can the exchange parse
+    the request. `path` is the request's path, without its query.
     """
 
     def __init__(self, core: ExchangeCore, path: str, body: bytes, reference: PromptReference) -> None:
@@ -112,7 +107,7 @@ class UnreadRequest(Phase):
         self._reference = reference
 
     def begin(self) -> None:
-        """Request the prompt."""
+        """Append the action that loads the prompt."""
         self.core.load(LoadContext(self.core.head.owner, None, prompt=self._reference))
 
     def template(self, context: Context) -> PromptTemplate:
@@ -121,7 +116,8 @@ class UnreadRequest(Phase):
 
 
 class ResponseExchange:
-    """One client request. A driver calls `receive_*` and performs the actions that `next_action` returns, in order."""
+    """The state machine of one client request. The server or the runner calls the methods `receive_*` with each input,
+    and performs the actions that `next_action` returns."""
 
     def __init__(self, options: ExchangeOptions, new_id: IdFactory, clock: Clock) -> None:
         self._options = options
@@ -132,16 +128,17 @@ class ResponseExchange:
         self._watch = Watch(options.times)
         self._silent = False
         self.generate = True
-        """If False, skip the model call and return a complete but empty answer. A WebSocket client requests this as a
-        prewarm."""
+        """If False, the exchange makes no model call and the response has no output. A WebSocket client requests this
+        to prepare a later request (prewarm)."""
         self.error_events = True
-        """If False, omit the `error` event before `response.failed`. On a WebSocket, an `error` event ends the turn."""
+        """If False, the exchange omits the `error` event before `response.failed`. A WebSocket client would stop
+        reading the response after an `error` event."""
         self.request_bytes = 0
-        """The size of the request's body."""
+        """The number of bytes in the request's body."""
         self.client_left = False
         """Whether the client disconnected before the end of the request."""
         self.client_is_slow: Callable[[], bool] = bool
-        """Returns whether sent bytes wait, because the client does not read them."""
+        """Returns whether the server has bytes in its send buffer, because the client does not read them."""
         self.hold: Hold | None = None
         """The request's reservation in the process's memory budget. The runner adds the size of loaded objects to this
         reservation."""
@@ -155,7 +152,7 @@ class ResponseExchange:
 
     @property
     def known(self) -> Known:
-        """The known facts of the request and its response."""
+        """The facts about the request and its response that are known so far."""
         return self._core.known
 
     @property
@@ -165,13 +162,13 @@ class ResponseExchange:
 
     @property
     def needs_drive(self) -> bool:
-        """Whether the sidecar must make the model calls itself. Envoy cannot make several calls for one request, and
-        cannot continue a request without its client."""
+        """Whether the sidecar, not Envoy, must make the model calls. Envoy makes only one call for each request, and
+        ends this call when the client disconnects."""
         return self._core.known.needs_drive or self._core.keyed
 
     @property
     def awaits_prompt(self) -> bool:
-        """Whether the exchange needs the request's prompt before it can parse the request."""
+        """Whether the exchange waits for the stored prompt that the request names."""
         return self._machine.state is State.CONTEXT and isinstance(self._core.phase, UnreadRequest)
 
     @property
@@ -188,25 +185,25 @@ class ResponseExchange:
 
     @property
     def makes_response(self) -> bool:
-        """Whether the parsed request is for a response that this server makes."""
+        """Whether the request creates a response on this server and the exchange has not ended."""
         return self._core.known.makes_response and self.state is not State.DONE
 
     @property
     def reservation(self) -> Reservation | None:
-        """The request's reservation in its quotas. None if the request calls no model, or no quotas are set."""
+        """The request's quota reservation. None if the request calls no model, or if no quotas are set."""
         core = self._core
         calls = self.generate and not (self.done or core.known.replayed or isinstance(core.phase, CountedRequest))
         return core.observer.reservation if calls else None
 
     @property
     def floods(self) -> bool:
-        """Whether the upstream sends many bytes without any output. Other requests then take precedence."""
+        """Whether the upstream sends many bytes without any output. The server then handles other requests first."""
         return self._core.call.reader.idle > _FLOOD
 
     @property
     def estimated_usage(self) -> Usage | None:
-        """The tokens so far: the finished model calls' counts, and an estimate of the call that runs. None if another
-        process generates the response."""
+        """The estimated token usage so far: the input tokens of all model calls, and the output tokens from the size of
+        the output. None if another process generates the response."""
         known = self._core.known
         if known.builder is None:
             return None
@@ -215,8 +212,8 @@ class ResponseExchange:
         return Usage(read, estimated.output_tokens, read + estimated.output_tokens)
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that the sidecar will not store. The result is None if the response is not
-        finished, or if the sidecar will store it."""
+        """Return a finished response with `store: false`, in the form that the store would save. Return None if the
+        response is not finished, or if the sidecar stores it."""
         return self._core.phase.unstored_record()
 
     def actions(self) -> list[Action]:
@@ -226,14 +223,13 @@ class ResponseExchange:
         return actions
 
     def next_action(self) -> Action | None:
-        """Remove and return the first pending action, or return None. The other actions stay pending, so another driver
-        can take over."""
+        """Remove and return the first pending action, or return None."""
         return self._actions.pop(0) if self._actions else None
 
     # Inputs from the client, the runner and the store
 
     def receive_request(self, head: RequestHead, body: bytes) -> None:
-        """Receive the whole request."""
+        """Receive the whole HTTP request."""
         self._machine.receive(Input.REQUEST)
         self.request_bytes = len(body)
         self._core.head = head
@@ -241,8 +237,8 @@ class ResponseExchange:
         self._begin(path if path in (COMPACT_PATH, COUNT_PATH) else RESPONSES_PATH, body, None)
 
     def receive_job(self, job: JobRequest, owner: str, response_id: str, last_event: int) -> None:
-        """Receive a queued request that a worker runs. Unlike with `receive_request`, the response already exists. The
-        response's stream continues after the event number `last_event` (-1: the stream has no events)."""
+        """Receive a queued background request, which this process runs as a worker. The response already exists in the
+        store, and its stream continues after the event number `last_event` (-1: the stream has no events)."""
         self._queued = QueuedResponse(response_id, job.created_at, last_event + 1)
         try:
             carried = open_headers(self._options.sealer, owner, job.sealed)
@@ -255,21 +251,21 @@ class ResponseExchange:
         self.receive_request(head, bytes(job.body))
 
     def claim(self) -> None:
-        """Record that the response may hold an idempotency key, so that the exchange requests the release of the key at
-        the end."""
+        """Record that this request may have reserved an idempotency key. At its end, the exchange then requests the
+        release of the key."""
         self._core.claimed = self._core.keyed = True
 
     def turn_away(self, error: ApiError) -> None:
-        """Refuse a request directly after it was received, before any action."""
+        """Refuse a request before any of its actions has been performed."""
         self._machine.receive(Input.TURNED_AWAY)
         self._actions.clear()
         self._core.locked = self._core.keyed = False
         self._core.refuse(error)
 
     def answer_again(self, stored: StoredResponse) -> None:
-        """Answer a repeated request with the stored response.
+        """Answer a repeated request (same idempotency key) with the stored response.
 
-        The runner has performed no action for this request. A request whose prompt is not loaded stays unparsed.
+        The runner has performed no action for this request.
         """
         core, known, phase = self._core, Known(), self._core.phase
         # The stored response may be a background response with a stream.
@@ -284,7 +280,7 @@ class ResponseExchange:
         core.answer_again(manner, stored)
 
     def receive_context(self, context: Context | ApiError) -> None:
-        """Receive the answer to `LoadContext`: the loaded objects, or the error."""
+        """Receive the result of the action `LoadContext`: the loaded objects, or an error."""
         self._machine.receive(Input.CONTEXT)
         core, phase = self._core, self._core.phase
         try:
@@ -300,7 +296,7 @@ class ResponseExchange:
             core.phase.reject(refused_for(error))
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...] | ApiError) -> None:
-        """Receive the answer to `PrepareTools`: the hosted tools' functions, or the error."""
+        """Receive the result of the action `PrepareTools`: the prepared hosted tools, or an error."""
         self._machine.receive(Input.PREPARED)
         try:
             if isinstance(prepared, ApiError):
@@ -310,17 +306,17 @@ class ResponseExchange:
             self._core.phase.reject(refused_for(error))
 
     def receive_tool_result(self, result: ToolResult) -> None:
-        """Receive the result of one of the calls of `RunTools`."""
+        """Receive the result of one tool call of `RunTools`."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_tool_result(result)
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Receive the store's error if the store could not record the claim of `RunTools`. No call was sent."""
+        """Handle a failure to save the claim of `RunTools`. None of its tool calls has run."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_unclaimed(error)
 
     def receive_silence(self) -> None:
-        """Handle a period without output to the client. This input is allowed in every state.
+        """Handle a period in which the client got no bytes. Every state allows this input.
 
         If the head of the upstream's answer is late, a streaming client gets the head and the first events of its
         response. A client with an open stream gets a comment. Any other client gets nothing, because the upstream's
@@ -333,10 +329,9 @@ class ResponseExchange:
             self._actions.append(SendBody(KEEPALIVE))
 
     def receive_time(self, at: float) -> float:
-        """Receive the monotonic time `at`, and end a phase that exceeds its time limit. This input is allowed in every
-        state.
+        """Receive the monotonic time `at`. Fail the request if it exceeds a time limit. Every state allows this input.
 
-        Returns the next deadline: the latest time for the next call.
+        Returns the time by which the caller must call this method again.
         """
         watch, machine = self._watch, self._machine
         while (state := machine.state) in TIMED:
@@ -351,18 +346,17 @@ class ResponseExchange:
         return FOREVER
 
     def receive_too_much(self, error: ApiError) -> None:
-        """Fail the response, because the client's stream is too large for its transport.
+        """Fail the response, because its event stream exceeds `limits.drive_stream_bytes`.
 
-        The driver may call this method in every state. Like a time limit, the call has an effect only while the
-        exchange waits for another party.
+        Every state allows this input, but only a wait for the upstream or for tools ends.
         """
         self._machine.receive(Input.LIMIT)
         if self.state in TIMED:
             self._core.phase.fail(error)
 
     def cancel(self, reason: CancelReason) -> None:
-        """End early, because the client or the upstream disconnected, or because the process stops. Every state allows
-        this input."""
+        """End the exchange early, because the client or the upstream disconnected, or because the process stops. Every
+        state allows this input."""
         core, state = self._core, self.state
         if state is State.DONE or core.cancelled:
             return
@@ -381,8 +375,8 @@ class ResponseExchange:
             self._core.phase.cancel(reason, ended.cause)
 
     def break_off(self) -> None:
-        """Stop without ending the response, because another process continues the response. Report the usage so far of
-        the model call that runs."""
+        """Stop the exchange but not the response, because another process will run the response again. Report the token
+        usage of the current model call so far."""
         if self.state is not State.DONE:
             self._core.phase.break_off()
 
@@ -407,7 +401,7 @@ class ResponseExchange:
         core.phase.receive_head(status, headers)
 
     def _receive_source(self, name: str, tried: int) -> None:
-        """Record which of several upstreams has answered, and the number of upstreams that were called."""
+        """Record which upstream of a group has answered, and how many upstreams Antiphon called."""
         core, known = self._core, self._core.known
         core.call.answered_by = core.answer.answered_by = name
         if core.route.fell_back(name, tried):
@@ -417,7 +411,7 @@ class ResponseExchange:
             response.metadata = with_fallback(response.metadata, known.fallback)
 
     def receive_upstream_data(self, data: bytes) -> None:
-        """Receive bytes of the upstream's body. Chunks may end anywhere in the body."""
+        """Receive a chunk of the upstream's body. A chunk may end in the middle of an event."""
         machine, core = self._machine, self._core
         if self._silent:
             self._silent = False
@@ -433,29 +427,31 @@ class ResponseExchange:
             core.phase.stop_reading()
 
     def receive_upstream_end(self, error: UpstreamError | None = None) -> None:
-        """Handle the end of the upstream's answer. `error`: why the answer is incomplete or missing."""
+        """Handle the end of the upstream's answer. `error` is the reason why the answer is incomplete or missing, or
+        None for a complete answer."""
         self._machine.receive(Input.END)
         if self.state not in _OVER:
             self._core.observer.call_ended(error.fault.value if error is not None else "")
             self._core.phase.receive_end(error)
 
     def receive_saved(self, error: StoreError | ApiError | None = None) -> None:
-        """Receive the outcome of the save."""
+        """Continue after the store has saved the response, or has failed to save it (`error`)."""
         self._machine.receive(Input.SAVED)
         # Saving has released the lock and the key, or has begun to release them.
         self._core.locked = self._core.claimed = False
         self._core.phase.receive_saved(error)
 
     def receive_followed(self) -> None:
-        """Handle the end of `FollowResponse`. The driver has sent the response's stream, or has failed to send it."""
+        """Handle the end of the action `FollowResponse`, which sends the stream of a background response to the
+        client."""
         self._machine.receive(Input.FOLLOWED)
         self._core.finish("queued")
 
     # Choosing the phase for a request
 
     def _begin(self, path: str, body: bytes, prompt: PromptTemplate | None) -> None:
-        """Choose the phase for the request, and begin this phase. `prompt` is the request's prompt, or None before it
-        is loaded."""
+        """Choose the first phase for the request, and begin it. `prompt` is the stored prompt that the request names,
+        or None before it is loaded."""
         core = self._core
         try:
             native = self._native(path, body) if prompt is None else None
@@ -472,7 +468,7 @@ class ResponseExchange:
             core.phase.reject(refused_for(error))
 
     def _native(self, path: str, body: bytes) -> NativeRequest | None:
-        """The phase for a request whose model has a native upstream, or None."""
+        """Return the phase for a request whose model has a native upstream. Return None for another request."""
         routes = self._options.routes
         # The sidecar answers a prewarm itself, because upstreams do not support prewarms.
         if not self.generate or not routes.has_native:

@@ -1,10 +1,13 @@
-"""Implements the phase that prepares or runs hosted tools, before the first model turn or between two turns.
+"""Implements the phase that prepares hosted tools before the first model call, and runs hosted tool calls after a model
+call.
 
-Lives here: the requests to prepare tools and to run calls, and the next step after all calls have ended. Also: the
-claim, a record that the store writes before calls run that may change external state. Not here: the calls of a turn and
-their items (`tool_turns.py`), running the calls (`tools/`).
+This phase requests that the tools run, and continues with the model after all calls have results. Before a call that
+may change external state, the store saves a claim: a failed response with the unfinished calls. If the process dies
+during the calls, clients see this response. `tool_turns.py` handles the calls of one model call and their items, and
+the package `tools` runs the calls.
 
-Invariant: when a response has sent calls, its idempotency key and approvals stay used, however the response ends.
+Invariant: once a response has run such calls, no request can use its idempotency key or its approvals again, even if
+the response fails.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ LEFT_BEHIND: Final = (
 
 
 class RunningTools(Phase):
-    """The tools of one response.
+    """The phase that prepares and runs the hosted tools of one response.
 
-    The phase calls `prepared` when the tools are ready for the model, and `ran` when all calls of a turn have results.
+    The phase calls `prepared` when the tools are ready for the model. It calls `ran` when all tool calls of a model
+    call have results.
     """
 
     def __init__(self, end: ResponseEnd, *, prepared: Callable[[], None], ran: Callable[[], None]) -> None:
@@ -46,8 +50,8 @@ class RunningTools(Phase):
         self._had_sent = False
 
     def begin(self) -> bool:
-        """Request the preparation of the tools. Returns False if the response has no hosted tools, or has already
-        prepared its tools."""
+        """Request that Antiphon prepares the tools. Returns False if the response has no hosted tools, or if its tools
+        are already prepared."""
         core, loaded = self.core, self._loaded
         if loaded.prepared is not None:
             return False
@@ -74,7 +78,7 @@ class RunningTools(Phase):
         self._prepared()
 
     def go_on(self) -> bool:
-        """Request that the hosted calls of the model's last turn run. Returns False if the model made no hosted
+        """Request that the hosted tool calls of the last model call run. Returns False if the model made no hosted tool
         call."""
         turns, response, known = self._response_end.turns, self._loaded.builder.response, self.core.known
         calls = turns.take_calls() if turns is not None else []
@@ -108,7 +112,8 @@ class RunningTools(Phase):
             self._end_turn(turns)
 
     def _left_behind(self, turns: ToolTurns) -> ResponseRecord:
-        """The record of the response that the store saves if the process dies while the hosted calls in `turns` run."""
+        """Return the claim: the failed response that remains in the store if the process dies while the calls in
+        `turns` run."""
         record = self._response_end.record(Ending("failed", code="server_error", message=LEFT_BEHIND))
         return replace(record, output_items=(*record.output_items, *stored_output(turns.unanswered, {})))
 
@@ -128,7 +133,8 @@ class RunningTools(Phase):
             self._end_turn(turns)
 
     def _end_turn(self, turns: ToolTurns) -> None:
-        """Continue with the model after all calls have results, unless the client must act first."""
+        """Call the model again with the results of all calls. If the client must first approve a call or run a
+        function, end the response instead."""
         request = self._loaded.request
         if turns.end_turn():
             self.end(Ending("completed"))

@@ -1,17 +1,15 @@
 """Defines the states of an exchange: the inputs that each state allows, the transitions, and the deadlines.
 
-This module has the table of states, and the only code that changes an exchange's state. The module also records when
-each time limit starts, and builds the error for a missed deadline. Not here: the work in each state (`phase.py` and the
-phases it names), the limits (`config/limits.py`), the timers of the runner and the relay. `docs/reference/exchange.md`
-shows the table as a diagram.
+The table `TRANSITIONS` lists the allowed transitions, and `docs/reference/exchange.md` shows it as a diagram. Only this
+module changes an exchange's state. The module also records when each time limit starts, and creates the error for a
+missed deadline. The phases (`phase.py`) do the work in each state, and `config/limits.py` defines the limits.
 
-This module reads no clock. The driver of an exchange passes in a monotonic time, and gets the next deadline back. The
-exchange looks for new output of the upstream only when the driver passes in a time, at least eight times within the
-limit `no_output`. So that limit may take effect up to one eighth of its length late.
+This module reads no clock. The caller of an exchange passes in a monotonic time, and gets the next deadline back. The
+exchange checks for new output of the upstream only at these times, at least eight times within the limit `no_output`.
+So this limit may take effect late, by at most one eighth of its length.
 
-Invariants: an input that the table does not allow in a state raises an error, because this is a bug of the server. A
-transition that the table does not allow for the input raises an error too, because this is a bug of the exchange. Every
-phase that waits for another party has a deadline. Without a separate deadline, the whole response's deadline applies.
+Invariants: an input or a transition that the table does not allow raises an error, because it is a bug of the server.
+Every state that waits for the upstream or for tools has a deadline: its own, or that of the whole response.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ class State(Enum):
 
 
 class Input(Enum):
-    """An input of an exchange. `receive_silence` has no member here, because silence changes no state."""
+    """An input of an exchange. The input `receive_silence` has no member here, because it never changes the state."""
 
     REQUEST = "request"
     TURNED_AWAY = "turned away"
@@ -59,19 +57,19 @@ class Input(Enum):
     SAVED = "saved"
     FOLLOWED = "followed"
     LIMIT = "limit"
-    """The driver checks a time limit, or the client's stream is too large for its transport."""
+    """The caller passes in the time, or reports that the client's stream is too large."""
     CANCEL = "cancel"
 
     __hash__ = object.__hash__
 
 
 _OVER: Final = frozenset({State.SAVING, State.DONE})
-"""The states after the end of a response. An unstored response skips `SAVING`."""
+"""The states of an exchange whose response has ended. A response that is not stored goes directly to `DONE`."""
 _NEXT_TURN: Final = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, State.PREPARING})
-"""The states that may follow a model turn that does not end the response. After such a turn, tools run, or the model
-answers the compacted conversation.
+"""The states that may follow a model call that does not end the response. Afterwards tools run, or the model answers
+the compacted conversation.
 
-The next turn may also need to prepare tools or to fetch files.
+The exchange may also prepare tools or load files before the next model call.
 """
 _DONE: Final = frozenset({State.DONE})
 # The runner sends these inputs before it performs any action for a request. Either the server refuses the request, or
@@ -162,13 +160,12 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.FOLLOWING: {Input.FOLLOWED: _DONE, Input.LIMIT: frozenset({State.FOLLOWING}), Input.CANCEL: _DONE},
     State.DONE: {Input.DATA: _DONE, Input.END: _DONE, Input.LIMIT: _DONE, Input.CANCEL: _DONE},
 }
-"""Maps each state, and each input that the state allows, to the possible next states. If a state is among its own next
-states, the input may leave the state unchanged."""
+"""Maps each state and each input that the state allows to the possible next states. An input may leave the state
+unchanged if the next states include the current state."""
 
 
 class StateMachine:
-    """The state of one exchange. Call `receive` with an input, then `go` once for each transition that the input
-    causes."""
+    """The state of one exchange. For each input, call `receive`, and then `go` for each transition."""
 
     __slots__ = ("_allowed", "state")
 
@@ -194,13 +191,13 @@ class StateMachine:
 
 FOREVER: Final = float("inf")
 FLOOD_PAUSE: Final = 0.02
-"""Seconds between two chunks of flooding streams (many upstream bytes, no output). All flooding streams of a process
-share this pace."""
+"""The server reads at most one chunk in this many seconds from all flooding streams of a process together. An upstream
+floods if it sends many bytes without output."""
 _LOOKS: Final = 8
 
 
 class Late(Enum):
-    """The time limit that a response has exceeded."""
+    """The kind of time limit that a response has exceeded."""
 
     RESPONSE = "response"
     OUTPUT = "output"
@@ -208,7 +205,7 @@ class Late(Enum):
 
 
 def too_late(late: Late, times: TimeoutSettings) -> ApiError:
-    """The client's error for a response that exceeds its time limit."""
+    """Return the client's error for a response that exceeds the time limit `late`."""
     if late is Late.RESPONSE:
         return UpstreamTimedOut(
             f"The response took longer than {times.response:g} seconds (timeouts.response).", code="response_timeout"
@@ -231,13 +228,13 @@ class Watch:
         self._output = -1
         self._mark = 0.0
         self.next = FOREVER
-        """The latest time for the next call of `look`."""
+        """The time by which the caller must call `look` again."""
 
     def look(self, at: float, phase: object, late: Late | None, output: int) -> Late | None:
-        """Return the limit that is exceeded at the time `at`, or None.
+        """Return the time limit that is exceeded at the time `at`, or None.
 
-        `phase` is the exchange's phase. `late` is the limit of the phase, in addition to the response's limit. `output`
-        is any number that changes when the upstream sends output.
+        `phase` is the exchange's current state. `late` is the time limit of this state, which applies in addition to
+        the limit of the whole response. `output` is any number that changes when the upstream sends output.
         """
         limits = self._limits
         if self._began is None:

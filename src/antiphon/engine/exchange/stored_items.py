@@ -1,9 +1,8 @@
-"""Converts items between the request, their stored form and the response record.
+"""Converts input and output items to the form that the store saves, and converts stored items back.
 
-This module assigns ids to input items, builds the stored form of items and the record of a finished response, and reads
-history. Not here: SQL, chat messages.
+This module also assigns ids to input items, and builds the form of a finished response that the store saves.
 
-Invariant: a stored item has an id and a type. Reading a stored item returns the item that was stored.
+Invariant: a stored item has an id and a type.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _PARTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
 
 
 def is_reference(item: InputItem) -> bool:
-    """Whether the item only refers to another item by its id."""
+    """Whether the item is only a reference to a stored item."""
     return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
 
 
@@ -47,9 +46,10 @@ def _is_empty(parts: Raw) -> bool:
 
 
 def resolve_references(items: list[InputItem], found: dict[str, StoredItem], where: str = "input") -> list[InputItem]:
-    """Replace every `item_reference` with the stored item. Also replace empty reasoning items whose id is in `found`.
+    """Replace every `item_reference` with the stored item. `found` has the stored items by id. Also replace empty
+    reasoning items whose id is in `found`.
 
-    Raises `InvalidRequest` for a reference that does not exist.
+    Raises `InvalidRequest` for a reference to an item that is not in `found`.
     """
     resolved = []
     for number, item in enumerate(items):
@@ -69,10 +69,10 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem], whe
 
 
 def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
-    """Prepare the items for the store. Each item gets a type and a new id from the server.
+    """Prepare the items for the store: give each item a type and a new id.
 
-    The store drops the ids that a client sends, because an id may be another owner's. A reference between two items
-    gets the new id.
+    The store does not use the ids that the client sent, because an id may belong to another owner. A reference from one
+    item to another also gets the new id.
     """
     prepared = []
     calls: dict[str, str] = {}
@@ -96,8 +96,8 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
 
 
 def _as_shown(item: InputItem, made: InputItem) -> InputItem:
-    """Return `made`, the item with its new id. If `item` is a call that the model knows under another id, `made` gets
-    that id too."""
+    """Return `made`, which is `item` with its new id. If the model knows the call under a different id, the result also
+    contains that id."""
     shown, known = shown_of(item), known_id(item)
     if shown is None and known is not None and known != item.call_id:
         return with_shown(made, Shown(call_id=known))
@@ -105,8 +105,8 @@ def _as_shown(item: InputItem, made: InputItem) -> InputItem:
 
 
 def name_calls(items: Iterable[InputItem], before: int) -> None:
-    """Give each tool call without an id the id `call_N`, where N is its index in the conversation. `before`: the number
-    of earlier items."""
+    """Set the id of each tool call without an id to `call_N`, where N is the call's index in the conversation. `before`
+    is the number of items before `items`."""
     for number, item in enumerate(items, before):
         if not item.call_id and not item.id and (item.type in CALLS or item.type in HOSTED):
             item.id = f"call_{number}"
@@ -134,8 +134,8 @@ def make_record(
     usage: Usage | None,
     shown: Mapping[str, Shown] = MappingProxyType({}),
 ) -> ResponseRecord:
-    """The record of a response that ended with `ending`, or was queued. `shown` maps output item ids to the outputs
-    that the model saw."""
+    """Return a finished or queued response in the form that the store saves. `shown` maps ids of output items to the
+    tool outputs that the model got."""
     stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
     if ending.status == "completed":
         stored.completed_at = int(at)
@@ -160,14 +160,15 @@ def make_record(
 
 
 def stored_input(items: Sequence[InputItem]) -> tuple[StoredItem, ...]:
-    """Convert prepared input items into rows."""
+    """Convert the result of `prepare_input` into the form that the store saves."""
     return tuple(
         StoredItem(item.id or "", item.type or "", _stored_form(item), _kept(shown_of(item))) for item in items
     )
 
 
 def stored_output(items: Iterable[OutputItem], shown: Mapping[str, Shown]) -> tuple[StoredItem, ...]:
-    """Convert a response's output items into rows. `shown` maps item ids to the outputs that the model saw."""
+    """Convert a response's output items into the form that the store saves. `shown` maps item ids to the tool outputs
+    that the model got."""
     return tuple(StoredItem(item.id, item.type, encode(item), _kept(shown.get(item.id))) for item in items)
 
 
@@ -176,15 +177,16 @@ def _kept(shown: Shown | None) -> bytes | None:
 
 
 def item_body(item: InputItem) -> bytes:
-    """An item's whole JSON object: the original bytes if the item has them, else the stored form."""
+    """Return an item's JSON object: the client's original bytes if the item has them, else the form that the store
+    saves."""
     if first(item.source) == b"{":
         return bytes(item.source)
     return _stored_form(item if item.type else msgspec.structs.replace(item, type="message"))
 
 
 def _stored_form(item: InputItem) -> bytes:
-    """An input item as the `input_items` endpoint returns it. Message text becomes content parts, and `status` is
-    `completed`."""
+    """Return an input item in the form that the store saves and the endpoint `input_items` returns. Message text
+    becomes content parts, and `status` becomes `completed`."""
     if item.type == "message":
         return _stored_message(item)
     form: dict[str, object] = {"id": item.id, "type": item.type}
@@ -218,8 +220,8 @@ def _stored_form(item: InputItem) -> bytes:
 
 
 def _stored_message(item: InputItem) -> bytes:
-    """The stored form of a message. The code formats the JSON by hand for speed, because every request has a
-    message."""
+    """Like `_stored_form`, but for a message. The function formats the JSON by hand for speed, because nearly every
+    request has messages."""
     content = item.content
     if first(content) == b'"':
         kind = b"output_text" if item.role == "assistant" else b"input_text"
@@ -241,7 +243,7 @@ _QUOTED: Final = tuple(b'"%b"' % kind.encode() for kind in _REQUIRED)
 
 
 def _whole_parts(content: Raw) -> Raw:
-    """Add missing fields to a list of content parts. Other content stays as it is."""
+    """Add the fields that the API requires to a list of content parts. Return any other content unchanged."""
     if first(content) != b"[" or not any(kind in bytes(content) for kind in _QUOTED):
         return content
     parts = try_decode(_PARTS, content)

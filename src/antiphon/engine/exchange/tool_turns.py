@@ -1,15 +1,17 @@
-"""Decides which hosted tool calls run between two model turns, and in which order the client gets their items.
+"""Decides which hosted tool calls run after a model call, and in which order the client gets their items.
 
-This module chooses the calls that run, orders their items, and builds the outputs for the model and the requests for
-approval. The module also subtracts each turn's tokens from `max_output_tokens`. Not here: running the calls (`tools/`),
-the turns (`running_tools.py`), events (`translation/events/item_events.py`). The module does no I/O.
+For each tool call of the model, this module decides whether the call runs, needs the client's approval, or is refused.
+It creates the items for the client, and the outputs for the model. It also subtracts the output tokens of each model
+call from `max_output_tokens`. This module does no I/O: the package `tools` runs the calls. `running_tools.py` requests
+them, and `translation/events/item_events.py` encodes the events.
 
-Calls run in parallel, but the exchange emits their items one after the other, in the order of the calls. At most one
-item is open at a time: an item opens with its first event and closes with its last event. Calls of the client's
-functions and approval requests keep their position in the order of the calls.
+Calls run in parallel, but the client gets their items one after the other, in the order in which the model made the
+calls. At most one item is open: an item opens with its first event and closes with its last event. The items of client
+tools and approval requests come at their place in this order.
 
-Invariants: Each call of a turn has exactly one output for the model, even a call that did not run. The model's next
-turn gets the stored form of the items, so that later responses show the model the same text.
+Invariants: for each tool call, the model gets exactly one output, even if the call did not run. The next model call
+gets the items in the form that the store saves. Therefore later responses, which read the stored items, show the model
+the same text.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from antiphon.types.views import CodeArguments
 
 _CODE: Final = msgspec.json.Decoder(CodeArguments)
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
-_LIMIT: Final = "The limit of tool calls for this response is reached. Answer with what is known."
+_LIMIT: Final = "The limit of tool calls for this response is reached. Answer without further tool calls."
 _TOO_MUCH: Final = "The results of this response's calls together exceed the limit ('tools.result_bytes')."
 _OUTCOME_UNKNOWN: Final = (
     "The outcome of this call is unknown, because the response ended before the tool answered. The server does not "
@@ -64,13 +66,16 @@ _UNKNOWN: Final = "This tool does not exist."
 
 
 ClientCall = tuple[CallTarget, str, str]
-"""A call of a client's function that the model made after a hosted call. Its item follows the hosted call's item."""
+"""A call of a client tool that the model made after a hosted tool call. The client gets its item after the item of the
+hosted tool call."""
 
 
 class ToolTurns:
-    """The hosted tool calls of one response. The calls and their results extend the response's conversation.
+    """The hosted tool calls of one response. The calls and their results become part of the conversation that the model
+    gets.
 
-    Settings and the request limit the number of calls in all turns, the number of turns, and the size of all results.
+    Settings limit the number of tool calls, the number of model calls, and the size of all results. A request can lower
+    the number of tool calls.
     """
 
     def __init__(self, loaded: LoadedRequest, prepared: Sequence[PreparedTool]) -> None:
@@ -80,7 +85,7 @@ class ToolTurns:
         self._builder = builder
         self._prepared = prepared
         self._seen = 0
-        """The number of output items that the response had when the current model turn began."""
+        """The number of output items that the response had when the current model call began."""
         self._said: list[OutputItem] = []
         self._written = builder.draft.written
         self._turns_left = limits.turns
@@ -94,7 +99,7 @@ class ToolTurns:
         self._include = request.include
         self.citations = Citations(highest_mark(loaded.items))
         self.shown: dict[str, Shown] = {}
-        """Maps item ids to the call outputs that the model saw. The items that the client gets omit some of this
+        """Maps item ids to the tool outputs that the model got. The items for the client do not contain all of this
         text."""
         self._item_ids: dict[str, str] = {}
         self._rounds = 0
@@ -106,18 +111,20 @@ class ToolTurns:
         self._outputs: dict[str, str] = {}
         self._images: dict[str, tuple[str, ...]] = {}
         self.sends = False
-        """Whether this turn has a call that may change external state, or a call that the client approved."""
+        """Whether the tool calls of the last model call include one that may change external state, or one that the
+        client approved."""
         self.asks_client = False
-        """Whether the client must approve a call or run a function, so that the response ends after this turn."""
+        """Whether the client must approve a call or run a function. The response then ends without another model
+        call."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether a limit forbids further calls, so that the model must answer without them."""
+        """Whether a limit is reached, so that the model must answer without further tool calls."""
         return self._left <= 0 or self._turns_left <= 0
 
     def list_tools(self) -> bool:
-        """Emit the MCP servers' tool lists that the conversation does not have yet. Returns whether any item was
-        emitted."""
+        """Emit the tool lists of the MCP servers as items, unless the conversation already contains them. Returns
+        whether the method emitted an item."""
         known = {label_of(item) for _, item in self._loaded.items if item.type == "mcp_list_tools"}
         listed = False
         for one in self._prepared:
@@ -132,10 +139,10 @@ class ToolTurns:
         return listed
 
     def pay(self, usage: UsageObject | None) -> None:
-        """Subtract the last turn's output tokens from `max_output_tokens`, because that limit covers all turns of the
-        response.
+        """Subtract the output tokens of the last model call from `max_output_tokens`, because that limit applies to the
+        whole response.
 
-        If the upstream returns no counts, the sidecar estimates one token for four bytes.
+        If the upstream reports no token counts, the method assumes four bytes a token.
         """
         written, self._written = self._builder.draft.written - self._written, self._builder.draft.written
         request = self._loaded.request
@@ -144,15 +151,14 @@ class ToolTurns:
             request.max_output_tokens = max(0, request.max_output_tokens - cost)
 
     def take_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """Remove and return the model's calls of the last turn, each as (tool, call id, arguments). Returns an empty
-        list without calls."""
+        """Remove and return the tool calls of the last model call, each as (tool, call id, arguments)."""
         builder = self._builder
         calls = builder.take_hosted_calls()
         self._said = builder.draft.output[self._seen :]
         return calls
 
     def begin_approved(self, approved: Sequence[Approved]) -> tuple[HostedCall, ...]:
-        """Begin the calls that the client approved, before the model's first turn."""
+        """Begin the tool calls that the client approved, before the first model call."""
         approvals = {self._new_id("call"): one for one in approved}
         calls = [(target, call_id, arguments) for call_id, (_, target, arguments) in approvals.items()]
         return self.begin(calls, {call_id: request_id for call_id, (request_id, _, _) in approvals.items()})
@@ -160,8 +166,8 @@ class ToolTurns:
     def begin(
         self, calls: list[tuple[CallTarget, str, str]], approvals: Mapping[str, str] | None = None
     ) -> tuple[HostedCall, ...]:
-        """Begin the calls of a turn, each given as (tool, call id, arguments). Returns the calls to run, and opens the
-        first item.
+        """Begin the tool calls of one model call, each given as (tool, call id, arguments). Returns the calls that
+        Antiphon must run, and opens the first item.
 
         `approvals` maps call ids to the ids of the approval requests that the client approved.
         """
@@ -198,7 +204,7 @@ class ToolTurns:
         return tuple(running)
 
     def receive(self, result: ToolResult) -> bool:
-        """Receive the result of one call. Returns whether all calls of the turn have ended."""
+        """Receive the result of one tool call. Returns whether all calls have ended."""
         size = _weight((result.output, result.images, result.fields))
         if size > self._room:
             # The model gets an error as the tool's output. The response continues.
@@ -211,7 +217,8 @@ class ToolTurns:
         return self._open is None and not self._waiting
 
     def end_turn(self) -> bool:
-        """Add the turn's text, calls and results to the conversation. Returns whether the client must act next."""
+        """Add the model's text, its tool calls and their results to the conversation. Returns whether the client must
+        approve a call or run a function."""
         said = [item for item in self._said if isinstance(item, Message | Reasoning)]
         waits = self.asks_client or len(said) < len(self._said)
         emitted = self._builder.draft.output[self._seen :]
@@ -224,11 +231,11 @@ class ToolTurns:
         return waits
 
     def _keep(self, emitted: Sequence[OutputItem]) -> list[InputItem]:
-        """Record the outputs of the calls for the model. A call that did not run has no item, so the method stores its
-        output with the item of another call.
+        """Save, with each item, the tool output that the model gets for it. A call that did not run has no item, so the
+        method saves its output with the item of another call.
 
-        If no call has an item, returns the remaining outputs. The remaining outputs belong to approved calls whose
-        tools no longer exist.
+        If no call has an item, the method returns the outputs. This happens for approved calls whose tools no longer
+        exist.
         """
         self._rounds += 1
         items = {item.id: item for item in emitted}
@@ -278,24 +285,24 @@ class ToolTurns:
 
     @property
     def unanswered(self) -> list[HostedItem]:
-        """Return the items of the calls that began, each with an unknown outcome."""
+        """The items of all calls that began, each marked as a call whose outcome is unknown."""
         begun = (*self._running, *self._waiting)
         return [_unknown(item) for _, item in begun if not isinstance(item, tuple | McpApprovalRequest)]
 
     @property
     def _running(self) -> tuple[tuple[str, HostedItem], ...]:
-        """A tuple of the call whose item is open, or an empty tuple if no item is open."""
+        """A tuple with the call whose item is open, or an empty tuple if no item is open."""
         return () if self._open is None else (self._open,)
 
     def drop(self) -> None:
-        """Drop the calls of this turn, because the store could not record them. No call is sent."""
+        """Drop the current tool calls without running them, because the store could not save the claim."""
         for _, item in self._running:
             self._builder.hosted_done(_finished(item, {}, "incomplete"))
         self._waiting, self._open = [], None
 
     def stop(self) -> None:
-        """End all calls, because the response ends while tools run. Emits an item for each call that began, with its
-        result or an unknown outcome."""
+        """End all tool calls, because the response ends while tools run. Emits an item for each call that began. An
+        item without a result says that the outcome is unknown."""
         while self._open is not None:
             # The open item has no result, because `_go_on` closes every item that has a result.
             _, item = self._open
@@ -304,8 +311,8 @@ class ToolTurns:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Close the open item if its call has a result, and open the item of the next call. Repeat this until a call
-        has no result."""
+        """Close each item whose call has a result, and open the item of the next call, until an open item's call has no
+        result."""
         while True:
             if self._open is None:
                 if not self._waiting:
@@ -333,7 +340,8 @@ class ToolTurns:
                 self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
 
     def _end_search(self, item: HostedToolSearchCall, result: ToolResult) -> None:
-        """Emit the two items of a tool search. A failed search contains no tools and is `incomplete`.
+        """Emit the two items of a tool search, the call and its output. The output of a failed search has no tools and
+        the status `incomplete`.
 
         The model reads about the failure in this response and in later requests (`translation/chat/call_items.py`).
         """
@@ -345,8 +353,8 @@ class ToolTurns:
         self._builder.hosted_done(output)
 
     def _shown(self, kind: str, fields: dict[str, object]) -> dict[str, object]:
-        """Return the fields of an item. The method removes fields that the request did not name in `include`, or sets
-        them to null."""
+        """Return the fields of an item for the client. Fields that the request must name in `include`, but does not,
+        are null or missing."""
         shown = dict(fields)
         for name in ("results", "outputs"):
             if name in shown and f"{kind}.{name}" not in self._include:
@@ -389,16 +397,16 @@ class ToolTurns:
 
 
 def citations_of(turns: ToolTurns | None, items: Sequence[Named]) -> Citations | None:
-    """Return the sources to which the citation marks in the model's text refer. The result is None if the model saw no
-    marks."""
+    """Return the sources to which citation marks in the model's text may refer. Return None if the model's input has no
+    citation marks."""
     if turns is not None:
         return turns.citations
     return Citations(known) if (known := highest_mark(items)) else None
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
-    """The tool choice for the turns after the first. After the first turn, `required` becomes `auto`. In the `last`
-    turn, no call is allowed."""
+    """Return the tool choice for all model calls after the first. `required` becomes `auto`, so that the model can stop
+    calling tools. `last`: no further tool call is allowed."""
     if last:
         return ToolChoice("none", choice.echo if choice is not None else Raw(b'"auto"'))
     if choice is None or choice.mode != "required":
@@ -407,7 +415,7 @@ def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
 
 
 def _weight(value: object) -> int:
-    """The approximate size of a result in bytes."""
+    """Return the approximate size of a tool's result in bytes."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
     if isinstance(value, bytes):
@@ -422,7 +430,7 @@ def _weight(value: object) -> int:
 
 
 def _finished(item: HostedItem, fields: dict[str, object], status: str) -> HostedItem:
-    """The item of a call that has ended."""
+    """Return `item` with the result of its call (`fields`) and the final `status`."""
     made = {name: Raw(encode(value)) if name in _RAW and value is not None else value for name, value in fields.items()}
     known = set(type(item).__struct_fields__)
     made = {name: value for name, value in made.items() if name in known}
@@ -434,12 +442,12 @@ _RAW: Final = frozenset({"results", "action", "outputs", "error"})
 
 
 def _unknown(item: HostedItem) -> HostedItem:
-    """The item of a call that began, with an unknown outcome."""
+    """Return `item` marked as a call that began and whose outcome is unknown."""
     error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": _OUTCOME_UNKNOWN}]}
     return _finished(item, {"error": error}, "incomplete")
 
 
 def _object(arguments: str) -> Raw:
-    """The model's arguments, if they are a JSON object, else an empty object."""
+    """Return the model's arguments if they are a JSON object, else an empty object."""
     read = try_decode(_OBJECT, arguments)
     return raw(read or {})
