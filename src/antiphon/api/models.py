@@ -7,8 +7,8 @@ here: the decision whether a request may use a model, which the exchange makes. 
 fields (`translation/request/field_support.py`).
 
 Invariants: a client never sees a list that an upstream sent for other credentials. If Antiphon forwards clients'
-credentials, the cache has one entry for each credential, under a keyed digest. Capabilities need no call of an
-upstream, and reveal the names of upstreams, but none of their addresses or keys.
+credentials, the cache has one entry for each credential, under a keyed digest. The capabilities need no call of an
+upstream. The capabilities show the names of upstreams, but no addresses and no keys.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class ModelObject(Struct, kw_only=True, frozen=True):
 
 
 class ModelList(Struct, kw_only=True):
-    """The list of models. The list has an empty field `models` for clients that send `client_version`, such as
-    Codex."""
+    """The list of models. If a client sends the parameter `client_version`, as Codex does, the list also has an empty
+    array `models`."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
@@ -85,7 +85,7 @@ class ModelList(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The way in which Antiphon lists the models of one upstream.
+    """Describes how Antiphon requests the list of models of one upstream.
 
     The request carries the client's Authorization if `passthrough` is true, and the client headers in `headers`. If
     `allowed` is not empty, the list has only the models in `allowed`.
@@ -105,8 +105,8 @@ class ModelCatalog(Area):
 
     `sources` are the upstreams by name. With `routes`, an upstream contributes only the models whose requests would go
     to that upstream. The list also has the exact model names in the setting `models`. A list stays in the cache for
-    `seconds`. With several upstreams, each has `patience` seconds to answer. An upstream that fails hides only its
-    models.
+    `seconds`. With several upstreams, each has `patience` seconds to answer. If an upstream fails, the list lacks only
+    that upstream's models.
     """
 
     def __init__(
@@ -363,7 +363,7 @@ class Capabilities(Area):
             Parameter(
                 "model",
                 str,
-                "The model to describe. Without it, the answer describes models that match no entry of the setting "
+                "The model to describe. Without this parameter, the answer describes models that match no entry of the setting "
                 "`models`.",
             ),
         ),

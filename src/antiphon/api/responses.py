@@ -3,13 +3,13 @@ responses, and resume their streams.
 
 Lives here: the handlers of these operations. If Antiphon has not stored a response, the module forwards the request to
 the native upstream. Not here: creating a response (the exchange), and running a response in the background
-(`engine/running/workers.py`). Antiphon forwards only if there is exactly one native upstream and a single owner,
-because Antiphon does not know the owners of that upstream's responses.
+(`engine/running/workers.py`). Antiphon forwards such a request only if there is exactly one native upstream and a
+single owner. With several owners, Antiphon would not know to whom that upstream's responses belong.
 
 Invariants:
-- The answer is the same for a missing response, one of another owner, and an id that Antiphon cannot have made. The
-  answers differ only in the id.
-- The sidecar sends the head of a stream only after it has checked that the stream exists.
+- The API gives the same 404 error for a missing response, for a response of another owner, and for an id that Antiphon
+  cannot have made.
+- The sidecar sends the response headers of a stream only after it has checked that the stream exists.
 - Antiphon forwards only an id of letters, digits, `_` and `-`, so that no client can reach another upstream path.
 """
 

@@ -43,7 +43,7 @@ _OFFSET = re.compile(r"(?:UTC)?([+-])(\d{1,2})(?::?(\d{2}))?")
 _CITE = re.compile(r"\{cite:(\d+)\} ?")
 _SCHEME = re.compile(r"^[a-z]+://", re.IGNORECASE)
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-_CUT = "\n[The rest was cut off: it is too long.]"
+_CUT = "\n[The answer was cut off here: it is too long.]"
 
 
 class SearchQuery(Struct):
@@ -121,7 +121,7 @@ class SearchSettings(Struct):
 
 class StandaloneSearchBody(Struct):
     """The body of a web search that is not part of a response. The text of the answer has at most `max_output_tokens`
-    tokens, at four characters each."""
+    tokens. One token counts as four characters."""
 
     id: str | None = None
     model: str | None = None
@@ -143,15 +143,15 @@ class SearchHit(Struct):
 
 
 class StandaloneSearchAnswer(Struct):
-    """The answer. `output` has the text of all commands in order, errors included. `results` has the hits of the
-    searches."""
+    """The answer. `output` has the result texts of all commands in order, errors included. `results` has the hits of
+    the searches."""
 
     output: str
     results: list[SearchHit] | UnsetType = UNSET
 
 
 class _Declaration(TypedDict, total=False):
-    """A declaration of the tool `web_search`. `filters` has lists of domains by name."""
+    """A declaration of the tool `web_search`. `filters` has the lists `allowed_domains` and `blocked_domains`."""
 
     type: str
     filters: dict[str, list[str]]
@@ -198,7 +198,7 @@ class StandaloneSearch(Area):
             raise missing_parameter("commands")
         settings = body.settings or SearchSettings()
         if body.max_output_tokens is not None and body.max_output_tokens < 1:
-            raise invalid_parameter("max_output_tokens", "expected 1 or more")
+            raise invalid_parameter("max_output_tokens", "expected an integer of 1 or more")
         whole = _declaration(settings, body.commands.response_length)
         # `prepare` checks the settings before any search, and returns no `open_page` if pages are disabled.
         prepared = await self._tools.prepare(request.owner, new_id("search"), (HostedTool(0, _TOOL, encode(whole)),))

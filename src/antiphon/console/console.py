@@ -72,7 +72,7 @@ class ConsoleView(Protocol):
 
 
 class Console:
-    """The console of one process. `acts`: operators may change the data of owners."""
+    """The console of one process. `acts`: whether operators may change the data of owners."""
 
     def __init__(self, reading: Reading, keys: KeySources, sessions: Sessions, *, acts: bool) -> None:
         self._reading = reading
@@ -94,14 +94,14 @@ class Console:
         return method == "POST"
 
     def knows(self, request: ApiRequest) -> bool:
-        """Whether the request has a valid session. False also while the client keys cannot be read."""
+        """Whether the request has a valid session. Returns False also if Antiphon cannot read the client keys."""
         try:
             return self._sessions.find(request) is not None
         except ApiError:
             return False
 
     async def runs(self, request: ApiRequest) -> Caller:
-        """The caller in whose name the playground runs a request. Raises `ApiError`."""
+        """Return the caller whose rights apply to a request that the playground runs. Raises `ApiError`."""
         session = self._sessions.find(request)
         if session is None:
             raise Unauthorized("Your session has ended. Sign in again.", code="signed_out")
@@ -175,8 +175,8 @@ class Console:
         raise unknown_url(request.method, request.path)
 
     def _check_change(self, request: ApiRequest, session: Session, token: str, *, acts: bool = False) -> None:
-        """Raise `ApiError` unless the request comes from a page of this session, whose user may change data. If `acts`
-        is True, the request changes no owner's data, so every user may send it."""
+        """Raise `ApiError` unless the request comes from a page of this session, and the session's user may change
+        data. If `acts` is True, the request changes no owner's data, so every user may send the request."""
         if not _same_origin(request):
             raise ApiError(
                 "The request comes from another site.", status=403, type="invalid_request_error", code="wrong_origin"
