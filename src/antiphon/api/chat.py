@@ -69,12 +69,11 @@ _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-pro
 class PassedOn:
     """Serves `/v1/chat/completions`, `/v1/embeddings` and the operator's paths: forwards each request to an upstream.
 
-    `extra` lists the operator's paths, without `/v1`. The default upstream serves these paths. A request to one of the
-    paths in `extra` need not name a model in its body. `embeddings` is the name of the embedding model, and the client
-    for the server that serves this model. If the setting `models` has an entry with exactly this model's name, that
-    entry's upstream serves the embeddings. `reserve` returns an object that reserves a request's tokens in the quotas.
-    `secrets` are keys, which the handlers remove from error texts. With `several_owners`, answers leave out headers
-    about the upstream account that the owners share.
+    `extra` lists the operator's paths, without `/v1`. The default upstream serves them. Their requests need no model
+    name. `embeddings` is the embedding model's name, and the client for the server of this model. If the setting
+    `models` has an entry with exactly this model's name, that entry's upstream serves the embeddings. `reserve` returns
+    an object that reserves a request's tokens in the quotas. The handlers remove `secrets` from error texts. With
+    `several_owners`, answers leave out headers about the upstream account that the owners share.
     """
 
     def __init__(
@@ -113,9 +112,7 @@ class PassedOn:
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
                 return await self._pass(request, own, path, request.body, note, self._embeddings[1])
             route = self._routes.serving(
-                model,
-                "The body names no model. Antiphon chooses the upstream by the model: add the field 'model'.",
-                request.access,
+                model, "The body names no model, so Antiphon cannot choose the upstream. Add 'model'.", request.access
             )
             body = request.body if route.model is None else _renamed(request.body, route.model)
             return await self._pass(request, route, path, body, note)
@@ -143,8 +140,7 @@ class PassedOn:
         return noted
 
     def _is_own(self, model: str | None) -> bool:
-        """Whether the embeddings server serves this model. An entry of the setting `models` with exactly this name
-        takes precedence over that server."""
+        """Whether the embeddings server serves this model. An exact entry of the setting `models` takes precedence."""
         named = any(rule.exact and rule.pattern == model for rule in self._routes.rules)
         return self._embeddings is not None and model == self._embeddings[0] and not named
 
@@ -375,8 +371,7 @@ def _unanswered(error: UpstreamError, upstream: str) -> ApiError:
 
 
 def _renamed(body: bytes, model: str) -> bytes:
-    """Replace the model's name in the body by `model`, the upstream's name for this model. All other values keep their
-    bytes."""
+    """Replace the model's name in the body by `model`. All other values keep their bytes."""
     try:
         return encode(_FIELDS.decode(body) | {"model": raw(model)})
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -279,7 +279,9 @@ class _Form:
         if purpose == "vision":
             found = image_type(self.start)
             if found is None:
-                raise invalid_parameter("file", "for the purpose 'vision' the file must be a PNG, JPEG, GIF or WebP picture")
+                raise invalid_parameter(
+                    "file", "for the purpose 'vision' the file must be a PNG, JPEG, GIF or WebP picture"
+                )
             media_type = found
         if purpose in _LINES and not name.lower().endswith(".jsonl"):
             raise invalid_parameter("file", f"for the purpose '{purpose}' the file name must end in .jsonl")

@@ -363,8 +363,8 @@ class Capabilities(Area):
             Parameter(
                 "model",
                 str,
-                "The model to describe. Without this parameter, the answer describes models that match no entry of the setting "
-                "`models`.",
+                "The model to describe. Without this parameter, the answer describes models that match no entry of "
+                "the setting `models`.",
             ),
         ),
         errors=(400, 404),

@@ -333,7 +333,9 @@ def _text(name: str, value: Raw) -> str | None:
         return None
     text = read_string(name, value)
     if len(text) > _MAX_LENGTH[name]:
-        raise invalid_parameter(name, f"the value may have at most {_MAX_LENGTH[name]} characters", "string_above_max_length")
+        raise invalid_parameter(
+            name, f"the value may have at most {_MAX_LENGTH[name]} characters", "string_above_max_length"
+        )
     return text
 
 

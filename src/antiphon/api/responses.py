@@ -7,8 +7,8 @@ the native upstream. Not here: creating a response (the exchange), and running a
 single owner. With several owners, Antiphon would not know to whom that upstream's responses belong.
 
 Invariants:
-- The API gives the same 404 error for a missing response, for a response of another owner, and for an id that Antiphon
-  cannot have made.
+- The API gives the same 404 error for a missing response and for a response of another owner. An id that Antiphon
+  cannot have made also gets this error.
 - The sidecar sends the response headers of a stream only after it has checked that the stream exists.
 - Antiphon forwards only an id of letters, digits, `_` and `-`, so that no client can reach another upstream path.
 """

@@ -296,8 +296,8 @@ class VectorFiles(Area):
         _OF_STATUS,
     )
     async def list_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
-        """`GET …/file_batches/{id}/files`: list the batch's files. The query parameter `filter` selects the files with
-        one status."""
+        """`GET …/file_batches/{id}/files`: list the files of a batch. The query parameter `filter` selects the
+        files with one status."""
         page = None
         if STORES.fits(store_id) and BATCHES.fits(batch_id):
             page = await self._stores.list_files(

@@ -243,7 +243,9 @@ def read_attributes(name: str, attributes: Mapping[str, object] | None) -> Attri
     if attributes is None:
         return {}
     if len(attributes) > _MAX_ATTRIBUTES:
-        raise invalid_parameter(name, f"the object may have at most {_MAX_ATTRIBUTES} pairs", "object_above_max_properties")
+        raise invalid_parameter(
+            name, f"the object may have at most {_MAX_ATTRIBUTES} pairs", "object_above_max_properties"
+        )
     checked: dict[str, str | float | bool] = {}
     for key, value in attributes.items():
         if len(key) > _MAX_KEY:

@@ -303,7 +303,8 @@ def _limit(body: SearchStore) -> int:
             raise invalid_parameter(name, f"expected an integer from 1 to {_MAX_RESULTS}")
     if len(set(asked.values())) > 1:
         raise invalid_parameter(
-            "top_k", "'top_k' is another name of 'max_num_results', and the two have different values; send only one of them"
+            "top_k",
+            "'top_k' is another name of 'max_num_results', and the two have different values; send only one of them",
         )
     return next(iter(asked.values()), _RESULTS)
 

@@ -41,13 +41,21 @@ class Slice(NamedTuple):
 def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 1000.0) -> list[Bar]:
     """Return the bars of a request's steps. A step of `seconds` seconds is `width` wide. Among steps with the same
     start, the longest step comes first. The labels of model calls and of their first tokens begin with the number of
-    the call, from 1.""" whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6) bars
-    = [] calls = 0 for span in sorted(spans, key=lambda each: (each.start, -each.end)): start, end = max(0.0,
-    span.start), max(span.start, span.end, 0.0) wide = max(2.0, (end - start) / whole * width) x = min(start / whole *
-    width, width - wide) label = span.kind.replace("_", " ") + (f" {span.name}" if span.name and span.kind !=
-    "first_token" else "") if span.kind == "call": calls += 1 if span.kind in ("call", "first_token") and calls: label =
-    f"{calls}. {label}" bars.append(Bar(round(x, 2), round(wide, 2), _COLORS.get(span.kind, 6), label, start, end -
-    start, span)) return bars
+    the call, from 1."""
+    whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
+    bars = []
+    calls = 0
+    for span in sorted(spans, key=lambda each: (each.start, -each.end)):
+        start, end = max(0.0, span.start), max(span.start, span.end, 0.0)
+        wide = max(2.0, (end - start) / whole * width)
+        x = min(start / whole * width, width - wide)
+        label = span.kind.replace("_", " ") + (f" {span.name}" if span.name and span.kind != "first_token" else "")
+        if span.kind == "call":
+            calls += 1
+        if span.kind in ("call", "first_token") and calls:
+            label = f"{calls}. {label}"
+        bars.append(Bar(round(x, 2), round(wide, 2), _COLORS.get(span.kind, 6), label, start, end - start, span))
+    return bars
 
 
 def stacked(parts: Iterable[tuple[str, float]], *, whole: float | None = None, width: float = 1000.0) -> list[Slice]:

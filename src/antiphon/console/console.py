@@ -264,8 +264,8 @@ def _target(request: ApiRequest) -> str:
 
 
 def _local(target: str) -> str:
-    """The target if it is a page of the console, else the first page. So a link to the sign-in page cannot lead to
-    another site."""
+    """Return `target` if it is a page of the console, or else the console's first page. This check prevents a link to
+    the sign-in page from sending the user to another site."""
     inside = target == ROOT or target.startswith((f"{ROOT}/", f"{ROOT}?"))
     return target if inside and target.isprintable() and "\\" not in target else ROOT
 
@@ -275,7 +275,7 @@ def _is_secure(request: ApiRequest) -> bool:
 
 
 def every_view(reading: Reading, keys: KeySources) -> tuple[ConsoleView, ...]:
-    """All views, in the order of the navigation."""
+    """Return all views, in the order of the navigation."""
     return (
         LiveView(reading),
         RequestsView(reading),

@@ -25,7 +25,8 @@ _UNFINISHED = frozenset({"queued", "in_progress"})
 
 
 async def show_pending(reading: Reading, call: PageCall, name: str) -> ApiResponse | None:
-    """The page of the request with this entry id or response id, if the request has not ended. None if it has ended."""
+    """Return the page of a request that has not ended, or None if the request has ended. `name` is the id of the
+    journal entry or of the response."""
     entry = await reading.journal.get(name, call.owner)
     job: QueuedJob | None = None
     live: LiveRequest | None = None
@@ -64,8 +65,8 @@ async def show_pending(reading: Reading, call: PageCall, name: str) -> ApiRespon
 
 
 def _may_run(entry: Entry, name: str) -> bool:
-    """Whether a background response may still run although the journal has this entry. The entry may belong to the
-    request that queued the response, or to an interrupted attempt."""
+    """Whether a background response may still run although the journal has an entry for it. The entry may describe the
+    request that queued the response, or an interrupted attempt."""
     attempt = entry.door == "background" and entry.response_id == name
     return bool(entry.response_id) and (entry.outcome == "queued" or attempt)
 
@@ -79,7 +80,8 @@ async def _is_unfinished(reading: Reading, entry: Entry) -> bool:
 
 
 async def _ended(reading: Reading, call: PageCall, entry: Entry) -> ApiResponse:
-    """Send the polling browser to the page of the finished request, as soon as the journal has the entry of the end."""
+    """Send the polling browser to the page of the finished request, as soon as the journal has the entry of the
+    response's end."""
     last = entry
     if entry.outcome == "queued":
         last = await reading.journal.get(entry.response_id, call.owner) or entry
@@ -89,11 +91,11 @@ async def _ended(reading: Reading, call: PageCall, entry: Entry) -> ApiResponse:
 
 
 def _found(call: PageCall, *, known: bool) -> ApiResponse:
-    """Answer a browser that shows the page of an unknown request and asks once more whether the request is known. If
-    the request is known now, the browser loads its page. Otherwise the browser changes nothing."""
+    """Answer a browser that shows the page of an unknown request and asks again whether the request exists. If the
+    request now exists, the browser loads the request's page. Otherwise the browser keeps the current page."""
     return _go_to(call.same(look="")) if known else ApiResponse(204, SECURITY, b"")
 
 
 def _go_to(link: str) -> ApiResponse:
-    """Make the polling browser load this page."""
+    """Make the polling browser load the page `link`."""
     return ApiResponse(200, (("hx-redirect", link), ("content-length", "0"), *SECURITY, *NOT_CACHED), b"")
