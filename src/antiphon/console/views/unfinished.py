@@ -3,8 +3,8 @@
 Lives here: the list, with the requests that ended last. Not here: how processes publish their requests
 (`engine/running/live.py`), background responses (`background.py`), finished requests (`requests.py`).
 
-The browser asks for the list of requests every second. Each such request also tells all processes to publish their
-requests in flight for some more seconds. So while no browser shows the list, the processes publish nothing.
+The browser asks for the list of requests every second. Each such request also makes all processes publish their
+requests in flight for a few more seconds. If no browser shows the list, the processes publish nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LiveView:
 
     @PageRoute("GET", "/live")
     async def show(self, call: PageCall) -> ApiResponse:
-        """The requests in flight, oldest first, and the last hundred requests that ended."""
+        """Show the requests in flight, oldest first, and the last hundred requests that ended."""
         snapshots = await self._reading.in_flight(call.owner)
         running = sorted((one for each in snapshots for one in each.requests), key=lambda one: -one.age)
         # The entry of a request that only queued a background response is no ending. The response's end has an entry.
@@ -63,7 +63,7 @@ class LiveView:
 
 
 def rate(one: LiveRequest) -> float | None:
-    """Output tokens per second since the first token."""
+    """Return the output tokens per second since the first token."""
     if one.first is None or not one.tokens:
         return None
     seconds = one.age - one.first
