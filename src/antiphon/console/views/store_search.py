@@ -252,9 +252,7 @@ def why_left_out(one: Filter, attributes: Attributes) -> str:
         return (
             reasons[0]
             if len(reasons) == 1
-            else (
-                f"the file matches none of the {len(reasons)} alternatives. The first alternative: {reasons[0]}"
-            )
+            else (f"the file matches none of the {len(reasons)} alternatives. The first alternative: {reasons[0]}")
         )
     return _failure(one, attributes)
 

@@ -30,8 +30,8 @@ from antiphon.types.json import text_of
 
 _LONGEST_ID: Final = 64
 _PLACEHOLDER: Final = [b"{}"]
-"""The empty arguments that some servers (Bedrock's and Gemini's models behind gateways) send first. Real arguments may
-follow the empty ones."""
+"""The empty arguments with which some servers begin a call (seen: Bedrock's and Gemini's models behind gateways). The
+real arguments may follow."""
 
 
 class TooManyToolCalls(Exception):
@@ -63,7 +63,7 @@ class ToolCalls:
         self._open: _OpenCall | None = None
         self._ids = set(tools.call_ids)
         self.broken = False
-        """Whether arguments came for a call that was already closed. If so, the emitted call is wrong."""
+        """Whether the upstream sent arguments for a call that was already closed. If so, the emitted call is wrong."""
         self.forbidden = ""
         """The name of a tool that the model called although the request does not allow it."""
         self.made = 0
@@ -74,11 +74,11 @@ class ToolCalls:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a call that was begun still lacks arguments."""
+        """Whether the arguments of at least one call are incomplete."""
         return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
 
     def failure(self, *, refused: bool, answered: bool) -> Ending | None:
-        """The error in the calls of an otherwise complete answer, or None.
+        """Return the error in the tool calls of an otherwise complete answer, or None if the calls have no error.
 
         `refused`: whether the model declined to answer. `answered`: whether the model gave output that the client can
         see.
@@ -164,7 +164,7 @@ class ToolCalls:
         self._open = None
 
     def _find(self, delta: ToolCallDelta, name: str, part: bytes) -> _OpenCall | None:
-        """The call that this delta continues, or None for a new call."""
+        """Return the call that this delta continues, or None if the delta begins a new call."""
         last = self._calls[-1] if self._calls else None
         if delta.index is None:
             if last is None or (delta.id and delta.id != last.id) or (name and not delta.id and last.name):
@@ -183,7 +183,8 @@ class ToolCalls:
 
     @staticmethod
     def _is_repetition(call: _OpenCall, part: bytes) -> bool:
-        """Whether a server repeats all arguments of a call at its end, or sends blanks after them."""
+        """Whether `part` repeats all arguments of the call, or has only blanks after the end of the arguments. Some
+        servers send such a part at the end of a call."""
         if not part.strip(b" ") and call.done:
             return True
         return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
@@ -203,8 +204,8 @@ class ToolCalls:
             self._first += 1
 
     def _emit(self, call: _OpenCall, last: bool) -> None:
-        """Emit the arguments of a call so far. `last`: whether no more arguments follow, because the next call has
-        begun or the last delta has come."""
+        """Emit the arguments of a call that have arrived. `last` is true if no more arguments follow, because the next
+        call has begun or the answer has ended."""
         if call.suppressed:
             call.sent += call.waiting
             call.waiting = []
@@ -239,7 +240,8 @@ class ToolCalls:
 
 
 def _is_another(call: _OpenCall, name: str, part: bytes) -> bool:
-    """Whether a name and arguments under a call's index begin another call, if they come without an id."""
+    """Whether a delta without an id begins a new call, although the delta has the index of an earlier call. `name` and
+    `part` are the delta's name and arguments."""
     had = b"".join((*call.sent, *call.waiting))
     if not (call.name and had and _is_whole(call)):
         # The server sends the name in fragments, repeats it, or sends it after the arguments.
@@ -254,7 +256,7 @@ def _is_usable(call_id: str) -> bool:
 
 
 def _is_whole(call: _OpenCall) -> bool:
-    """Whether the arguments are complete JSON, so that no more can follow."""
+    """Whether the arguments are complete JSON, so that no more arguments can follow."""
     if call.bare:
         return False
     try:
