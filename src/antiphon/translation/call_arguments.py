@@ -113,8 +113,8 @@ NATIVE_FORMS: Final[
     CallKind.APPLY_PATCH: (ApplyPatchCall, "operation", _operation),
     CallKind.TOOL_SEARCH: (ToolSearchCall, "arguments", raw),
 }
-"""Maps each kind of native call to three values: the class of the call's item, the name of the member with the action, and
-the function that makes this member."""
+"""For each kind of native call: the item's class, the name of the member with the action, and the function that makes
+this member."""
 
 
 def _strings(value: object) -> list[str]:

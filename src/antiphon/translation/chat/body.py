@@ -74,7 +74,7 @@ def translate_request(
     - `items` are the items of the history and the input. `sources` has the content to which these items refer.
     - `model` is the upstream's name for the model, if it differs from the name in the client's request.
     - `context_tokens` is the model's context size, if it is known.
-    - `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
+    - `hosted` maps the index of a tool that Antiphon runs to the functions of this tool.
     - `extra` has fields that the operator adds to every request for the model. Fields of the request override the
       fields in `extra`.
     """
