@@ -32,8 +32,7 @@ BATCHES = ObjectKind("File batch", lambda one: is_id(one, "vsfb"), where=" in th
 
 
 class Expiry(Struct):
-    """When a vector store expires. The vector store expires after `days` days without use (1 to 365). `anchor` must be
-    `last_active_at`."""
+    """When a vector store expires: after `days` days (1 to 365) without use. `anchor` must be `last_active_at`."""
 
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     days: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 365})] | None = None

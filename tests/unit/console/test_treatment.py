@@ -33,7 +33,7 @@ CAPABILITIES: dict[str, Any] = {
     ("name", "note"),
     [
         ("moderation", "the model server does not support it"),
-        ("tools.web_search", "the operator has not set it up ('web_search.provider'); dropped"),
+        ("tools.web_search", "the operator has not enabled the tool ('web_search.provider'); dropped"),
         ("tools.file_search", "now handled (it runs); this request used a form without effect, or"),
         ("truncation", "handled if context_tokens is set"),
         ("idempotency-key", "Antiphon returns an earlier result only for"),

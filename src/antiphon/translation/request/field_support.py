@@ -133,7 +133,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         ),
         "tools.apply_patch": _FUNCTION,
         "tools.tool_search": handled(
-            "the model gets a function; with `execution: client` the client searches, else Antiphon"
+            "the model gets a function; with `execution: client` the client runs the search, otherwise Antiphon runs it"
         ),
         **_all("tools", (*WEB_SEARCHES, "file_search"), _SET_UP),
         **_all("tools", _NEVER_HERE, _HOSTED),
