@@ -305,8 +305,8 @@ class _StreamUsage:
 
 
 class _Stream:
-    """Yields the chunks of an upstream's answer as they arrive. `aclose` ends the upstream call, even before the first
-    chunk."""
+    """Yields each chunk of an upstream's answer as soon as it arrives. `aclose` ends the upstream call, even before the
+    first chunk."""
 
     def __init__(
         self,
@@ -413,7 +413,7 @@ def _usage_in_lines(lines: bytes) -> PassedUsage | None:
 
 
 class PassedEntry:
-    """Writes the journal's entry of one forwarded request. Without a journal, no method has an effect."""
+    """Writes one forwarded request's entry to the request journal. Without a journal, no method has an effect."""
 
     def __init__(self, journal: Journal | None, request: ApiRequest) -> None:
         self._journal = journal

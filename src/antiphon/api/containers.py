@@ -3,9 +3,9 @@
 Lives here: the operations of OpenAI's API, and the checks of request bodies. Not here: running code, which this API
 cannot do (`tools/code_interpreter/`), and parsing a form (`multipart.py`).
 
-The API gives the same answer for a container that does not exist, has expired or belongs to another owner. A request
-with `skills` gets a 400, because Antiphon cannot store them. The header `antiphon-ignored` names the unknown fields of
-a request.
+The API gives the same 404 error for a container that does not exist, has expired or belongs to another owner. A request
+with `skills` gets a 400, because Antiphon cannot store skills. The header `antiphon-ignored` names the unknown fields
+of a request.
 
 Invariant: an upload that fails before its end leaves no file.
 """
@@ -132,8 +132,8 @@ class NoNetwork(Struct):
 
 
 class ContainerObject(Struct, kw_only=True):
-    """A container (`cntr_…`) for code. Times are seconds since the epoch. The container expires when it is not used for
-    the minutes in `expires_after`."""
+    """A container (`cntr_…`), in which the tool `code_interpreter` runs code. Times are seconds since the epoch. The
+    container expires when it is not used for the minutes in `expires_after`."""
 
     id: str
     object: Literal["container"] = "container"

@@ -3,8 +3,8 @@
 Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. The
 exchange adds a response's items to a conversation. The store locks a conversation while a response runs.
 
-The API gives the same 404 error for a missing conversation or item as for one that belongs to another owner. Deleting a
-conversation deletes its items. Antiphon keeps the responses of the conversation.
+The API gives the same 404 error for a missing conversation or item and for a conversation or item of another owner.
+Deleting a conversation deletes its items. Antiphon keeps the responses of the conversation.
 
 Invariant: Antiphon gives every item a new id, even if the client sent one.
 """
@@ -101,8 +101,8 @@ class Conversation(Struct, kw_only=True):
 INCLUDE = Parameter(
     "include",
     list[str],
-    "Antiphon only checks the values of this parameter. The answer does not depend on them, because stored items "
-    "are always complete.",
+    "Antiphon only checks the values of this parameter. The answer does not depend on these values, because stored "
+    "items are always complete.",
 )
 """The query parameter `include` of requests for a conversation's items."""
 
@@ -205,8 +205,7 @@ class Conversations(Area):
         errors=(409,),
     )
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`POST /v1/conversations/{id}/items`: append up to 20 items. If one item is wrong, the API adds none of
-        them."""
+        """`POST /v1/conversations/{id}/items`: append up to 20 items. If one item is wrong, the API adds no item."""
         tolerance = self._read_include(request)
         check_body(request.access, request.body)
         given_items = read_body(request, AddItems).items

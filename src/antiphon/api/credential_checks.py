@@ -158,7 +158,7 @@ class AdminGuard:
             )
         self._attempts.add("Too many requests without a valid admin token.")
         raise Unauthorized(
-            "The admin API needs the admin token. Send it as 'Authorization: Bearer ADMIN_TOKEN'.",
+            "The admin API needs the admin token. Send the token as 'Authorization: Bearer ADMIN_TOKEN'.",
             code="invalid_admin_token",
             headers=(("www-authenticate", "Bearer"),),
         )

@@ -96,7 +96,7 @@ def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The handler of one method of a path, and its description."""
+    """The handler of one HTTP method of a path, with the handler's `Route`."""
 
     handler: Handler
     route: Route
@@ -191,8 +191,8 @@ def document(endpoints: Iterable[Endpoint]) -> bytes:
     """Return the OpenAPI document as JSON. The document describes only these endpoints, and the paths that the exchange
     serves.
 
-    A path that the operator adds gets the description of `/v1/embeddings`, because the sidecar forwards both in the
-    same way.
+    A path that the operator adds gets the description of `/v1/embeddings`, because the sidecar forwards requests to
+    both paths in the same way.
     """
     whole = msgspec.json.decode((files("antiphon.api") / "openapi.json").read_bytes())
     described, schemas = whole["paths"], whole["components"]["schemas"]

@@ -8,7 +8,7 @@ The sidecar sends every file as an attachment, and the headers forbid the browse
 media types appear in the header `content-type`. Every other file (HTML, SVG, scripts, …) gets the type
 `application/octet-stream`.
 
-Invariant: an open file is closed exactly once, however the answer ends, even if the server reads no chunk of it.
+Invariant: an open file is closed exactly once, even if the answer is cut or the server reads no chunk.
 """
 
 from __future__ import annotations

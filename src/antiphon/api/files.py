@@ -6,7 +6,7 @@ the headers of a download (`file_content.py`), and storing contents (the `FileSt
 The sidecar writes an upload to the disk as it arrives. Fields may follow the file in the form. Therefore the sidecar
 checks the fields at the end of the form, and no client sees the file before that check.
 
-The API gives the same answer for a file that does not exist, has expired or belongs to another owner. The header
+The API gives the same 404 error for a file that does not exist, has expired or belongs to another owner. The header
 `antiphon-ignored` names fields that OpenAI's API does not have.
 
 Invariant: a refused upload leaves no file and no row in the store.

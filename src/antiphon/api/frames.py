@@ -74,7 +74,7 @@ class ClientFrame:
 @dataclass(frozen=True, slots=True)
 class FrameReply:
     """The single frame that answers a client's frame. `left_out` is the type of the client's event if Antiphon does not
-    know it, else empty."""
+    know this type, or else empty."""
 
     frame: bytes
     left_out: str = ""

@@ -62,7 +62,7 @@ _TOOLS = frozenset(
     for name in GROUPS[group]
     if name.count(".") == 1 or name == "any other tool"
 )
-"""The names of tools, without the names of their members."""
+"""The names of tools in the table of supported request parts. Names of tools' members are left out."""
 
 
 class ModelObject(Struct, kw_only=True, frozen=True):

@@ -3,15 +3,15 @@
 Lives here: the code that splits a body into parts (RFC 2046, RFC 7578), and that reads the headers of a part. Not here:
 the fields that an endpoint accepts (`files.py`), and sockets.
 
-The decoder emits content as soon as the content cannot be the beginning of a boundary. Therefore its buffer holds at
-most one chunk and one boundary, however large a part is.
+The decoder emits content as soon as the content cannot be the beginning of a boundary. Therefore the decoder's buffer
+contains at most one chunk and one boundary, even if a part of the form is large.
 
 Antiphon uses no library for this task. python-multipart (0.0.34) accepts a form that ends in the middle. The library
 multipart (2.0.1) does not support `filename*` (RFC 8187), names in Latin-1 and a preamble. The result of that library
 for a malformed body depends on how the body was split into chunks.
 
-Invariant: the result depends only on the bytes, not on how they are split into chunks. The result is the list of parts
-or an `InvalidRequest`.
+Invariant: the result depends only on the bytes, not on the sizes of the chunks. The result is the list of parts or an
+`InvalidRequest`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Lives here: the operations that create, list, get, change and delete prompts, th
 default version. Not here: filling in a template (`translation/request/prompt_template.py`), and handling `prompt` in a
 request (the exchange).
 
-The API gives the same 404 error for a missing prompt or version as for one that belongs to another owner.
+The API gives the same 404 error for a missing prompt or version and for a prompt of another owner.
 
 Invariant: every stored version is usable, because its template has passed the checks of a request.
 """
@@ -84,8 +84,9 @@ _Version = Annotated[int | str, Meta(description="The number of a version, from 
 
 
 class WritePrompt(Struct):
-    """A template: at least one of the fields of `POST /v1/responses` that a prompt can hold, with `{{name}}` for
-    variables. `prompt` and `template` are other names for `instructions`. A request with other fields gets a 400."""
+    """A template. The template has at least one field of `POST /v1/responses` that a prompt can contain. Texts contain
+    variables as `{{name}}`. `prompt` and `template` are other names for `instructions`. A request with other fields
+    gets a 400."""
 
     name: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["name"]})] | None = None
     description: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["description"]})] | None = None
@@ -384,7 +385,7 @@ def _page(request: ApiRequest) -> PageQuery:
 
 
 def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
-    """The JSON of a prompt's version, in the shape that this client requires."""
+    """Return the JSON of a prompt's version, in the shape that the client of this request requires."""
     template = _TEMPLATE.decode(prompt.body)
     is_default = prompt.version == prompt.default_version
     if _is_llama_stack(request):

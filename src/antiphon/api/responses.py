@@ -116,7 +116,9 @@ class NativeResponses:
 
 _STREAMED = (
     Parameter("stream", bool, "Return the events of a background response as a stream."),
-    Parameter("starting_after", int, "With `stream`: return only events after the event with this number."),
+    Parameter(
+        "starting_after", int, "With `stream`, return only the events after the event with this sequence number."
+    ),
     Parameter("include_obfuscation", bool, "This parameter has no effect."),
     Parameter("include", list[str], "This parameter has no effect, because stored items are always complete."),
 )
@@ -178,7 +180,7 @@ class Responses(Area):
 
     @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
     async def cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """`POST /v1/responses/{id}/cancel`: cancel a background response, and return it.
+        """`POST /v1/responses/{id}/cancel`: cancel a background response, and return the response.
 
         A response that has already ended stays unchanged. Raises `InvalidRequest` (`response_not_cancellable`) for a
         response that does not run in the background.

@@ -93,7 +93,8 @@ class ReadyProbe:
 
 
 METRICS_PATH = "/metrics"
-"""The path of the Prometheus metrics. The 404 for a mistyped path suggests a similar path, but never this one."""
+"""The path of the Prometheus metrics. The 404 for a mistyped path suggests a similar path, but never the path of the
+metrics."""
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 

@@ -4,8 +4,8 @@ Lives here: the operations of OpenAI's API. Not here: vector stores themselves (
 into chunks (`search/ingest.py`).
 
 The sidecar adds a file immediately and ingests it in the background. The status of the file and of its batch shows the
-progress. The API gives the same 404 error for a missing vector store, batch or file as for one that belongs to another
-owner.
+progress. The API gives the same 404 error for a missing object (vector store, batch or file) and for an object of
+another owner.
 
 Invariant: if Antiphon cannot add one file of a batch, Antiphon adds no file of that batch.
 """

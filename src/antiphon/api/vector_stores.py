@@ -3,7 +3,7 @@
 Lives here: the operations of OpenAI's API on vector stores, and `POST /v1/search` over several vector stores, which
 OpenAI does not have. Not here: files in a vector store (`vector_files.py`), the search itself (the `Searcher`).
 
-The API gives the same 404 error for a missing vector store as for one that belongs to another owner. All paths also
+The API gives the same 404 error for a missing vector store and for a vector store of another owner. All paths also
 exist as `/v1/vector-stores…`.
 
 Invariant: the header `antiphon-ignored` names the fields that Antiphon does not use.

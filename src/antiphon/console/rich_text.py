@@ -3,7 +3,7 @@
 Lives here: the code that renders Markdown, and the code that indents JSON. Not here: any other HTML, which templates
 write.
 
-Invariant: the result holds only the tags and attributes that nh3's allow list has. Links are `http`, `https` or
+Invariant: the resulting HTML has only tags and attributes of the module's allow list. Links are `http`, `https` or
 `mailto`, and images become links, so a page never loads content from another server.
 """
 

@@ -7,7 +7,7 @@ Lives here: the session cookie, the CSRF token, and the check of a presented key
 A session is a sealed cookie. Every replica with the same `admin.token` can read the cookie, and no replica stores a
 session.
 
-Invariants: the cookie never holds a token. A session of a client key ends when the key is revoked or expires. Every
+Invariants: the cookie never contains a token. A session of a client key ends when the key is revoked or expires. Every
 sign-in creates a new session id. The console compares the SHA-256 digests of tokens in constant time.
 """
 

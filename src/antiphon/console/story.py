@@ -5,8 +5,8 @@ also explains why a request has no contents. It exports a request as a cassette,
 serves the recorded answers. Not here: recording (`engine/exchange/recording_exchange.py`), the format of cassettes
 (`recordings/format.py`), and HTML.
 
-Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the client's request, then the
-calls in their order. A cassette marks a model call as cut if the end of the call's answer is missing. A model call
+Invariants: bytes that are not valid events stay visible unchanged. A cassette contains the client's request, and then
+the model calls in order. A cassette marks a model call as cut if the end of the call's answer is missing. A model call
 without an answer has the status 0.
 """
 
@@ -158,7 +158,9 @@ def why_no_contents(entry: Entry) -> str:
         until = entry.ended_at + HELD_SECONDS
         if time.time() > until:
             return f"The process that served this request deleted its contents at {moment(until)} UTC."
-        holder = f"the process {entry.detail.held_by}" if entry.detail.held_by else "the process that served it"
+        holder = (
+            f"the process {entry.detail.held_by}" if entry.detail.held_by else "the process that served the request"
+        )
         return (
             f"The contents of this request are only in the memory of {holder}, until {moment(until)} UTC at the "
             "latest. "

@@ -200,7 +200,7 @@ class CustomInput:
         self.complete = False
 
     def feed(self, fragment: bytes) -> bytes:
-        """Add a fragment of arguments. Returns the text that the fragment adds to the input, as a fragment."""
+        """Add a fragment of arguments. Returns the text that the fragment adds to the input, as escaped JSON text."""
         text = text_of(fragment)
         self._text += text
         if self._state is _InputState.OPENING:

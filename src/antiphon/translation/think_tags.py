@@ -58,7 +58,7 @@ class ThinkTags:
 
     def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
         """Parse the next fragment of the answer's text. Returns the reasoning and the text in this fragment, both as
-        fragments."""
+        escaped JSON text."""
         if self._state is _ThinkState.START and not self._held and fragment[:1] not in _MAY_START:
             # The usual answer has no `<think>` tag.
             self._state, self._fresh = _ThinkState.TEXT, False

@@ -75,8 +75,8 @@ class ChatTranslation(Struct):
     """A translated request: the chat request's body, the map from chat names to tools, and the names of request fields
     without effect.
 
-    `sent` holds the paths of the first `image` and the first `audio` in the request, because some models accept
-    neither.
+    `sent` has the paths of the first `image` and the first `audio` in the request. Error messages name such a path if
+    the model refuses images or audio.
     """
 
     body: bytes
@@ -131,8 +131,8 @@ class PromptTemplate(Struct, frozen=True):
 
 
 class CachedPrompt(Struct, frozen=True):
-    """The parts of a model call that decide whether the server can reuse the cache of an earlier prompt. The values are
-    those that the server gets.
+    """The parts of a model call that decide whether the server can reuse the cache of an earlier prompt. The values
+    have the form in which the server gets them.
 
     A part that the server does not get has its default value. `tools` holds the tools in order, each as canonical JSON.
     `tool_choice` is set only if Antiphon hides tools from the model because of the choice. `compactions` are the

@@ -70,7 +70,7 @@ class BackgroundView:
 
     @PageRoute("POST", "/background/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, response_id: str) -> ApiResponse:
-        """Cancel a background response. The response keeps the output that it has so far."""
+        """Cancel a background response. The response keeps its current output."""
         jobs, _ = await self._reading.queued(call.owner)
         owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
         if not owner:

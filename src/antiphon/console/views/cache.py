@@ -111,6 +111,6 @@ def _pause(entry: Entry, earlier: Entry) -> float:
 
 def _lost(entry: Entry, earlier: Entry | None) -> str:
     if earlier is None:
-        return "the upstream lost the prompt, or another of its servers answered"
+        return "the upstream lost the prompt, or a different server of this upstream answered"
     pause = duration(_pause(entry, earlier))
-    return f"the same upstream after {pause} lost the prompt, or another of its servers answered"
+    return f"within {pause}, the upstream lost the prompt, or a different server of this upstream answered"

@@ -49,8 +49,8 @@ class LiveView:
 
     @PageRoute("POST", "/live/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, entry_id: str) -> ApiResponse:
-        """Cancel a request in flight. The process that runs the request ends it at the next chunk of the model's
-        answer."""
+        """Cancel a request in flight. The process that runs the request ends the request at the next chunk of the
+        model's answer."""
         found = await self._reading.running(entry_id, call.owner)
         if found is None:
             raise NotFound("This request has already ended.", code="not_found")

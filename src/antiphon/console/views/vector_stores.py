@@ -1,6 +1,6 @@
 """Shows the vector stores of an owner: the list, one store with its files, and one file with its chunks.
 
-Lives here: these pages, and the changes that they offer. Not here: the search tester (`store_search.py`), ingestion
+Lives here: these pages, and the handlers of their forms. Not here: the search tester (`store_search.py`), ingestion
 (`search/ingest.py`), uploaded files (`files.py`).
 
 The page of a vector store requests its files again every two seconds while Antiphon ingests a file.

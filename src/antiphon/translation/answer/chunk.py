@@ -91,8 +91,8 @@ def fragment(value: Raw) -> bytes:
 
 
 def read_transcript(data: bytes) -> bytes:
-    """Return the transcript of an audio answer, as a fragment. The audio data is dropped, because the Responses API has
-    no content part for it."""
+    """Return the transcript of an audio answer, as escaped JSON text. The audio data is dropped, because the Responses
+    API has no content part for it."""
     transcript = decode_object(data).get("transcript")
     return fragment_of(transcript) if isinstance(transcript, str) else b""
 
@@ -337,7 +337,7 @@ class ReasoningDetails:
         self._kept: list[dict[str, object]] = []
 
     def receive(self, data: Raw) -> bytes:
-        """Add the details of a delta. Returns the text of the details as a fragment."""
+        """Add the details of a delta. Returns the text of the details, as escaped JSON text."""
         parts = []
         for detail in _objects(_decoded(data)):
             text = detail.get("text") or detail.get("summary")

@@ -6,7 +6,7 @@ fields that the client did not request never count as output. The module reads a
 delta is the completion's message. Bytes: `sse.py`. Chunks: `chunk.py`. Events: `translation/events/builder.py`.
 
 Invariants: a malformed chunk never raises an exception. `null` and the empty string never open an item. If a chunk
-carries reasoning under several keys, the sidecar uses only one of them.
+contains reasoning under several keys, the sidecar uses only one key.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MAX_GARBAGE: Final = 1_000
 # Some servers report tiers with other names ("on_demand"), which OpenAI's clients do not know.
 _TIERS: Final = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
 _BLANK: Final = re.compile(rb"(?: |\\n|\\r|\\t)+")
-"""Matches a fragment that consists of blanks and escaped line ends."""
+"""Matches escaped JSON text that consists of blanks and line ends."""
 
 
 _BYTES_PER_BYTE: Final = 1024

@@ -67,7 +67,7 @@ class ToolCalls:
         self.forbidden = ""
         """The name of a tool that the model called although the request does not allow it."""
         self.made = 0
-        """The number of emitted calls, including those of hosted tools."""
+        """The number of emitted calls, including calls of hosted tools."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -87,7 +87,7 @@ class ToolCalls:
             # A call without a name cannot be emitted.
             return failed("The upstream sent a tool call without a name.", "upstream_invalid")
         if self.broken:
-            return failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
+            return failed("The upstream continued a tool call after the end of the call.", "upstream_invalid")
         if self._tools.required and not self.made and not refused:
             called = f"called the tool '{self.forbidden[:64]}' instead" if self.forbidden else "called no tool"
             return failed(

@@ -215,7 +215,7 @@ def _error(status: int, message: str, kind: str, code: str | None, param: str | 
 
 
 def _retry_seconds(headers: Headers) -> str:
-    """The seconds of `retry-after-ms` or `retry-after`. Empty when neither header is a plain number."""
+    """Return the seconds in `retry-after-ms` or `retry-after`, or an empty text if neither header is a plain number."""
     headers = passed_headers(headers)
     milliseconds = header_value(headers, "retry-after-ms") or ""
     if milliseconds.isdecimal() and len(milliseconds) < 10:

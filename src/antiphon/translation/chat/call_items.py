@@ -62,8 +62,8 @@ def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
 
 
 def native_output(where: str, item: InputItem) -> bytes | None:
-    """Return the text of an output in a special format, such as the output of a shell call, as a fragment. Returns None
-    if the output is a string or a list of parts."""
+    """Return the text of an output in a special format, such as the output of a shell call, as escaped JSON text.
+    Returns None if the output is a string or a list of parts."""
     kind = item.type
     if kind == "tool_search_output":
         found = []
@@ -155,7 +155,7 @@ _NOT_SEEN: Final = b"[There are images, which cannot be shown to you.]"
 
 def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, bytes]:
     """Return the call id, chat function name, arguments and result of a hosted tool's item. Arguments and result are
-    fragments.
+    escaped JSON text.
 
     Raises ValueError for an item that is nested too deeply.
     """
@@ -185,8 +185,8 @@ def known_id(item: InputItem) -> str | None:
 
 
 def told(where: str, output: bytes, images: tuple[str, ...], rules: ContentRules) -> tuple[bytes, list[Raw]]:
-    """Convert the result of a hosted tool to the form that the model reads: a fragment, and the images that follow this
-    fragment."""
+    """Convert the result of a hosted tool to the form that the model reads: escaped JSON text, and the images that
+    follow the text."""
     if not images:
         return output, []
     if not rules.profile.images:

@@ -80,8 +80,8 @@ def ask_for_summary() -> Named:
 
 
 def compaction_payload(summary: bytes, kept: Sequence[bytes], *, covers: bool) -> bytes:
-    """Return the payload of a compaction, before Antiphon seals the payload. `summary` is a fragment, and `kept` are
-    whole items as JSON."""
+    """Return the payload of a compaction, before Antiphon seals the payload. `summary` is escaped JSON text, and `kept`
+    are whole items as JSON."""
     return encode(SealedCompaction(quoted(summary), [Raw(item) for item in kept], covers))
 
 

@@ -153,7 +153,7 @@ def _says_something(parts: Raw | bytes) -> bool:
 
 
 def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
-    """Return the text of a tool output as a fragment, and the output's images as chat parts."""
+    """Return the text of a tool output as escaped JSON text, and the output's images as chat parts."""
     if not given(output):
         raise missing_parameter(f"{where}.output")
     data = bytes(output)
@@ -194,7 +194,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
 
 
 def joined_text(where: str, content: Raw, rules: ContentRules) -> bytes:
-    """Return all text of a reasoning item's content or summary, as a fragment."""
+    """Return all text of a reasoning item's content or summary, as escaped JSON text."""
     if first(content) != b"[":
         return b""
     parts = rules.known(where, content)
@@ -243,7 +243,7 @@ def _text_part(fragment: bytes) -> Raw:
 
 
 def _inside(part: bytes) -> bytes:
-    """Return the text of a chat text part, as a fragment."""
+    """Return the text of a chat text part, as escaped JSON text."""
     return part[len(_TEXT_PART) : -2]
 
 

@@ -6,10 +6,10 @@ gets. The module also estimates tokens, and chooses the turns to drop (`truncati
 servers with a counting API (`profiles/`), and the size of a model's context (the setting `context_tokens`). Without
 that setting Antiphon drops nothing, and lists the field `truncation` as ignored.
 
-In this module, a turn is a user message with all items up to the next user message. If one turn contains a call and
-another contains the output of that call, Antiphon drops either both turns or neither. Instructions, system messages,
-developer messages, compactions, searches that found tools, and the latest turn always stay. Compactions stay because
-they summarize items that are no longer in the conversation.
+In this module, a turn is a user message with all items up to the next user message. If a call and its output are in
+different turns, Antiphon drops either both turns or no turn. Instructions, system messages, developer messages,
+compactions, searches that found tools, and the latest turn always stay. Compactions stay because they summarize items
+that are no longer in the conversation.
 
 The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture of 1,000 tokens,
 whatever the size of the data. The estimate is too high for code and JSON, and can be too low for other scripts.

@@ -75,7 +75,8 @@ def _readable(part: Raw) -> Raw | None:
 
 
 def agent_thought(item: InputItem) -> bytes:
-    """Return the text of an `agent_reasoning` item, as a fragment. Raises ValueError if the text is not a string."""
+    """Return the text of an `agent_reasoning` item, as escaped JSON text. Raises ValueError if the text is not a
+    string."""
     text = _SAID.decode(item.source).text
     if given(text) and first(text) != b'"':
         raise ValueError("the text of an agent_reasoning item is not a string")

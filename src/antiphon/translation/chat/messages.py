@@ -322,7 +322,7 @@ class _Grouping:
             self._by_item[item.id] = call_id
 
     def _hosted(self, where: str, item: InputItem, number: int) -> None:
-        """Add a hosted call and its result. One item contains both."""
+        """Add a hosted call and its result. One item contains the call and the result."""
         named, name, arguments, result = hosted_call(item, number)
         shown = shown_of(item)
         if shown is not None and shown.calls:

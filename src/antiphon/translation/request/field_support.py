@@ -1,4 +1,5 @@
-"""Holds the table of request fields, tools and items: how Antiphon treats each of them for a profile.
+"""Defines the table of request fields, tools and items. For each of them, the table says how Antiphon treats it with a
+given profile.
 
 The docs page `docs/reference/compatibility.md` and the endpoint `GET /v1/antiphon/capabilities` show this table.
 

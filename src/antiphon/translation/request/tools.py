@@ -4,9 +4,9 @@ Lives here: the code that decides which tools the model can call, which tools An
 rejects. Not here: the choice among tools (`tool_choice.py`), and the conversion to chat functions
 (`translation/chat/tools.py`).
 
-The model can call the tools that the client runs: functions, custom tools, namespaces of both, the shells, apply_patch
-and the client's tool search. If this sidecar cannot run a hosted tool, the request still succeeds without the tool. The
-sidecar refuses the request only if the answer would be wrong without that tool.
+The model can call the tools that the client runs: functions, custom tools, namespaces with such tools, shells,
+apply_patch and the client's tool search. If this sidecar cannot run a hosted tool, the request still succeeds without
+the tool. The sidecar refuses the request only if the answer would be wrong without that tool.
 
 Invariant: every tool in the result has a valid name and, within one list, appears once.
 """
@@ -318,7 +318,7 @@ def _unused(
 
 
 def _for_programs_too(tool: ToolDeclaration) -> bool:
-    """Whether both the model and programs that the model writes may call a tool."""
+    """Whether a tool may be called by the model, and also by programs that the model writes."""
     return (
         first(tool.allowed_callers) == b"[" and may_be_called(tool) and len(_RAW_LIST.decode(tool.allowed_callers)) > 1
     )
