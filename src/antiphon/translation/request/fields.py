@@ -72,7 +72,8 @@ class Field:
       differently, `fate` maps them to treatments.
 
     `echo` is the value that a response shows when the request lacks the field. If `echo` is `UNSET`, responses omit the
-    field, or `response_draft.py` sets it. `template` is true if a prompt's template can set the field.
+    field, or `translation/events/response_draft.py` sets the field. `template` is true if a prompt's template can set
+    the field.
     """
 
     name: str
