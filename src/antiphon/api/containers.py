@@ -1,7 +1,6 @@
 """Serves the Containers API: clients create, list and delete containers for code, and manage the files in them.
 
-Lives here: the operations of OpenAI's API, and the checks of request bodies. Not here: running code, which this API
-cannot do (`tools/code_interpreter/`), and parsing a form (`multipart.py`).
+This API cannot run code: only `tools/code_interpreter/` runs code. `multipart.py` parses a form.
 
 The API gives the same 404 error for a container that does not exist, has expired or belongs to another owner. A request
 with `skills` gets a 400, because Antiphon cannot store skills. The header `antiphon-ignored` names the unknown fields

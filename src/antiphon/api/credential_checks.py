@@ -1,8 +1,8 @@
 """Checks the admin token of requests to the admin API, and limits the failed attempts to present a token.
 
-Lives here: the answer to a wrong admin token, its log line, and the error 429 after too many attempts. Not here: the
-comparison of tokens (`engine/ports/callers.py`), the list of checked paths (`api/admin.py`), the source of the token
-(`app/keys.py`), and the console's sign-in (`console/sessions.py`).
+Lives here: the answer to a wrong admin token, its log line, and the error 429 after too many attempts.
+`engine/ports/callers.py` compares tokens, and `app/keys.py` reads the admin token. `api/admin.py` lists the checked
+paths, and `console/sessions.py` signs users of the console in.
 
 `AttemptsByAddress` limits the failed sign-ins from each client address.
 

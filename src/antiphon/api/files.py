@@ -1,7 +1,7 @@
 """Serves the Files API: clients upload, list, download and delete files.
 
-Lives here: the operations of OpenAI's API, and the checks of an upload form. Not here: parsing a form (`multipart.py`),
-the headers of a download (`file_content.py`), and storing contents (the `FileStore`).
+This module also checks an upload form. `multipart.py` parses the form, `file_content.py` sets the headers of a
+download, and the `FileStore` stores the contents.
 
 The sidecar writes an upload to the disk as it arrives. Fields may follow the file in the form. Therefore the sidecar
 checks the fields at the end of the form, and no client sees the file before that check.

@@ -1,8 +1,8 @@
 """Defines the request and response types of the API's handlers, independent of any web server, and shared schemas.
 
 Lives here: the classes `ApiRequest` and `ApiResponse`, and the conversion of values, lists and errors to answers. The
-module also has the parameters and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a
-single endpoint, and `openapi.json`, which `scripts/docs` generates from the routes and these schemas.
+module also has the parameters and schemas that many routes share. The module depends on neither aiohttp nor Envoy.
+`scripts/docs` generates `openapi.json` from the routes and these schemas.
 
 Invariants: header names are in lower case. A JSON answer always has its exact `content-length`. An error answer always
 has OpenAI's error object. The schemas only describe requests and answers. The handlers check requests, and a test

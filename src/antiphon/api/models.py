@@ -2,9 +2,9 @@
 
 Lives here: the code that requests the upstreams' lists, and that reads the different forms of their answers. The module
 applies the operator's allow-list and aliases, and caches lists for a short time. The module also serves `GET
-/v1/antiphon/capabilities`: how the gateway treats each request field, item and tool under the current settings. Not
-here: the decision whether a request may use a model, which the exchange makes. Not here either: the table of supported
-fields (`translation/request/field_support.py`).
+/v1/antiphon/capabilities`: how the gateway treats each request field, item and tool under the current settings. The
+exchange decides whether a request may use a model. `translation/request/field_support.py` has the table of supported
+fields.
 
 Invariants: a client never sees a list that an upstream sent for other credentials. If Antiphon forwards clients'
 credentials, the cache has one entry for each credential, under a keyed digest. The capabilities need no call of an

@@ -2,8 +2,8 @@
 them.
 
 Lives here: the operations that create, list, get, change and delete prompts, that list versions, and that choose the
-default version. Not here: filling in a template (`translation/request/prompt_template.py`), and handling `prompt` in a
-request (the exchange).
+default version. `translation/request/prompt_template.py` fills in a template, and the exchange handles the field
+`prompt` of a request.
 
 The API gives the same 404 error for a missing prompt or version and for a prompt of another owner.
 

@@ -4,7 +4,7 @@ Codex (since 0.144) offers its model a search function that takes several comman
 to this endpoint, and gives the model the answer. OpenAI does not document the path.
 
 Lives here: the form of the request, the code that calls the tool `web_search` for each command, and the text of the
-answer. Not here: searching and reading pages (`tools/web_search.py`), and the limits of tools (the toolbox).
+answer. `tools/web_search.py` searches and reads pages.
 
 The sidecar stores nothing between requests. Therefore the URL of a page serves as its id. To follow a link, the sidecar
 reads the page a second time and counts its links up to the requested number.

@@ -1,7 +1,6 @@
 """Serves the API for files in vector stores, one at a time or in batches.
 
-Lives here: the operations of OpenAI's API. Not here: vector stores themselves (`vector_stores.py`), splitting a file
-into chunks (`search/ingest.py`).
+`vector_stores.py` serves the vector stores themselves, and `search/ingest.py` splits a file into chunks.
 
 The sidecar adds a file immediately and ingests it in the background. The status of the file and of its batch shows the
 progress. The API gives the same 404 error for a missing object (vector store, batch or file) and for an object of

@@ -1,6 +1,6 @@
 """Defines the JSON shapes of the vector store API, and reads the request parts that its endpoints share.
 
-Lives here: the JSON shapes of OpenAI's API. Not here: the endpoints (`vector_stores.py`, `vector_files.py`).
+The shapes are those of OpenAI's API. `vector_stores.py` and `vector_files.py` have the endpoints.
 
 Invariant: an error about a field contains the name of that field.
 """

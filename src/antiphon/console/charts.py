@@ -1,7 +1,6 @@
 """Computes the geometry of the console's SVG drawings: waterfalls, stacked bars and small line charts.
 
-Lives here: the code that computes positions and sizes. Templates write the SVG elements. The templates use presentation
-attributes, because the pages forbid inline styles.
+Templates write the SVG elements. The templates use presentation attributes, because the pages forbid inline styles.
 """
 
 from __future__ import annotations

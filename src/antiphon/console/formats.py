@@ -1,6 +1,6 @@
 """Formats values for people: times, durations, sizes, counts, costs.
 
-Lives here: the filters of the templates. Not here: HTML.
+The templates use these functions as filters. No function returns HTML.
 """
 
 from __future__ import annotations

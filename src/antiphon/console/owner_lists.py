@@ -2,7 +2,7 @@
 pages.
 
 Lives here: a page of a list, and the page on which an operator chooses an owner. The module also raises the errors for
-a missing owner and for disabled parts of the API. Not here: the lists themselves (`views/`).
+a missing owner and for disabled parts of the API. The views (`views/`) read the lists.
 
 Invariant: each page of a list shows how many entries the whole list has.
 """

@@ -1,8 +1,8 @@
 """Signs users of the console in, and recognises their sessions.
 
-Lives here: the session cookie, the CSRF token, and the check of a presented key. Not here: the limit on failed attempts
-(`api/credential_checks.py`), the sign-in page (`console.py`), the keys (`app/keys.py`,
-`engine/running/client_keys.py`).
+Lives here: the session cookie, the CSRF token, and the check of a presented key. `api/credential_checks.py` limits
+failed attempts, and `console.py` has the sign-in page. The keys come from `app/keys.py` and
+`engine/running/client_keys.py`.
 
 A session is a sealed cookie. Every replica with the same `admin.token` can read the cookie, and no replica stores a
 session.

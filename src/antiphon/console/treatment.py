@@ -1,7 +1,7 @@
 """Explains what Antiphon did with the parts of one request: which parts it ignored, handled itself, or changed.
 
-Lives here: the code that looks up a request's parts in the table of `GET /v1/antiphon/capabilities`. Not here: the
-table itself (`translation/request/field_support.py`), and the translation.
+Lives here: the code that looks up a request's parts in the table of `GET /v1/antiphon/capabilities`.
+`translation/request/field_support.py` defines this table.
 
 Invariant: the explanations use the table of the current settings. If Antiphon ignored a part that this table does not
 list as ignored, the explanation mentions this difference.

@@ -1,9 +1,8 @@
 """Shows and cancels background responses, and returns the request of a failed response, so that the user can send the
 request again.
 
-Lives here: the queue, with the background responses that ended last. Not here: how processes publish their requests in
-flight (`engine/running/live.py`), running background responses (`engine/running/workers.py`), requests in flight
-(`unfinished.py`).
+The page also lists the background responses that ended last. `engine/running/live.py` publishes the requests in flight
+of a process, and `engine/running/workers.py` runs background responses. `unfinished.py` shows requests in flight.
 
 To repeat a failed response, the browser sends the request to the playground's path. The server checks this request like
 every other request.

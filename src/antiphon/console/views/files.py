@@ -1,7 +1,6 @@
 """Shows the uploaded files of an owner: the list, the upload, the download, and the vector stores that use a file.
 
-Lives here: the pages of files. Not here: storing files and parsing the form (`api/files.py`), vector stores
-(`vector_stores.py`).
+`api/files.py` parses the upload form and stores files. `vector_stores.py` shows vector stores.
 
 Invariant: a browser never renders the contents of a file. Every download is an attachment of the type
 `application/octet-stream`.

@@ -1,7 +1,6 @@
 """Shows client keys, the use of quotas, and the audit, and lets operators create, rotate and revoke keys.
 
-Lives here: the forms and their values. Not here: the checks and the change of a key (`engine/running/client_keys.py`),
-the admin API (`api/admin.py`).
+`engine/running/client_keys.py` checks and performs each change of a key. `api/admin.py` serves the admin API.
 
 Invariants: only operators reach these pages, and changes need the setting `console.act`. The reason is that a key gives
 access to the data of its owner. Only the page that answers the creation of a key shows the key's token.

@@ -1,7 +1,7 @@
 """Shows one request that has not ended: a request in flight, or a background response that waits or runs.
 
-Lives here: the page with the facts so far, which the browser refreshes until the request ends. Not here: the list of
-such requests and their cancellation (`unfinished.py`), the page of a finished request (`request.py`).
+The browser refreshes the facts on the page until the request ends. `unfinished.py` lists and cancels such requests, and
+`request.py` shows a finished request.
 
 Invariants: only a load of the whole page shows contents, so the audit has one row for each load. The fragment that the
 browser polls has only facts. When the request ends, the browser loads the page of the finished request.

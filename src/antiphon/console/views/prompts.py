@@ -1,7 +1,7 @@
 """Shows the prompts of an owner: the list, the versions of one prompt, and a comparison of two versions side by side.
 
-Lives here: the pages of prompts, a version as lines of text, and the comparison of two versions line by line. Not here:
-storing prompts (`api/prompts.py`), HTML, running a prompt (the playground).
+This module converts a version to lines of text, and compares two versions line by line. `api/prompts.py` stores
+prompts, and the playground runs a prompt.
 
 Invariant: a comparison shows the old version on the left, and the new version on the right.
 """

@@ -1,8 +1,8 @@
 """Shows one request: both sides of the translation, its steps over time, its failure, and the actions that a user can
 take.
 
-Lives here: the page, its code snippets, the deletion, and the export as a recording. Not here: the list
-(`requests.py`), the order of a recording's parts (`console/story.py`).
+This module also makes code snippets, deletes contents, and exports a request as a recording. `requests.py` shows the
+list of requests, and `console/story.py` orders the parts of a recording.
 """
 
 from __future__ import annotations

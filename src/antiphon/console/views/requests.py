@@ -1,7 +1,7 @@
 """Shows finished requests: the list with its filters, which the browser refreshes when requests end.
 
-Lives here: the list and its text search. Not here: the page of one request (`request.py`), requests in flight
-(`unfinished.py`), the entries (`stores/journal.py`).
+This module also searches the texts of requests. `request.py` shows one request, `unfinished.py` shows requests in
+flight, and `stores/journal.py` stores the entries.
 
 Invariant: a list states how many requests its filter selects, and which of these requests it shows.
 """

@@ -2,8 +2,8 @@
 words and meaning together.
 
 Lives here: the search tester, and the code that finds the first condition of a filter that a file's attributes do not
-meet. Not here: the search (`search/searcher.py`), the filter of real searches (`stores/vector_sql.py`), the pages of
-stores (`vector_stores.py`).
+meet. `search/searcher.py` runs a search, and `stores/vector_sql.py` applies the filter of a real search.
+`vector_stores.py` shows vector stores.
 
 The tester runs the API's own search three times, each time with other weights for words and meaning. With a filter, a
 fourth search without the filter finds the files that the filter leaves out.

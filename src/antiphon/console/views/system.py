@@ -1,6 +1,6 @@
 """Shows the deployment: key figures over time, models and owners, processes, and the effective settings.
 
-Not here: the sums (`stores/journal.py`), Prometheus metrics (`observability/metrics.py`).
+`stores/journal.py` computes the sums, and `observability/metrics.py` has the Prometheus metrics.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shows conversations as chat: a chain of responses with its branches, or a stored conversation.
 
-Lives here: the tree of a chain, the readable form of each kind of item, and the estimate of tokens by kind. Not here:
-one request (`request.py`), HTML, the items that a compaction replaced (`app/console_context.py`).
+Lives here: the tree of a chain, the readable form of each kind of item, and the estimate of tokens by kind.
+`request.py` shows a single request. `app/console_context.py` finds the items that a compaction replaced.
 
 Invariants: an item of an unknown kind stays visible as JSON. The time to render a page is limited, even for large or
 hostile items.

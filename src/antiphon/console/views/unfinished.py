@@ -1,7 +1,7 @@
 """Shows the requests in flight in every process, and cancels them.
 
-Lives here: the list, with the requests that ended last. Not here: how processes publish their requests
-(`engine/running/live.py`), background responses (`background.py`), finished requests (`requests.py`).
+The list also has the requests that ended last. `engine/running/live.py` publishes the requests of a process.
+`background.py` shows background responses, and `requests.py` shows finished requests.
 
 The browser asks for the list of requests every second. Each such request also makes all processes publish their
 requests in flight for a few more seconds. If no browser shows the list, the processes publish nothing.

@@ -1,7 +1,6 @@
 """Shows the vector stores of an owner: the list, one store with its files, and one file with its chunks.
 
-Lives here: these pages, and the handlers of their forms. Not here: the search tester (`store_search.py`), ingestion
-(`search/ingest.py`), uploaded files (`files.py`).
+`store_search.py` is the search tester, `search/ingest.py` ingests files, and `files.py` shows uploaded files.
 
 The page of a vector store requests its files again every two seconds while Antiphon ingests a file.
 """
