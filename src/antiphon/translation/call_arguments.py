@@ -4,11 +4,8 @@ Lives here: the code that extracts the text inside `{"input": "…"}` from a cus
 stream. The module also converts native calls into items of the Responses API and back, and makes the events of a native
 call. A *native call* is a call of a shell, a patch or a tool search.
 
-Not here:
-
-- the code that decides which tool a call means (`tool_map.py`)
-- the declarations of the functions that the model calls (`chat/tools.py`)
-- the output indices and sequence numbers of events (`translation/events/builder.py`)
+`tool_map.py` decides which tool a call means. `chat/tools.py` makes the declarations of the functions that the model
+calls. `translation/events/builder.py` assigns the output indices and sequence numbers of events.
 
 The arguments of a call are JSON inside a JSON string. Each chunk of the stream is valid JSON, so no fragment ends
 inside an escape sequence of the outer string. A newline of the input is `\\n` in a fragment, and `\n` after the outer

@@ -1,8 +1,7 @@
 """Lists every item type that Antiphon knows, and how Antiphon treats items of each type.
 
-Lives here: the complete list of item types, with the effect of each. The module also leaves out items of other types,
-and lists the unknown members of known items. Not here: the code that converts items into messages (`chat/messages.py`),
-and the code that replaces a reference by the stored item.
+The module also leaves out items of other types, and lists the unknown members of known items. `chat/messages.py`
+converts items into messages.
 
 Invariant: every item that `only_known` returns has a type that `chat/messages.py` knows, or no type. An item without a
 type is a message if it has a role, and a reference to a stored item if it has an id.

@@ -1,7 +1,6 @@
 """Separates the reasoning between `<think>` and `</think>` from an answer's text while the answer streams.
 
-Lives here: the parser, which works on streamed fragments. Not here: the list of servers that send `<think>` tags
-(`profiles/`).
+The parser works on streamed fragments. The profiles (`profiles/`) list the servers that send `<think>` tags.
 
 A *tagged* answer begins with `<think>`, and blanks may precede the tag. In an *opened* answer the chat template wrote
 the opening tag, so everything up to `</think>` is reasoning. A `<think>` tag anywhere else is text.

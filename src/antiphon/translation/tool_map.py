@@ -1,7 +1,7 @@
 """Maps chat function names to Responses tools and back, for one request.
 
-Lives here: the names that chat servers see, and the lookup of the tool that a call means. Not here: tool declarations
-(`chat/tools.py`), and the items of calls (`translation/events/builder.py`).
+Lives here: the names that chat servers see, and the lookup of the tool that a call means. `chat/tools.py` makes the
+declarations of tools, and `translation/events/builder.py` the items of calls.
 
 Chat servers know only functions with a flat name of at most 64 characters. Responses has several kinds of tools, and
 namespaces. Antiphon shortens a name that does not fit, and appends a hash of the whole name. Therefore the same tool

@@ -1,6 +1,6 @@
 """Defines the plain values that the steps of the translation pass to each other.
 
-Lives here: classes without methods. Not here: the code that makes the values, and the JSON formats (`antiphon.types`).
+The classes have no methods. The package `antiphon.types` defines the JSON formats.
 
 msgspec builds these classes from their annotations at run time. Therefore the classes are in a separate module, which
 the compiled build leaves as Python (docs/explanation/performance.md).

@@ -11,9 +11,8 @@ wrong types, content as an array of parts or as an object, invalid UTF-8, and lo
 - the text in `reasoning_details`, and the details that the next request must return.
 - how an answer ended, with the many spellings of `finish_reason`.
 
-Not here: the effect of a chunk, and the decision how an answer ended (`stream.py`). Not here either: the events
-(`translation/events/builder.py`, which also seals details), and the client's response
-(`engine/exchange/client_answer.py`).
+`stream.py` applies a chunk and decides how an answer ended. `translation/events/builder.py` makes the events and seals
+reasoning details.
 
 Invariants: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
 `NotAChunk`. Every emitted annotation is a `url_citation` with all keys, and the annotation's offsets lie in the text.

@@ -10,8 +10,8 @@ blank line. The parser also accepts two kinds of lines outside the grammar:
   (github.com/decolua/9router/issues/3492).
 
 A run is a series of chunks that differ only in their text. `EventReader` decides whether the next bytes are a single
-event or a run, and when to learn the run's common pattern. Not here: the common pattern (`alike.py`), the code that
-cuts chunks (`translation/splice.py`), and the effect of events and chunks (`stream.py`).
+event or a run, and when to learn the run's common pattern. `alike.py` finds the common pattern, `translation/splice.py`
+cuts the texts out of chunks, and `stream.py` applies events and chunks.
 
 Invariants:
 

@@ -3,13 +3,9 @@
 Lives here: the code that reads every known form of an error body. The module chooses the client's status, the code of a
 failed response, and the upstream's headers that the client gets.
 
-Not here:
-
-- the words by which Antiphon recognises an error in an upstream's message (`translation/error_words.py`);
-- retries, which Envoy performs;
-- the code that removes secrets from a text (`redaction.py`);
-- the error for an image if the profile states that the chat server accepts no images (`translation/chat/content.py`);
-- the choice of the API key for a call, which the HTTP server, the ext_proc server or Envoy makes.
+`translation/error_words.py` lists the words by which Antiphon recognises an error in an upstream's message.
+`redaction.py` removes secrets from a text. `translation/chat/content.py` refuses an image if the server's profile
+states that the server accepts no images. Envoy performs retries.
 
 Statuses keep their meaning for a client: the client's own mistakes (4xx), limits (429), and an upstream that is broken,
 busy or slow (5xx). The sidecar changes two kinds of statuses. 402 (no credit) becomes OpenAI's 429

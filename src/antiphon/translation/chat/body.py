@@ -2,8 +2,7 @@
 
 Lives here: the code that builds all fields except messages and tools, in the form that the upstream's profile demands.
 The module also checks the items that a client adds to a conversation or a prompt, so that later requests do not fail.
-Not here: the code that reads and checks the fields and items of a request (`translation/request/body.py`), the messages
-(`messages.py`), and tools (`tools.py`).
+`translation/request/body.py` reads and checks the request. `messages.py` makes the messages, and `tools.py` the tools.
 
 Invariants: a chat request has nothing that a strict server would refuse, such as an empty `tools`, a `tool_choice`
 without tools, `stream_options` without a stream. A later request can refuse a checked item for two reasons only. Either

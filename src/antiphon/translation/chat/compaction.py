@@ -1,8 +1,8 @@
 """Compaction: replaces a conversation by a summary, and keeps the items that must stay unchanged.
 
 Lives here: the message that asks for a summary, the payload of a compaction, and the code that replaces a compaction by
-its payload. Not here: the decision to compact (`engine/exchange/loaded_request.py`), the model call
-(`engine/exchange/made_response.py`), and the code that seals the payload.
+its payload. `engine/exchange/loaded_request.py` decides whether to compact, and `engine/exchange/made_response.py`
+makes the model call.
 
 The following items stay in addition to the summary:
 

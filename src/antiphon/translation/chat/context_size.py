@@ -2,9 +2,9 @@
 long.
 
 Lives here: the paths, requests and responses of the counting APIs of different servers, and the object that the client
-gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). Not here: the list of
-servers with a counting API (`profiles/`), and the size of a model's context (the setting `context_tokens`). Without
-that setting Antiphon drops nothing, and lists the field `truncation` as ignored.
+gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). The profiles (`profiles/`)
+list the servers with a counting API. The setting `context_tokens` is the size of a model's context. Without that
+setting Antiphon drops nothing, and lists the field `truncation` as ignored.
 
 In this module, a turn is a user message with all items up to the next user message. If a call and its output are in
 different turns, Antiphon drops either both turns or no turn. Instructions, system messages, developer messages,

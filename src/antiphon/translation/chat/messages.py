@@ -4,7 +4,7 @@ Lives here: the code that follows three rules for the messages.
 - The reasoning, text and calls of one answer of the model (a turn) become one assistant message.
 - The output of a call directly follows the call, even if the client sent it later.
 - System and developer messages become one system message at the beginning, unless the profile allows several.
-Not here: content parts (`content.py`), calls and outputs (`call_items.py`), all other fields (`body.py`).
+`content.py` converts content parts, `call_items.py` calls and outputs, and `body.py` all other fields.
 Invariants:
 - Every call has exactly one tool message, and the tool messages directly follow the message with their calls.
 - The output of a tool is always a tool message, so text from outside never has the authority of the user.

@@ -1,9 +1,8 @@
 """Converts tool declarations into chat functions.
 
-Lives here: the code that makes the chat declaration of every kind of tool, and the chat form of `tool_choice`. Not
-here: the chat names of tools (`translation/tool_map.py`), the code that reads declarations
-(`translation/request/tools.py`), and the code that converts calls back into items (`translation/call_arguments.py`,
-`translation/events/builder.py`).
+This module makes the chat declaration of every kind of tool, and the field `tool_choice` of the chat request.
+`translation/request/tools.py` reads declarations, and `translation/tool_map.py` makes the chat names of tools.
+`translation/call_arguments.py` and `translation/events/builder.py` convert calls back into items.
 
 A kind of tool that chat servers do not know becomes a function, whose schema describes the input of the client's tool.
 The function of a custom tool has one string argument, `input`, for the tool's text. The tool's grammar is part of the

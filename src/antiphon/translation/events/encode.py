@@ -1,7 +1,6 @@
 """Encodes events as server-sent events, in bytes.
 
-Lives here: the encoding, and the pre-rendered templates of the frequent delta events. Not here: the choice of the
-events and their order (`builder.py`).
+The module has pre-rendered templates for the frequent delta events. `builder.py` chooses the events and their order.
 
 Invariant: one framed event, with its blank line, is one bytes object, so that no write can end inside an event. A delta
 rendered from its template equals the event encoded by its class, byte for byte.

@@ -2,9 +2,9 @@
 repeated request.
 
 Lives here: the events of hosted calls at their start and end, in the order observed from OpenAI's service. The module
-also makes the event stream of a finished response, for a request that repeats an earlier idempotency key. Not here: the
-decision when a tool runs (`engine/exchange/tool_turns.py`), sequence numbers and output indices of a running response
-(`builder.py`). The module does not read stored streams of background responses.
+also makes the event stream of a finished response, for a request that repeats an earlier idempotency key.
+`engine/exchange/tool_turns.py` decides when a tool runs. `builder.py` assigns the sequence numbers and output indices
+of a running response. The module does not read stored streams of background responses.
 
 The item in the event `response.output_item.added` of a hosted call has no content. The content follows in later events
 and in `response.output_item.done`.

@@ -1,12 +1,9 @@
 """The open item of a response: one class for each kind of item, from its event `response.output_item.added` to its
 event `response.output_item.done`.
 
-Lives here: the events of each kind of item, and the item's final text. Not here:
-
-- the decision to open an item (`builder.py`);
-- sequence numbers, bytes and counts (`response_draft.py`);
-- the events of finished native calls (`translation/call_arguments.py`);
-- the events of hosted tools (`item_events.py`).
+Lives here: the events of each kind of item, and the item's final text. `builder.py` decides when to open an item.
+`response_draft.py` assigns sequence numbers, and stores bytes and counts. `translation/call_arguments.py` makes the
+events of finished native calls, and `item_events.py` the events of hosted tools.
 
 Text consists of fragments of escaped JSON (`types/json.py`), which this module never decodes. The events and their
 fields follow OpenAI's service (`types/events.py`).

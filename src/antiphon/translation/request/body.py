@@ -4,12 +4,8 @@ Lives here: the code that checks the types and the combinations of fields, and t
 translate. Antiphon either ignores and lists such a field, or answers 400. The module also reads lists of items, which
 conversations and prompts use.
 
-Not here:
-
-- plain fields and their limits (`fields.py`, one row for each);
-- tools (`tools.py`);
-- the response object (`translation/events/response_draft.py`);
-- the chat request (`translation/chat/body.py`).
+`fields.py` reads plain fields and checks their limits, with one row for each field. `tools.py` reads tools.
+`translation/events/response_draft.py` makes the response object, and `translation/chat/body.py` the chat request.
 
 Invariant: for any bytes, the outcome is a valid `CreateResponse`, a `PromptNotLoaded` or an `InvalidRequest`. The error
 has `param` unless the body is not a JSON object. Every field that Antiphon drops is listed in `ignored`.

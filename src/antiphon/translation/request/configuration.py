@@ -1,7 +1,7 @@
 """Applies `configuration_update` items, which change the settings of later responses in a conversation.
 
-Lives here: the code that reads `configuration_update` items and applies them to the request. Not here: the effect of
-the settings (`translation/chat/body.py`).
+This module reads `configuration_update` items and changes the request accordingly. `translation/chat/body.py` applies
+the settings to the chat request.
 
 Source: OpenAI's `ResponseConfigurationUpdateItemParam`. An item sets the reasoning effort or the text format until a
 later item replaces it.

@@ -3,9 +3,8 @@ given profile.
 
 The docs page `docs/reference/compatibility.md` and the endpoint `GET /v1/antiphon/capabilities` show this table.
 
-Lives here: the treatment of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
-the fields (`fields.py`) and of items (`translation/item_kinds.py`), and the code that handles them (`body.py`,
-`translation/chat/body.py`, `translation/chat/tools.py`, `translation/chat/messages.py`, `translation/chat/content.py`).
+Lives here: the treatment of every `include` value, tool, form of `tool_choice` and content part. `fields.py` has the
+rows of the fields, and `translation/item_kinds.py` the rows of the items.
 
 Invariant: the table agrees with the code that handles the fields, tools and items.
 `tests/unit/translation/test_field_support.py` sends a request for each row.

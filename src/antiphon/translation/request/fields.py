@@ -15,7 +15,7 @@ Lives here: the values of `include`, the checks of limits, and the members of `t
 A field that goes to the chat server unchanged needs only a row in the table. A field that Antiphon acts on also has an
 attribute of `CreateResponse`, and code that reads that attribute.
 
-Not here: fields that only chat servers know (`parameters.py`), items, tools and content parts.
+`parameters.py` has the fields that only chat servers know.
 
 Invariants: a field without a row is unknown, so Antiphon ignores or rejects it (`types/tolerance.py`). Every error
 names its field in `param`.

@@ -1,7 +1,7 @@
 """Checks schemas and grammars for forms that OpenAI refuses, although most chat servers accept them.
 
-Lives here: the checks that the setting `strict: true` adds. Not here: unknown fields and values (`types/tolerance.py`),
-and requests that no server can accept (`fields.py`, `tools.py`).
+The setting `strict: true` adds these checks. `types/tolerance.py` refuses unknown fields and values, and `fields.py`
+and `tools.py` refuse requests that no server can accept.
 
 Sources: the guides of OpenAI to structured outputs ("Supported schemas") and to custom tools, and the texts of OpenAI's
 errors. `docs/reference/limits.md` lists the checks of this module, and the rules that it does not check.

@@ -1,8 +1,7 @@
 """Reads `tool_choice`: its forms, the tools that each form allows, and the form in which a response repeats it.
 
-Lives here: the code that reads `tool_choice`. Not here: the field `tool_choice` of the chat request
-(`translation/chat/tools.py`), and the code that drops calls that the choice forbids
-(`translation/answer/tool_calls.py`).
+`translation/chat/tools.py` makes the field `tool_choice` of the chat request. `translation/answer/tool_calls.py` drops
+calls that the choice forbids.
 
 Invariant: a returned choice names only callable tools, or tools that the history may declare.
 """

@@ -1,8 +1,7 @@
 """Reads tools from a create-response body, and from items that declare tools.
 
-Lives here: the code that decides which tools the model can call, which tools Antiphon ignores, and which tools Antiphon
-rejects. Not here: the choice among tools (`tool_choice.py`), and the conversion to chat functions
-(`translation/chat/tools.py`).
+This module decides which tools the model can call, which tools Antiphon ignores, and which tools Antiphon rejects.
+`tool_choice.py` reads the choice among tools, and `translation/chat/tools.py` converts tools to chat functions.
 
 The model can call the tools that the client runs: functions, custom tools, namespaces with such tools, shells,
 apply_patch and the client's tool search. If this sidecar cannot run a hosted tool, the request still succeeds without
