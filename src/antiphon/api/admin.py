@@ -1,8 +1,7 @@
 """The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit log.
 
-Lives here: the types of the JSON objects, and the code that reads fields and query parameters.
-`engine/running/client_keys.py` checks a change, `credential_checks.py` checks the admin token, and `commands/admin/`
-has the command line.
+This module defines the JSON objects, and reads fields and query parameters. `engine/running/client_keys.py` checks a
+change, `credential_checks.py` checks the admin token, and `commands/admin/` has the command line.
 
 Invariants: every endpoint has the guard, which checks the admin token. An answer contains a key's token only if it
 reports the creation of that key. Every list has a maximum length. Antiphon stores an audit row of each read before it

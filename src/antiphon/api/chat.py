@@ -1,9 +1,9 @@
 """Passes Chat Completions, embeddings and the operator's additional paths through to the model's upstream unchanged.
 
-Lives here: the choice of the upstream and of the forwarded headers, and the code that streams the answer. The module
-also writes an entry for each forwarded request to the journal, the list of requests that the console shows. From a
-body, the module reads only values that decide the upstream, the permission and the quotas. From a successful answer,
-the module reads only the token usage.
+This module chooses the upstream and the forwarded headers, and streams the answer. The module also writes an entry for
+each forwarded request to the journal, the list of requests that the console shows. From a body, the module reads only
+values that decide the upstream, the permission and the quotas. From a successful answer, the module reads only the
+token usage.
 
 Behind Envoy, these requests reach this module only if Envoy cannot route them itself. Envoy cannot route a request if
 the upstream or the client's permission depends on the model's name. Envoy also cannot check clients' keys, so with

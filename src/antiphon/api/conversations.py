@@ -1,7 +1,7 @@
 """Serves the Conversations API: clients create, read, change and delete conversations and their items.
 
-Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. The
-exchange adds a response's items to a conversation. The store locks a conversation while a response runs.
+The API has OpenAI's eight operations, and a list of conversations, which OpenAI does not have. The exchange adds a
+response's items to a conversation. The store locks a conversation while a response runs.
 
 The API gives the same 404 error for a missing conversation or item and for a conversation or item of another owner.
 Deleting a conversation deletes its items. Antiphon keeps the responses of the conversation.

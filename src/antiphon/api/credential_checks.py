@@ -1,6 +1,6 @@
 """Checks the admin token of requests to the admin API, and limits the failed attempts to present a token.
 
-Lives here: the answer to a wrong admin token, its log line, and the error 429 after too many attempts.
+This module answers a wrong admin token and logs the attempt. After too many attempts, the answer is a 429.
 `engine/ports/callers.py` compares tokens, and `app/keys.py` reads the admin token. `api/admin.py` lists the checked
 paths, and `console/sessions.py` signs users of the console in.
 

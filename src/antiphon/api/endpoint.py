@@ -1,6 +1,6 @@
 """The route table: maps a method and a path to its handler, and describes the route for the OpenAPI document.
 
-Lives here: the decorator that marks a handler with its route, the table of endpoints, and the code that matches a path.
+This module has the decorator that marks a handler with its route, builds the table of endpoints, and matches a path.
 The module also makes the OpenAPI document for given endpoints. Other modules have the handlers. `scripts/docs` writes
 the document of all endpoints to `openapi.json`.
 

@@ -1,7 +1,7 @@
 """Sends a file's content as an HTTP answer: headers, byte ranges, and the body in chunks.
 
-Lives here: the code that applies `Range` and the other rules of RFC 9110 to content that does not change. The module
-also sets the headers that keep a browser from running an uploaded file. `files.py` finds the file and checks its owner.
+This module applies `Range` and the other rules of RFC 9110 to content that does not change. The module also sets the
+headers that keep a browser from running an uploaded file. `files.py` finds the file and checks its owner.
 
 The sidecar sends every file as an attachment, and the headers forbid the browser to guess its type. Only a few harmless
 media types appear in the header `content-type`. Every other file (HTML, SVG, scripts, …) gets the type

@@ -1,8 +1,8 @@
 """Converts the WebSocket frames of `/v1/responses`: client frames into request bodies, and events into frames.
 
-Lives here: the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and the code that makes
-frames of events and errors. `doors/http/websocket.py` handles the sockets, and the order of a connection's responses.
-The exchange handles all other fields of a request.
+This module handles the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and makes frames
+of events and errors. `doors/http/websocket.py` handles the sockets, and the order of a connection's responses. The
+exchange handles all other fields of a request.
 
 Sources: the Open Responses specification of WebSockets defines one response at a time, the error envelope and the
 missing `[DONE]`. Recorded frames of Codex always have `stream: true`, and the first has `generate: false`. OpenAI

@@ -1,6 +1,6 @@
 """Defines the request and response types of the API's handlers, independent of any web server, and shared schemas.
 
-Lives here: the classes `ApiRequest` and `ApiResponse`, and the conversion of values, lists and errors to answers. The
+This module defines the classes `ApiRequest` and `ApiResponse`, and converts values, lists and errors to answers. The
 module also has the parameters and schemas that many routes share. The module depends on neither aiohttp nor Envoy.
 `scripts/docs` generates `openapi.json` from the routes and these schemas.
 

@@ -1,7 +1,7 @@
 """Serves the list of models in OpenAI's shape, and the capabilities of the gateway for one model.
 
-Lives here: the code that requests the upstreams' lists, and that reads the different forms of their answers. The module
-applies the operator's allow-list and aliases, and caches lists for a short time. The module also serves `GET
+This module requests the upstreams' lists, and reads the different forms of their answers. The module applies the
+operator's allow-list and aliases, and caches lists for a short time. The module also serves `GET
 /v1/antiphon/capabilities`: how the gateway treats each request field, item and tool under the current settings. The
 exchange decides whether a request may use a model. `translation/request/field_support.py` has the table of supported
 fields.

@@ -1,7 +1,7 @@
 """Parses `multipart/form-data` incrementally, in chunks of any size.
 
-Lives here: the code that splits a body into parts (RFC 2046, RFC 7578), and that reads the headers of a part. The
-endpoints (`files.py`) decide which fields they accept.
+This module splits a body into parts (RFC 2046, RFC 7578), and reads the headers of a part. The endpoints (`files.py`)
+decide which fields they accept.
 
 The decoder emits content as soon as the content cannot be the beginning of a boundary. Therefore the decoder's buffer
 contains at most one chunk and one boundary, even if a part of the form is large.

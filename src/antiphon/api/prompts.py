@@ -1,9 +1,8 @@
 """Serves the Prompts API, which stores versioned prompt templates. OpenAI's API can use prompts, but cannot create
 them.
 
-Lives here: the operations that create, list, get, change and delete prompts, that list versions, and that choose the
-default version. `translation/request/prompt_template.py` fills in a template, and the exchange handles the field
-`prompt` of a request.
+Clients create, list, get, change and delete prompts, list versions, and choose the default version.
+`translation/request/prompt_template.py` fills in a template, and the exchange handles the field `prompt` of a request.
 
 The API gives the same 404 error for a missing prompt or version and for a prompt of another owner.
 

@@ -1,8 +1,8 @@
 """Dispatches every request except `POST /v1/responses` to its handler.
 
-Lives here: the dispatch by method and path, and the conversion of every error to an answer. The module also answers
-liveness probes (`/health`) and readiness probes (`/ready`). The servers or Envoy normalise the path, and the ext_proc
-server answers gRPC health checks. The composition root (`app/build.py`) passes in the readiness check.
+This module dispatches by method and path, and converts every error to an answer. The module also answers liveness
+probes (`/health`) and readiness probes (`/ready`). The servers or Envoy normalise the path, and the ext_proc server
+answers gRPC health checks. The composition root (`app/build.py`) passes in the readiness check.
 
 Invariants:
 - `handle` never raises, except for cancellation.

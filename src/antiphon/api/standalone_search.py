@@ -3,7 +3,7 @@
 Codex (since 0.144) offers its model a search function that takes several commands in one call. Codex sends the commands
 to this endpoint, and gives the model the answer. OpenAI does not document the path.
 
-Lives here: the form of the request, the code that calls the tool `web_search` for each command, and the text of the
+This module defines the form of the request, calls the tool `web_search` for each command, and writes the text of the
 answer. `tools/web_search.py` searches and reads pages.
 
 The sidecar stores nothing between requests. Therefore the URL of a page serves as its id. To follow a link, the sidecar

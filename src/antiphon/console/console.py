@@ -1,7 +1,7 @@
 """Answers every request below `/console`.
 
-Lives here: the list of the views, the dispatch to their pages, sign-in and sign-out, static files, and the checks that
-precede every page. `views/` has the pages, `sessions.py` the sessions, and `doors/http/` the listeners.
+This module lists the views, dispatches requests to their pages, signs users in and out, serves static files, and checks
+every request. `views/` has the pages, `sessions.py` the sessions, and `doors/http/` the listeners.
 
 Invariants: without a session, the console serves only the sign-in page, its style sheet and its icon. A change needs
 the session's CSRF token, the same origin, and the right to change data. `handle` never raises, except for cancellation.

@@ -1,8 +1,8 @@
 """Helps the pages that list one owner's objects. An operator chooses the owner, and the module splits a long list into
 pages.
 
-Lives here: a page of a list, and the page on which an operator chooses an owner. The module also raises the errors for
-a missing owner and for disabled parts of the API. The views (`views/`) read the lists.
+The module also raises the errors for a missing owner and for disabled parts of the API. The views (`views/`) read the
+lists.
 
 Invariant: each page of a list shows how many entries the whole list has.
 """

@@ -1,6 +1,6 @@
 """Turns texts of models and clients into safe HTML.
 
-Lives here: the code that renders Markdown, and the code that indents JSON. Templates write all other HTML.
+This module renders Markdown, and indents JSON. Templates write all other HTML.
 
 Invariant: the resulting HTML has only tags and attributes of the module's allow list. Links are `http`, `https` or
 `mailto`, and images become links, so a page never loads content from another server.

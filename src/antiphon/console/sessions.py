@@ -1,6 +1,6 @@
 """Signs users of the console in, and recognises their sessions.
 
-Lives here: the session cookie, the CSRF token, and the check of a presented key. `api/credential_checks.py` limits
+This module makes the session cookie and the CSRF token, and checks a presented key. `api/credential_checks.py` limits
 failed attempts, and `console.py` has the sign-in page. The keys come from `app/keys.py` and
 `engine/running/client_keys.py`.
 

@@ -1,8 +1,8 @@
 """Defines the routes, pages and forms of the console.
 
-Lives here: the decorator that marks a handler with its route, and the object `PageCall` that a handler gets. The module
-also renders the templates, and has the security headers of every answer. `views/` has the handlers, and `sessions.py`
-the sessions.
+This module has the decorator that marks a handler with its route, and the class `PageCall`, whose objects the handlers
+get. The module also renders the templates, and has the security headers of every answer. `views/` has the handlers, and
+`sessions.py` the sessions.
 
 Invariants: templates escape every value. The only HTML that a template inserts unescaped is the output of
 `rich_text.py`. Every page forbids inline scripts, inline styles and frames.

@@ -1,9 +1,9 @@
 """Orders the parts of a recording for display: the request, each model call with its answer, the tools, and the events.
 
-Lives here: the code that finds the answer of each model call, and that splits event streams into events. The module
-also explains why a request has no contents. It exports a request as a cassette, a file from which `antiphon replay`
-serves the recorded answers. `engine/exchange/recording_exchange.py` records a request, and `recordings/format.py`
-defines the format of cassettes.
+This module finds the answer of each model call, and splits event streams into events. The module also explains why a
+request has no contents. It exports a request as a cassette, a file from which `antiphon replay` serves the recorded
+answers. `engine/exchange/recording_exchange.py` records a request, and `recordings/format.py` defines the format of
+cassettes.
 
 Invariants: bytes that are not valid events stay visible unchanged. A cassette contains the client's request, and then
 the model calls in order. A cassette marks a model call as cut if the end of the call's answer is missing. A model call

@@ -1,6 +1,6 @@
 """Explains what Antiphon did with the parts of one request: which parts it ignored, handled itself, or changed.
 
-Lives here: the code that looks up a request's parts in the table of `GET /v1/antiphon/capabilities`.
+This module looks up a request's parts in the table of `GET /v1/antiphon/capabilities`.
 `translation/request/field_support.py` defines this table.
 
 Invariant: the explanations use the table of the current settings. If Antiphon ignored a part that this table does not

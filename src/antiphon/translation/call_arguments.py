@@ -1,8 +1,8 @@
 r"""Converts the arguments of chat function calls into the input of custom tools and into native calls.
 
-Lives here: the code that extracts the text inside `{"input": "…"}` from a custom tool call's arguments while they
-stream. The module also converts native calls into items of the Responses API and back, and makes the events of a native
-call. A *native call* is a call of a shell, a patch or a tool search.
+This module extracts the text inside `{"input": "…"}` from a custom tool call's arguments while the arguments stream.
+The module also converts native calls into items of the Responses API and back, and makes the events of a native call. A
+*native call* is a call of a shell, a patch or a tool search.
 
 `tool_map.py` decides which tool a call means. `chat/tools.py` makes the declarations of the functions that the model
 calls. `translation/events/builder.py` assigns the output indices and sequence numbers of events.

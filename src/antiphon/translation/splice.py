@@ -1,9 +1,9 @@
 """Turns a run of similar chunks into events: cuts out each text and splices it into an event.
 
-Lives here: the Python code that runs for each chunk of a run, and the choice between that code and its C version
-(`_splice.c`). The C version exists only if `scripts/lib/build_splice.py` compiled it. `translation/answer/alike.py`
-finds the common pattern of the chunks. `translation/events/encode.py` defines the form of an event, and
-`translation/events/response_draft.py` collects the text.
+A run is a series of chunks that differ only in their text. This module has Python code for runs, and chooses between
+this code and its C version (`_splice.c`). The C version exists only if `scripts/lib/build_splice.py` compiled it.
+`translation/answer/alike.py` finds the common pattern of the chunks. `translation/events/encode.py` defines the form of
+an event, and `translation/events/response_draft.py` collects the text.
 
 Why C: the C version takes 0.80 times the Python version's CPU time for a chunk in a burst, and 0.88 times under
 saturation.

@@ -1,7 +1,7 @@
 """Reads token usage from every field name and spelling that providers use.
 
-Lives here: the code that converts a chat usage object into a Responses usage object, and that adds the usage of several
-model calls. The module also finds the usage in an answer that Antiphon forwards unchanged.
+This module converts a chat usage object into a Responses usage object, and adds the usage of several model calls. The
+module also finds the usage in an answer that Antiphon forwards unchanged.
 
 Invariant: an answer without usage gives None, never zeros, and every number is a non-negative integer. Antiphon never
 mistakes text of a model or a client for the upstream's count. This module reads only complete events and answers in

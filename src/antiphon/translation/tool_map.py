@@ -1,6 +1,6 @@
 """Maps chat function names to Responses tools and back, for one request.
 
-Lives here: the names that chat servers see, and the lookup of the tool that a call means. `chat/tools.py` makes the
+This module makes the names that chat servers see, and finds the tool that a call names. `chat/tools.py` makes the
 declarations of tools, and `translation/events/builder.py` the items of calls.
 
 Chat servers know only functions with a flat name of at most 64 characters. Responses has several kinds of tools, and

@@ -1,7 +1,7 @@
 """Shows the models, tools and containers of this server, and how the server treats each part of a request.
 
-Lives here: the page of models and tools, and the code that groups models that the server treats in the same way.
-`translation/request/field_support.py` defines the treatment of each part, and `tools/` runs tools.
+This module groups models that the server treats in the same way. `translation/request/field_support.py` defines the
+treatment of each part, and `tools/` runs tools.
 
 Invariant: addresses of MCP servers and of upstreams appear only for operators.
 """

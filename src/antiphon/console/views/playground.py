@@ -1,8 +1,8 @@
 """Lets a user compose a request, run it, and watch the answer next to its events.
 
-Lives here: the page, its initial values, and the body of an earlier request (`request_of`). The page polls an endpoint
-until the journal has the entry of a request. The server runs the request like the request of any other client (`POST
-/console/run`). `static/playground.js` reads the answer's stream.
+This module fills in the page's initial values, for example the body of an earlier request (`request_of`). The page
+polls an endpoint until the journal has the entry of a request. The server runs the request like the request of any
+other client (`POST /console/run`). `static/playground.js` reads the answer's stream.
 """
 
 from __future__ import annotations

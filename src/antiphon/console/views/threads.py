@@ -1,6 +1,6 @@
 """Shows conversations as chat: a chain of responses with its branches, or a stored conversation.
 
-Lives here: the tree of a chain, the readable form of each kind of item, and the estimate of tokens by kind.
+This module builds the tree of a chain, converts each kind of item to readable text, and estimates tokens by kind.
 `request.py` shows a single request. `app/console_context.py` finds the items that a compaction replaced.
 
 Invariants: an item of an unknown kind stays visible as JSON. The time to render a page is limited, even for large or

@@ -1,7 +1,7 @@
 """Learns the bytes around a chunk's text, so that the sidecar recognises later chunks that differ only in their text.
 
-Lives here: the code that finds the bytes around the text of a fully decoded chunk. `chunk.py` decodes a chunk, and
-`stream.py` applies a chunk's text. `translation/splice.py` cuts the texts out of later chunks.
+This module finds the bytes around the text of a fully decoded chunk. `chunk.py` decodes a chunk, and `stream.py`
+applies a chunk's text. `translation/splice.py` cuts the texts out of later chunks.
 
 Servers send hundreds of chunks that differ only in one text. The sidecar decodes the first chunk of such a run fully.
 From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the chunk. Without this

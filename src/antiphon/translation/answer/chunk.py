@@ -1,7 +1,7 @@
 """Reads a chat chunk or a whole completion: its fields, the data that comes with the text, and how the answer ends. The
 module tolerates values of the wrong type.
 
-Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. The fast decoder refuses
+This module has a fast typed decoder, and a slow path for chunks that the fast decoder refuses. The fast decoder refuses
 wrong types, content as an array of parts or as an object, invalid UTF-8, and lone surrogates. The module also reads:
 
 - annotations, in the form of OpenAI's `url_citation` (nested or flat) or of Perplexity's list `citations`. Each

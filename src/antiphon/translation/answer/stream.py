@@ -1,9 +1,9 @@
 """Turns chat chunks into calls of the response builder.
 
-Lives here: the code that calls the builder for each field of a chunk, in the right order, and that decides how an
-answer ended. The module also limits the bytes that an upstream may send without output. Comments, empty deltas and
-fields that the client did not request never count as output. The module reads a whole completion as one chunk whose
-delta is the completion's message. Bytes: `sse.py`. Chunks: `chunk.py`. Events: `translation/events/builder.py`.
+This module calls the builder for each field of a chunk in the right order, and decides how an answer ended. The module
+also limits the bytes that an upstream may send without output. Comments, empty deltas and fields that the client did
+not request never count as output. The module reads a whole completion as one chunk whose delta is the completion's
+message. Bytes: `sse.py`. Chunks: `chunk.py`. Events: `translation/events/builder.py`.
 
 Invariants: a malformed chunk never raises an exception. `null` and the empty string never open an item. If a chunk
 contains reasoning under several keys, the sidecar uses only one key.

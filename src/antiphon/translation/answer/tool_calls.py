@@ -1,9 +1,9 @@
 """Assembles tool calls from deltas and emits the calls one after another.
 
-Lives here: the code that assigns each delta to a call and decides when to open a call. At the end of an answer, the
-module finds errors in the calls. Chat servers interleave calls, omit the index, repeat an index with a new id, or send
-names late. Clients of the Responses API get one open item at a time. `translation/events/builder.py` makes the events,
-and `translation/tool_map.py` finds the tool that a call names.
+This module assigns each delta to a call, and decides when to open a call. At the end of an answer, the module finds
+errors in the calls. Chat servers interleave calls, omit the index, repeat an index with a new id, or send names late.
+Clients of the Responses API get one open item at a time. `translation/events/builder.py` makes the events, and
+`translation/tool_map.py` finds the tool that a call names.
 
 Invariants:
 

@@ -1,7 +1,7 @@
 """Maps an upstream's error to the error that the client receives.
 
-Lives here: the code that reads every known form of an error body. The module chooses the client's status, the code of a
-failed response, and the upstream's headers that the client gets.
+This module reads every known form of an error body. The module chooses the client's status, the code of a failed
+response, and the upstream's headers that the client gets.
 
 `translation/error_words.py` lists the words by which Antiphon recognises an error in an upstream's message.
 `redaction.py` removes secrets from a text. `translation/chat/content.py` refuses an image if the server's profile

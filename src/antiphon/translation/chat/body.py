@@ -1,7 +1,7 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: the code that builds all fields except messages and tools, in the form that the upstream's profile demands.
-The module also checks the items that a client adds to a conversation or a prompt, so that later requests do not fail.
+This module builds all fields except messages and tools, in the form that the upstream's profile demands. The module
+also checks the items that a client adds to a conversation or a prompt, so that later requests do not fail.
 `translation/request/body.py` reads and checks the request. `messages.py` makes the messages, and `tools.py` the tools.
 
 Invariants: a chat request has nothing that a strict server would refuse, such as an empty `tools`, a `tool_choice`

@@ -1,8 +1,7 @@
 """Converts call items and their outputs into chat messages, for client tools and for earlier calls of hosted tools.
 
-Lives here: the code that converts each kind of call and output. `messages.py` decides the order of messages, and
-`translation/tool_map.py` makes the chat names of tools. Stored items contain the text that the model saw
-(`types/items.py`).
+`messages.py` decides the order of messages, and `translation/tool_map.py` makes the chat names of tools. Stored items
+contain the text that the model saw (`types/items.py`).
 
 A chat server knows only calls and their results. Therefore the model sees an earlier hosted search as a call with its
 result. Models read calls better than prose, and strict servers accept calls. The conversion drops only content that no

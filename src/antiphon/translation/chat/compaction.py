@@ -1,8 +1,8 @@
 """Compaction: replaces a conversation by a summary, and keeps the items that must stay unchanged.
 
-Lives here: the message that asks for a summary, the payload of a compaction, and the code that replaces a compaction by
-its payload. `engine/exchange/loaded_request.py` decides whether to compact, and `engine/exchange/made_response.py`
-makes the model call.
+This module makes the message that asks for a summary, and the payload of a compaction. The module also replaces a
+compaction by its payload. `engine/exchange/loaded_request.py` decides whether to compact, and
+`engine/exchange/made_response.py` makes the model call.
 
 The following items stay in addition to the summary:
 

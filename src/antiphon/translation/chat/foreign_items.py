@@ -1,6 +1,6 @@
 """Converts items that other agents and servers made into messages that any model can read.
 
-Lives here: messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`). The
+Such items are messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`). The
 module also replaces content that another server encrypted by a note for the model. `messages.py` decides the order of
 the messages, and `call_items.py` converts items of hosted tools.
 

@@ -1,9 +1,8 @@
 """The builder: the only code that makes items, ids, indices, sequence numbers and events of a response.
 
-Lives here: the code that decides the order of a response's events: the response's lifecycle events, and the events of
-the one open item. `open_items.py` makes the events of an open item, and `response_draft.py` their sequence numbers and
-bytes. `translation/answer/stream.py` interprets a chat chunk. `engine/exchange/response_end.py` saves and sends a
-response.
+This module decides the order of a response's events: the response's lifecycle events, and the events of the one open
+item. `open_items.py` makes the events of an open item, and `response_draft.py` their sequence numbers and bytes.
+`translation/answer/stream.py` interprets a chat chunk. `engine/exchange/response_end.py` saves and sends a response.
 
 Invariants: at most one item is open. Every opened item is closed exactly once, in order. `sequence_number` is 0, 1, 2,
 … without gaps. `response` always equals the state that a client computes from the events so far.

@@ -1,7 +1,7 @@
 """Turns citation marks in the model's text into annotations.
 
-Lives here: the form of a mark, the parser that removes marks from the text as it streams, and the annotation that
-replaces a mark. `translation/answer/chunk.py` reads annotations that the upstream makes itself.
+This module defines the form of a mark. A parser removes the marks from the text while the text streams, and makes an
+annotation for each mark. `translation/answer/chunk.py` reads annotations that the upstream makes itself.
 
 A tool's result shows each source with its mark, `【3】`, and the model repeats the mark after text from that source.
 Models write variants of the mark (`【3†source】`, `【3, 4】`), which the parser accepts too. Text that only looks

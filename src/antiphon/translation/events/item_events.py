@@ -1,8 +1,8 @@
 """Makes the events of whole items: the items of hosted tool calls, and the items of a stored response that answers a
 repeated request.
 
-Lives here: the events of hosted calls at their start and end, in the order observed from OpenAI's service. The module
-also makes the event stream of a finished response, for a request that repeats an earlier idempotency key.
+This module makes the events of hosted calls at their start and end, in the order observed from OpenAI's service. The
+module also makes the event stream of a finished response, for a request that repeats an earlier idempotency key.
 `engine/exchange/tool_turns.py` decides when a tool runs. `builder.py` assigns the sequence numbers and output indices
 of a running response. The module does not read stored streams of background responses.
 

@@ -1,7 +1,7 @@
 """The open item of a response: one class for each kind of item, from its event `response.output_item.added` to its
 event `response.output_item.done`.
 
-Lives here: the events of each kind of item, and the item's final text. `builder.py` decides when to open an item.
+This module makes the events of each kind of item, and the item's final text. `builder.py` decides when to open an item.
 `response_draft.py` assigns sequence numbers, and stores bytes and counts. `translation/call_arguments.py` makes the
 events of finished native calls, and `item_events.py` the events of hosted tools.
 

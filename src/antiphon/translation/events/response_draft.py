@@ -1,11 +1,11 @@
 """Holds the response under construction: its initial form, its event numbers and bytes, its finished items, and their
 counts.
 
-Lives here: the code that makes the Response object from a request's fields, with OpenAI's defaults for absent fields. A
-response repeats some fields of its request. The module decides the order of the response's members. The module also
-makes the repeated fields that the table in `translation/request/fields.py` cannot describe. The builder and its open
-items share the state in `ResponseDraft`. `builder.py` and `open_items.py` decide the order of events, and `encode.py`
-encodes an event as bytes.
+This module makes the Response object from a request's fields, with OpenAI's defaults for absent fields. A response
+repeats some fields of its request. The module decides the order of the response's members. The module also makes the
+repeated fields that the table in `translation/request/fields.py` cannot describe. The builder and its open items share
+the state in `ResponseDraft`. `builder.py` and `open_items.py` decide the order of events, and `encode.py` encodes an
+event as bytes.
 
 Source: the observed responses of OpenAI, with the two differences below. If a request omits a function's `strict`, the
 response shows `strict` as null, because Antiphon rewrites no schema. At the end, `service_tier` is the upstream's

@@ -1,9 +1,8 @@
 """Chooses the profile of an upstream. A profile describes the particularities of a chat server as data.
 
-Lives here: the table of all profiles, and the code that chooses a profile. The code chooses a profile by its name, by
-the upstream's host name, or by the list of models that the upstream returns. `profile.py` defines the profile type and
-the families of models, and `vendors.py` the vendors. `upstream/identity.py` and `antiphon doctor` fetch a server's list
-of models.
+This module has the table of all profiles. The module chooses a profile by its name, by the upstream's host name, or by
+the list of models that the upstream returns. `profile.py` defines the profile type and the families of models, and
+`vendors.py` the vendors. `upstream/identity.py` and `antiphon doctor` fetch a server's list of models.
 
 To add a vendor, add a row to `vendors.py`, with a reason next to each flag.
 

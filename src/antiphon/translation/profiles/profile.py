@@ -1,9 +1,9 @@
 """Defines the profile type: all flags that the translation may read about an upstream. The module also defines how
 Antiphon can treat a part of a request.
 
-Lives here: the flags, their defaults, and the changes for some models. The module also has the families of models. A
-family's flags belong to the model (its chat template, its tokenizer) and not to the server. The module defines the four
-kinds of support for a part of a request, and how a rule depends on the profile. `vendors.py` has the vendors.
+This module has the flags, their defaults, and the changes for some models. The module also has the families of models.
+A family's flags belong to the model (its chat template, its tokenizer) and not to the server. The module defines the
+four kinds of support for a part of a request, and how a rule depends on the profile. `vendors.py` has the vendors.
 `translation/request/fields.py`, `translation/request/field_support.py` and `translation/item_kinds.py` have the rows of
 the support table.
 

@@ -1,8 +1,8 @@
 """Reads a create-response body into a `CreateResponse`, or raises an error that says what the client must change.
 
-Lives here: the code that checks the types and the combinations of fields, and the rule for a field that Antiphon cannot
-translate. Antiphon either ignores and lists such a field, or answers 400. The module also reads lists of items, which
-conversations and prompts use.
+This module checks the types and the combinations of fields. If Antiphon cannot translate a field, the response lists
+the field as ignored, or the request gets a 400. The module also reads lists of items, which conversations and prompts
+use.
 
 `fields.py` reads plain fields and checks their limits, with one row for each field. `tools.py` reads tools.
 `translation/events/response_draft.py` makes the response object, and `translation/chat/body.py` the chat request.

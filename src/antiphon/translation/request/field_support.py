@@ -3,7 +3,7 @@ given profile.
 
 The docs page `docs/reference/compatibility.md` and the endpoint `GET /v1/antiphon/capabilities` show this table.
 
-Lives here: the treatment of every `include` value, tool, form of `tool_choice` and content part. `fields.py` has the
+This module has the rows of every `include` value, tool, form of `tool_choice` and content part. `fields.py` has the
 rows of the fields, and `translation/item_kinds.py` the rows of the items.
 
 Invariant: the table agrees with the code that handles the fields, tools and items.

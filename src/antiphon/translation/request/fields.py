@@ -9,8 +9,7 @@ repeats the field. The following code uses the rows:
 - the API's OpenAPI document;
 - the table of supported fields, with its page in the docs.
 
-Lives here: the values of `include`, the checks of limits, and the members of `text`, `reasoning` and
-`context_management`.
+This module also has the values of `include`, and checks limits.
 
 A field that goes to the chat server unchanged needs only a row in the table. A field that Antiphon acts on also has an
 attribute of `CreateResponse`, and code that reads that attribute.

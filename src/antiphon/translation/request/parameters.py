@@ -1,9 +1,9 @@
 """Reads the chat server parameters that the Responses API does not have: parameters for sampling, chat templates and
 guided decoding.
 
-Lives here: the names and types of the parameters, and the code that reads a client's `extra_body`. The module also
-merges the operator's parameters with the client's. The profiles (`profiles/`) list the parameters that each server
-accepts, and `fields.py` the fields of the Responses API.
+This module defines the names and types of the parameters, and reads a client's `extra_body`. The module also merges the
+operator's parameters with the client's. The profiles (`profiles/`) list the parameters that each server accepts, and
+`fields.py` the fields of the Responses API.
 
 Invariant: no parameter can set a value that Antiphon decides (`DECIDED_HERE`). Antiphon decides the model, the
 messages, the tools, the stream, storage and the length of the answer.

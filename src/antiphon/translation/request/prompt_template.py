@@ -1,7 +1,7 @@
 """Fills a prompt template: replaces its variables by the values in a request.
 
-Lives here: the code that replaces `{{name}}` in instructions and in the text of messages by texts, images and files.
-The template's other fields are fields of a create-response request, which `body.py` reads.
+This module replaces `{{name}}` in instructions and in the text of messages by texts, images and files. The template's
+other fields are fields of a create-response request, which `body.py` reads.
 
 A template's messages come first, like instructions. A template's messages are not part of the response's stored input
 or of later responses. A field of the request overrides the same field of the template.
