@@ -1,6 +1,6 @@
 """Serves the Conversations API: clients create, read, change and delete conversations and their items.
 
-The API has OpenAI's eight operations, and a list of conversations, which OpenAI does not have. The exchange adds a
+This module has OpenAI's eight operations, and a list of conversations, which OpenAI does not have. The exchange adds a
 response's items to a conversation. The store locks a conversation while a response runs.
 
 The API gives the same 404 error for a missing conversation or item and for a conversation or item of another owner.

@@ -1,7 +1,7 @@
 """Serves the Prompts API, which stores versioned prompt templates. OpenAI's API can use prompts, but cannot create
 them.
 
-Clients create, list, get, change and delete prompts, list versions, and choose the default version.
+This module lets clients create, list, get, change and delete prompts, list versions, and choose the default version.
 `translation/request/prompt_template.py` fills in a template, and the exchange handles the field `prompt` of a request.
 
 The API gives the same 404 error for a missing prompt or version and for a prompt of another owner.

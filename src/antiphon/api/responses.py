@@ -1,10 +1,10 @@
 """Serves stored responses in the Responses API: get, list, delete, list input items. Clients can also cancel background
 responses, and resume their streams.
 
-If Antiphon has not stored a response, the module forwards the request to the native upstream. The exchange creates a
-response, and `engine/running/workers.py` runs background responses. Antiphon forwards such a request only if there is
-exactly one native upstream and a single owner. With several owners, Antiphon would not know to whom that upstream's
-responses belong.
+This module forwards the request to the native upstream if Antiphon has not stored the response. Antiphon forwards such
+a request only if there is exactly one native upstream and a single owner. With several owners, Antiphon would not know
+to whom that upstream's responses belong. The exchange creates responses, and `engine/running/workers.py` runs
+background responses.
 
 Invariants:
 - The API gives the same 404 error for a missing response and for a response of another owner. An id that Antiphon

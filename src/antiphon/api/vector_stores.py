@@ -1,7 +1,7 @@
 """Serves the Vector Stores API: clients create, read, change, delete and search vector stores.
 
-The API has OpenAI's operations on vector stores. `POST /v1/search` searches several vector stores, which OpenAI's API
-cannot do. `vector_files.py` serves the files in a vector store, and the `Searcher` runs the search.
+This module has OpenAI's operations on vector stores. `POST /v1/search` searches several vector stores, which OpenAI's
+API cannot do. `vector_files.py` serves the files in a vector store, and the `Searcher` runs the search.
 
 The API gives the same 404 error for a missing vector store and for a vector store of another owner. All paths also
 exist as `/v1/vector-stores…`.

@@ -1,7 +1,7 @@
 """Helps the pages that list one owner's objects. An operator chooses the owner, and the module splits a long list into
 pages.
 
-The module also raises the errors for a missing owner and for disabled parts of the API. The views (`views/`) read the
+This module also raises the errors for a missing owner and for disabled parts of the API. The views (`views/`) read the
 lists.
 
 Invariant: each page of a list shows how many entries the whole list has.

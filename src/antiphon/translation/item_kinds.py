@@ -1,6 +1,6 @@
 """Lists every item type that Antiphon knows, and how Antiphon treats items of each type.
 
-The module also leaves out items of other types, and lists the unknown members of known items. `chat/messages.py`
+This module also leaves out items of other types, and lists the unknown members of known items. `chat/messages.py`
 converts items into messages.
 
 Invariant: every item that `only_known` returns has a type that `chat/messages.py` knows, or no type. An item without a

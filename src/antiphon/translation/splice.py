@@ -1,7 +1,7 @@
 """Turns a run of similar chunks into events: cuts out each text and splices it into an event.
 
-A run is a series of chunks that differ only in their text. This module has Python code for runs, and chooses between
-this code and its C version (`_splice.c`). The C version exists only if `scripts/lib/build_splice.py` compiled it.
+This module has the Python code, and chooses between this code and its C version (`_splice.c`). A run is a series of
+chunks that differ only in their text. The C version exists only if `scripts/lib/build_splice.py` compiled it.
 `translation/answer/alike.py` finds the common pattern of the chunks. `translation/events/encode.py` defines the form of
 an event, and `translation/events/response_draft.py` collects the text.
 

@@ -1,7 +1,7 @@
 """Shows which share of the input tokens came from the upstreams' prompt caches, by model and by owner.
 
-To find the likely reason of a cache miss, this module compares a request with the request that it continues. The
-comparison covers the prompts, the upstreams, and the pause between the two requests.
+This module also finds the likely reason of a cache miss: it compares a request with the earlier request that it
+continues. The comparison covers the prompts, the upstreams, and the pause between the two requests.
 `engine/exchange/prompt_comparison.py` compares prompts, and `stores/journal.py` computes the sums.
 """
 

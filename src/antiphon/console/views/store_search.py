@@ -1,9 +1,9 @@
 """Shows test searches in one vector store. The page shows three rankings side by side: by words, by meaning, and by
 words and meaning together.
 
-For a file that the filter leaves out, this module finds the first condition that the file's attributes do not meet.
-`search/searcher.py` runs a search, and `stores/vector_sql.py` applies the filter of a real search. `vector_stores.py`
-shows vector stores.
+This module also explains why a filter leaves out a file: it finds the first condition that the file's attributes do not
+meet. `search/searcher.py` runs a search, and `stores/vector_sql.py` applies the filter of a real search.
+`vector_stores.py` shows vector stores.
 
 The tester runs the API's own search three times, each time with other weights for words and meaning. With a filter, a
 fourth search without the filter finds the files that the filter leaves out.

@@ -1,10 +1,10 @@
 """Measures how much of a model's context a request takes, and drops the oldest parts of a conversation that is too
 long.
 
-Some servers have an API that counts the tokens of a request. This module describes these APIs, and makes the object
-that the client gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). The profiles
-(`profiles/`) list the servers with a counting API. The setting `context_tokens` is the size of a model's context.
-Without that setting Antiphon drops nothing, and lists the field `truncation` as ignored.
+This module describes the APIs by which some servers count the tokens of a request, and makes the object that the client
+gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). The profiles (`profiles/`)
+list the servers with a counting API. The setting `context_tokens` is the size of a model's context. Without that
+setting Antiphon drops nothing, and lists the field `truncation` as ignored.
 
 In this module, a turn is a user message with all items up to the next user message. If a call and its output are in
 different turns, Antiphon drops either both turns or no turn. Instructions, system messages, developer messages,

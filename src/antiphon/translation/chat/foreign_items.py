@@ -1,8 +1,8 @@
 """Converts items that other agents and servers made into messages that any model can read.
 
-Such items are messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`). The
-module also replaces content that another server encrypted by a note for the model. `messages.py` decides the order of
-the messages, and `call_items.py` converts items of hosted tools.
+This module converts messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`).
+The module also replaces content that another server encrypted by a note for the model. `messages.py` decides the order
+of the messages, and `call_items.py` converts items of hosted tools.
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's session files (rollouts) of July 2026 (`agent_reasoning`); Codex
 since 0.138. Since version 0.138, Codex puts a message between agents into an `encrypted_content` part, because OpenAI's

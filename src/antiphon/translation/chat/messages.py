@@ -1,6 +1,6 @@
 """Converts items into chat messages, and decides the order and grouping of the messages.
 
-The messages follow three rules.
+This module follows three rules:
 - The reasoning, text and calls of one answer of the model (a turn) become one assistant message.
 - The output of a call directly follows the call, even if the client sent it later.
 - System and developer messages become one system message at the beginning, unless the profile allows several.

@@ -1,6 +1,6 @@
 """Encodes events as server-sent events, in bytes.
 
-The module has pre-rendered templates for the frequent delta events. `builder.py` chooses the events and their order.
+This module has pre-rendered templates for the frequent delta events. `builder.py` chooses the events and their order.
 
 Invariant: one framed event, with its blank line, is one bytes object, so that no write can end inside an event. A delta
 rendered from its template equals the event encoded by its class, byte for byte.
