@@ -198,7 +198,7 @@ async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
         ({"owner": "anna", "tools": ["x"] * 101}, "tools", "at most 100 globs"),
         ({"owner": "anna", "expires_in": 0}, "expires_in", ">= 1"),
         ({"owner": "anna", "expires_in": "90d"}, "expires_in", "expected an integer"),
-        ({"owner": "anna", "model": ["qwen*"]}, "model", "The fields are owner, name"),
+        ({"owner": "anna", "model": ["qwen*"]}, "model", "The allowed fields are owner, name"),
     ],
 )
 async def test_a_wrong_field_is_named(tmp_path: Path, body: Any, param: str, message: str) -> None:

@@ -1,11 +1,11 @@
 """The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit log.
 
-Lives here: the forms of the JSON objects, and the code that reads fields and query parameters. Not here: the checks of
-a change (`engine/running/client_keys.py`), the check of the admin token (`credential_checks.py`), and the command line
-(`commands/admin/`).
+This module defines the JSON objects, and reads fields and query parameters. `engine/running/client_keys.py` checks a
+change, `credential_checks.py` checks the admin token, and `commands/admin/` has the command line.
 
 Invariants: every endpoint has the guard, which checks the admin token. An answer contains a key's token only if it
-reports the creation of that key. Every list has a maximum length. Each read leaves an audit row before its answer.
+reports the creation of that key. Every list has a maximum length. Antiphon stores an audit row of each read before it
+answers the read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from antiphon.stores.quotas import QuotaStore
 from antiphon.types.json import encode
 
 ACTOR: Final = "admin-api"
-"""The actor in the audit rows of the admin API."""
+"""The name of the actor in the audit rows of requests to the admin API."""
 _KEYS = "/v1/antiphon/admin/keys"
 _NO_STORE = (("cache-control", "no-store"),)
 _LONGEST_LIST, _USUAL_LIST = 10_000, 1_000
@@ -60,8 +60,9 @@ _Seconds = Annotated[int, Meta(ge=1, le=_MOST_SECONDS)]
 
 class CreateClientKey(Struct):
     """A new client key. `owner` is the name of the owner to whom the key's data belongs, such as `anna`. `models` and
-    `tools` are globs that limit the key. Without these globs, the key may use all models and tools. The key expires
-    after `expires_in` seconds. Without `expires_in`, the key never expires."""
+    `tools` are glob patterns for the names of the models and tools that the key may use. Without these patterns, the
+    key may use all models and tools. The key expires after `expires_in` seconds. Without `expires_in`, the key never
+    expires."""
 
     owner: Annotated[str, Meta(extra_json_schema={"maxLength": 64})]
     name: Annotated[str, Meta(extra_json_schema={"maxLength": 100})] | None = None
@@ -72,16 +73,17 @@ class CreateClientKey(Struct):
 
 
 class RotateClientKey(Struct):
-    """The lifetimes of the old key and of its successor. The successor expires after `expires_in` seconds, or never
-    without `expires_in`. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
+    """How long a client key and its successor stay valid. The successor expires after `expires_in` seconds, or never if
+    the field is missing. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
 
     expires_in: _Seconds | None = None
     overlap: Annotated[int, Meta(ge=0, le=_MOST_SECONDS)] | None = None
 
 
 class ClientKeyObject(Struct, kw_only=True):
-    """A client key (`key_…`). `prefix` is the first characters of the token. Antiphon returns `token` only once, when
-    it creates the key. Times are seconds since the epoch. A key whose `expires_at` is null never expires."""
+    """A client key (`key_…`). `prefix` is the first characters of its token. `token` is present only in the answer to
+    the request that created the key. Times are seconds since the epoch. A key whose `expires_at` is null never
+    expires."""
 
     id: str
     object: Literal["client_key"] = "client_key"
@@ -98,10 +100,10 @@ class ClientKeyObject(Struct, kw_only=True):
 
 
 class QuotaUseObject(Struct, kw_only=True):
-    """The use of one limit in its current period. An example of `subject` is `owner:n:anna`, and an example of `limit`
-    is `tokens_per_month`. `period` is the start of the period in UTC (`2026-01-31T09:30Z`). `held` is the amount that
-    processes have reserved for running requests. `maximum` is null if the settings have no such limit. Costs are in the
-    currency of the setting `prices`."""
+    """How much of a quota one subject has used in the current period. An example of `subject` is `owner:n:anna`, and an
+    example of `limit` is `tokens_per_month`. `period` is the start of the period in UTC (`2026-01-31T09:30Z`). `held`
+    is the amount that processes have reserved for running requests. `maximum` is null if the settings have no such
+    limit. Costs are in the currency of the setting `prices`."""
 
     object: Literal["quota_use"] = "quota_use"
     subject: str
@@ -113,9 +115,9 @@ class QuotaUseObject(Struct, kw_only=True):
 
 
 class UsageSumObject(Struct, kw_only=True):
-    """The usage of model calls. The parameter `by` selects which of the members `day`, `owner`, `model` and `upstream`
-    the object has. `cost` is in the currency of the setting `prices`. An object with `owner` also has the owner's
-    readable name and team, if Antiphon knows them."""
+    """The usage of model calls. The object has a member `day`, `owner`, `model` or `upstream` only if the query
+    parameter `by` names that member. `cost` is in the currency of the setting `prices`. An object with `owner` also has
+    the owner's readable name and team, if Antiphon knows them."""
 
     object: Literal["usage_sum"] = "usage_sum"
     day: str | UnsetType = UNSET
@@ -149,7 +151,7 @@ class AuditEntryObject(Struct, kw_only=True):
 
 
 class AdminList(Struct, kw_only=True):
-    """A list without cursors. `has_more` is true if the limit has cut the list."""
+    """A list that has no cursors. `has_more` is true if there are more objects than the parameter `limit` allows."""
 
     object: Literal["list"] = "list"
     data: list[Any]
@@ -157,7 +159,7 @@ class AdminList(Struct, kw_only=True):
 
 
 class QuotaUseList(AdminList):
-    """The use of each limit in `quotas`, sorted by `subject`."""
+    """How much of each quota is used, sorted by `subject`."""
 
     data: list[QuotaUseObject]
 
@@ -184,8 +186,8 @@ _UNTIL = Parameter("until", str, "The last day (UTC), as `YYYY-MM-DD`.")
 class Administration(Area):
     """Serves `/v1/antiphon/admin`. `guard` checks the admin token of each request.
 
-    `accepts_keys`: whether the process accepts client keys that operators create at run time. `names` finds the names
-    of owners.
+    `accepts_keys`: whether the process accepts client keys that operators create at run time. `names` looks up the
+    readable names of owners.
     """
 
     guard: Guard
@@ -212,9 +214,9 @@ class Administration(Area):
 
     @Route("POST", _KEYS, "Create a client key", ClientKeyObject, body=CreateClientKey, body_needed=True)
     async def create_key(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys`: create a client key for a named owner. Only this answer ever has the token.
-        Raises `InvalidRequest` with one of the codes `invalid_value`, `unknown_parameter`, `too_many_keys` or
-        `managed_keys_off`.
+        """`POST /v1/antiphon/admin/keys`: create a client key for a named owner. Only the answer to this request
+        contains the key's token. Raises `InvalidRequest` with one of the codes `invalid_value`, `unknown_parameter`,
+        `too_many_keys` or `managed_keys_off`.
         """
         body = _read(request, CreateClientKey)
         self._check_accepted()
@@ -226,8 +228,8 @@ class Administration(Area):
 
     @Route("POST", f"{_KEYS}/{{}}/rotate", "Rotate a client key", ClientKeyObject, body=RotateClientKey)
     async def rotate_key(self, request: ApiRequest, key_id: str) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a client key. Only this answer ever has
-        the successor's token.
+        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a client key. Only the answer to this
+        request contains the successor's token.
 
         Raises `NotFound`, and `InvalidRequest` (`key_not_valid`) for an expired or revoked key.
         """
@@ -239,7 +241,7 @@ class Administration(Area):
 
     @Route("DELETE", f"{_KEYS}/{{}}", "Revoke a client key", Deleted[Literal["client_key.deleted"]], errors=(400,))
     async def revoke_key(self, _request: ApiRequest, key_id: str) -> ApiResponse:
-        """`DELETE /v1/antiphon/admin/keys/{id}`: revoke a key. Lists of keys with the parameter `all` still contain the
+        """`DELETE /v1/antiphon/admin/keys/{id}`: revoke a key. `GET /v1/antiphon/admin/keys?all=true` still lists the
         revoked key.
 
         Raises `NotFound`, and `InvalidRequest` (`key_not_valid`) for a key that is expired or already revoked.
@@ -253,13 +255,13 @@ class Administration(Area):
         "List the use of quotas",
         QuotaUseList,
         parameters=(
-            Parameter("subject", str, "List only the counters of this subject, such as `owner:n:anna`."),
+            Parameter("subject", str, "List only the quotas of this subject, such as `owner:n:anna`."),
             limit_parameter(_LONGEST_LIST, _USUAL_LIST),
         ),
         errors=(400,),
     )
     async def list_quotas(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/antiphon/admin/quotas`: list the counters of quotas by subject."""
+        """`GET /v1/antiphon/admin/quotas`: list how much of each quota is used, sorted by subject."""
         limit = query_number(request, "limit", least=1, limit=_LONGEST_LIST, default=_USUAL_LIST)
         subject = _text(request, "subject")
         kind, _, name = subject.partition(":")
@@ -292,7 +294,7 @@ class Administration(Area):
         try:
             by = read_by(_text(request, "by") or "model")
         except ValueError:
-            raise invalid_value("by", f"use {', '.join(KEY)}, or several of them with commas") from None
+            raise invalid_value("by", f"use one or more of {', '.join(KEY)}, separated by commas") from None
         days = {name: _day(request, name) for name in ("since", "until")}
         owner = _text(request, "owner")
         await self._note("read usage", owner=owner)
@@ -307,7 +309,7 @@ class Administration(Area):
         AuditList,
         parameters=(
             _SINCE,
-            Parameter("owner", str, "List only rows that concern the owner with this id or name."),
+            Parameter("owner", str, "List only the audit rows about the owner with this id or name."),
             Parameter("changes", bool, "Whether to list only changes, without reads."),
             limit_parameter(_MOST_AUDIT, _USUAL_AUDIT),
         ),
@@ -334,7 +336,8 @@ class Administration(Area):
         return _listed(entries, limit)
 
     async def _note(self, action: ReadAction, object: str = "", *, owner: str) -> None:
-        """Store the audit row of a read. `owner`: the owner that the request selects, or empty."""
+        """Store the audit row of an operator's read. `owner` is the owner in the request's query parameters, or
+        empty."""
         await note_operator_read(self.audit, AuditEntry(ACTOR, action, object, owner), LIST_SECONDS)
 
     def _check_accepted(self) -> None:
@@ -346,10 +349,11 @@ class Administration(Area):
 
 
 def _read(request: ApiRequest, kind: type[_Body]) -> _Body:
-    """Decode the body. An unknown field is an error, because a misspelt limit would give the key more access."""
+    """Decode the body. An unknown field is an error. Otherwise a misspelt limit would have no effect, and the key would
+    have more access than intended."""
     body, unknown = read_known(request, kind)
     if unknown:
-        raise unknown_parameter(unknown[0][:64], f"The fields are {', '.join(kind.__struct_fields__)}.")
+        raise unknown_parameter(unknown[0][:64], f"The allowed fields are {', '.join(kind.__struct_fields__)}.")
     return body
 
 
@@ -373,13 +377,13 @@ def _shown(key: ClientKey, token: str | UnsetType = UNSET) -> ClientKeyObject:
 
 
 def _listed(found: Sequence[Struct], limit: int) -> ApiResponse:
-    """The answer with the first `limit` objects. `found` has one more object if the list is longer."""
+    """Return an answer with the first `limit` objects. `has_more` is true if `found` has more than `limit` objects."""
     return json_response(AdminList(data=list(found[:limit]), has_more=len(found) > limit), headers=_NO_STORE)
 
 
 def _text(request: ApiRequest, name: str) -> str:
-    """The text of a query parameter, in a form that a database can compare. The text is empty if the request lacks the
-    parameter."""
+    """Return the text of a query parameter, or an empty text if the request lacks the parameter. A text with a control
+    character is an error."""
     text = query_value(request, name) or ""
     if len(text) > _LONGEST_TEXT or not text.isprintable():
         raise invalid_value(name, f"use at most {_LONGEST_TEXT} printable characters")

@@ -1,19 +1,19 @@
 """Passes Chat Completions, embeddings and the operator's additional paths through to the model's upstream unchanged.
 
-Lives here: the choice of the upstream and of the forwarded headers, and the code that streams the answer. The module
-also writes the journal's entry of a forwarded request. From a body, the module reads only values that decide the
-upstream, the permission and the quotas. From a successful answer, the module reads only the token usage.
+This module chooses the upstream and the forwarded headers, and streams the answer. The module also writes an entry for
+each forwarded request to the journal, the list of requests that the console shows. From a body, the module reads only
+values that decide the upstream, the permission and the quotas. From a successful answer, the module reads only the
+token usage.
 
 Behind Envoy, these requests reach this module only if Envoy cannot route them itself. Envoy cannot route a request if
-the model's name decides the upstream or the permission. Envoy also cannot check clients' keys, so with client keys
-every such request comes here.
+the upstream or the client's permission depends on the model's name. Envoy also cannot check clients' keys, so with
+client keys every such request comes here.
 
 Invariants:
 - Bodies pass byte for byte, except that a configured upstream name (`models[].model`) replaces the model's name.
-- A request goes only to the upstream that serves its model. If there is none, the client gets an error.
+- A request goes only to the upstream that serves its model. If no upstream serves the model, the client gets an error.
 - If the client disconnects before the end of an answer, Antiphon cancels the model call.
-- Each forwarded request gets exactly one entry in the journal, however the request ends. Without a journal there is no
-  entry.
+- Each forwarded request gets exactly one entry in the journal, however the request ends.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ MODEL_PATHS = ("/chat/completions", "/embeddings")
 """The forwarded paths that every upstream has. The request body names the model."""
 
 PASSED = "pass_through"
-"""The value of `door` in the journal entries of forwarded requests."""
+"""The value of the field `door` in the journal's entries for forwarded requests."""
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-"""A usage with counts. Some servers send `"usage": null` in all chunks but the last."""
+"""Matches a `usage` that is an object. Some servers send `"usage": null` in all chunks but the last."""
 _MODEL_LENGTH = 128
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
@@ -69,10 +69,10 @@ _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-pro
 class PassedOn:
     """Serves `/v1/chat/completions`, `/v1/embeddings` and the operator's paths: forwards each request to an upstream.
 
-    `extra` has further paths of the default upstream, without `/v1`. A request to one of the paths in `extra` need not
-    name a model in its body. `embeddings` is the embedding model and the client for the embeddings server. If the
-    setting `models` has an entry with exactly this model's name, that entry's upstream serves the embeddings. `reserve`
-    returns an object that reserves a request's tokens in the quotas. No error contains one of the `secrets`. With
+    `extra` lists the operator's paths, without `/v1`. The default upstream serves them. Their requests need no model
+    name. `embeddings` is the embedding model's name, and the client for the server of this model. If the setting
+    `models` has an entry with exactly this model's name, that entry's upstream serves the embeddings. `reserve` returns
+    an object that reserves a request's tokens in the quotas. The handlers remove `secrets` from error texts. With
     `several_owners`, answers leave out headers about the upstream account that the owners share.
     """
 
@@ -112,7 +112,7 @@ class PassedOn:
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
                 return await self._pass(request, own, path, request.body, note, self._embeddings[1])
             route = self._routes.serving(
-                model, "The body names no model, by which its upstream is chosen.", request.access
+                model, "The body names no model, so Antiphon cannot choose the upstream. Add 'model'.", request.access
             )
             body = request.body if route.model is None else _renamed(request.body, route.model)
             return await self._pass(request, route, path, body, note)
@@ -127,7 +127,7 @@ class PassedOn:
         return self._noted(post)
 
     def _noted(self, post: Callable[[ApiRequest, PassedEntry], Awaitable[ApiResponse]]) -> Handler:
-        """The handler, which also writes an entry in the journal for each request."""
+        """Return a handler that calls `post`, and writes a journal entry for each request."""
 
         async def noted(request: ApiRequest) -> ApiResponse:
             note = PassedEntry(self._journal, request)
@@ -140,7 +140,7 @@ class PassedOn:
         return noted
 
     def _is_own(self, model: str | None) -> bool:
-        """Whether the embeddings server serves this model: no entry of `models` has exactly this name."""
+        """Whether the embeddings server serves this model. An exact entry of the setting `models` takes precedence."""
         named = any(rule.exact and rule.pattern == model for rule in self._routes.rules)
         return self._embeddings is not None and model == self._embeddings[0] and not named
 
@@ -278,7 +278,7 @@ _LONGEST_LINE = 1024 * 1024
 
 
 class _StreamUsage:
-    """Finds the last usage in a stream, however the upstream splits the stream."""
+    """Finds the last `usage` object in a stream, even if a chunk ends in the middle of an event."""
 
     def __init__(self) -> None:
         self._found: PassedUsage | None = None
@@ -305,8 +305,8 @@ class _StreamUsage:
 
 
 class _Stream:
-    """Yields the chunks of an upstream's answer as they arrive. `aclose` ends the upstream call, even before the first
-    chunk."""
+    """Yields each chunk of an upstream's answer as soon as it arrives. `aclose` ends the upstream call, even before the
+    first chunk."""
 
     def __init__(
         self,
@@ -371,7 +371,7 @@ def _unanswered(error: UpstreamError, upstream: str) -> ApiError:
 
 
 def _renamed(body: bytes, model: str) -> bytes:
-    """The body with the upstream's name of the model. All other values keep their bytes."""
+    """Replace the model's name in the body by `model`. All other values keep their bytes."""
     try:
         return encode(_FIELDS.decode(body) | {"model": raw(model)})
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -413,7 +413,7 @@ def _usage_in_lines(lines: bytes) -> PassedUsage | None:
 
 
 class PassedEntry:
-    """Writes the journal's entry of one forwarded request. Without a journal, no method has an effect."""
+    """Writes one forwarded request's entry to the request journal. Without a journal, no method has an effect."""
 
     def __init__(self, journal: Journal | None, request: ApiRequest) -> None:
         self._journal = journal

@@ -1,10 +1,10 @@
 """Serves the Containers API: clients create, list and delete containers for code, and manage the files in them.
 
-Lives here: the operations of OpenAI's API, and the checks of request bodies. Not here: running code, which this API
-cannot do (`tools/code_interpreter/`), and parsing a form (`multipart.py`).
+This API cannot run code: only `tools/code_interpreter/` runs code. `multipart.py` parses a form.
 
-The API gives the same answer for a container that does not exist, has expired or belongs to another owner. A request
-with `skills` gets a 400, because Antiphon cannot store them. The header `antiphon-ignored` names unknown fields.
+The API gives the same 404 error for a container that does not exist, has expired or belongs to another owner. A request
+with `skills` gets a 400, because Antiphon cannot store skills. The header `antiphon-ignored` names the unknown fields
+of a request.
 
 Invariant: an upload that fails before its end leaves no file.
 """
@@ -131,8 +131,8 @@ class NoNetwork(Struct):
 
 
 class ContainerObject(Struct, kw_only=True):
-    """A container (`cntr_…`) for code. Times are seconds since the epoch. The container expires after
-    `expires_after.minutes` minutes without use."""
+    """A container (`cntr_…`), in which the tool `code_interpreter` runs code. Times are seconds since the epoch. The
+    container expires when it is not used for the minutes in `expires_after`."""
 
     id: str
     object: Literal["container"] = "container"
@@ -184,7 +184,7 @@ class ContainerApi(Area):
         if not body.name:
             raise missing_parameter("name")
         if len(body.name) > _MAX_NAME:
-            raise invalid_parameter("name", f"at most {_MAX_NAME} characters")
+            raise invalid_parameter("name", f"the value must have at most {_MAX_NAME} characters")
         if body.skills:
             raise unsupported_parameter("This server supports no skills. Leave 'skills' out.", "skills")
         if body.network_policy is not None and body.network_policy.type != "disabled":
@@ -193,7 +193,7 @@ class ContainerApi(Area):
             )
         file_ids = tuple(dict.fromkeys(body.file_ids or ()))
         if len(file_ids) > _MAX_FILES:
-            raise invalid_parameter("file_ids", f"at most {_MAX_FILES} files")
+            raise invalid_parameter("file_ids", f"the list must have at most {_MAX_FILES} files")
         asked = ContainerRequest(
             body.name,
             read_memory("memory_limit", body.memory_limit, self._settings.memory),
@@ -274,7 +274,8 @@ class ContainerApi(Area):
         Deleted[Literal["container.file.deleted"]],
     )
     async def delete_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
-        """`DELETE /v1/containers/{id}/files/{id}`: delete a file from the container. An uploaded original stays."""
+        """`DELETE /v1/containers/{id}/files/{id}`: delete a file from the container. If the file is a copy of an
+        uploaded file, the uploaded file stays."""
         await self._file(request.owner, container_id, file_id)
         if not await self._rooms.remove(request.owner, container_id, file_id):
             raise _no_file(file_id)
@@ -313,7 +314,7 @@ class ContainerApi(Area):
             return await self._rooms.put_uploaded(request.owner, container_id, file_id)
         name = plain_name(part.filename or "")
         if not name:
-            raise invalid_parameter("file", "it must be an uploaded file with a file name")
+            raise invalid_parameter("file", "the field must be an uploaded file with a file name")
         return await self._rooms.put(request.owner, container_id, name, content)
 
 
@@ -367,10 +368,10 @@ def _idle(expiry: ContainerExpiry | None, usual: float) -> float:
     if expiry is None:
         return usual
     if expiry.anchor != "last_active_at":
-        raise invalid_parameter("expires_after.anchor", "it must be 'last_active_at'")
+        raise invalid_parameter("expires_after.anchor", "the value must be 'last_active_at'")
     limit = max(_MAX_MINUTES, int(usual // 60))
     if expiry.minutes is None or not 1 <= expiry.minutes <= limit:
-        raise invalid_parameter("expires_after.minutes", f"it must be a whole number from 1 to {limit}")
+        raise invalid_parameter("expires_after.minutes", f"the value must be a whole number from 1 to {limit}")
     return expiry.minutes * 60.0
 
 

@@ -1,10 +1,10 @@
 """Serves the Conversations API: clients create, read, change and delete conversations and their items.
 
-Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. Not here:
-the items that a response adds to a conversation (the exchange), and the lock that a running response holds (the store).
+This module has OpenAI's eight operations, and a list of conversations, which OpenAI does not have. The exchange adds a
+response's items to a conversation. The store locks a conversation while a response runs.
 
-The API gives the same answer for a conversation or item that does not exist and for one of another owner. The two
-answers differ only in the id. Deleting a conversation deletes its items. The responses of the conversation stay.
+The API gives the same 404 error for a missing conversation or item and for a conversation or item of another owner.
+Deleting a conversation deletes its items. Antiphon keeps the responses of the conversation.
 
 Invariant: Antiphon gives every item a new id, even if the client sent one.
 """
@@ -101,10 +101,10 @@ class Conversation(Struct, kw_only=True):
 INCLUDE = Parameter(
     "include",
     list[str],
-    "Antiphon only checks the values of this parameter. The answer does not depend on them, because stored items "
-    "are always complete.",
+    "Antiphon only checks the values of this parameter. The answer does not depend on these values, because stored "
+    "items are always complete.",
 )
-"""The query parameter `include` of the operations on items."""
+"""The query parameter `include` of requests for a conversation's items."""
 
 
 _CONVERSATIONS = ObjectKind("Conversation", is_name, "conversation.deleted")
@@ -112,7 +112,8 @@ _ITEMS = ObjectKind("Item", is_name)
 
 
 class Conversations(Area):
-    """Serves `/v1/conversations`. `responses` is the store that finds items which a client references by id."""
+    """Serves `/v1/conversations`. `responses` is the store in which the API looks up an item that a client references
+    by its id."""
 
     def __init__(
         self,
@@ -123,7 +124,8 @@ class Conversations(Area):
         owner_room: StorageQuota | None = None,
         strict: bool = False,
     ) -> None:
-        """With `strict`, the API refuses items and parts of unknown types. Otherwise it leaves them out."""
+        """With `strict`, the API refuses items and content parts of unknown types. Without `strict`, the API leaves
+        such items and parts out."""
         self._owner_room = owner_room
         self._strict = strict
         self._store = conversations
@@ -203,8 +205,7 @@ class Conversations(Area):
         errors=(409,),
     )
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`POST /v1/conversations/{id}/items`: append up to 20 items. If one item is wrong, the API adds none of
-        them."""
+        """`POST /v1/conversations/{id}/items`: append up to 20 items. If one item is wrong, the API adds no item."""
         tolerance = self._read_include(request)
         check_body(request.access, request.body)
         given_items = read_body(request, AddItems).items
@@ -242,8 +243,8 @@ class Conversations(Area):
         return await _CONVERSATIONS.find(conversation_id, lambda: self._store.get(request.owner, conversation_id))
 
     async def _read_items(self, request: ApiRequest, value: Raw, tolerance: Tolerance) -> tuple[StoredItem, ...]:
-        """Parse the items into their stored form. Each item gets an id, and the referenced item replaces a
-        reference."""
+        """Parse the items into their stored form, and give each item an id. If an item only references a stored item,
+        the stored item replaces it."""
         if self._owner_room is not None:
             await self._owner_room.check(request.owner, request.caller)
         sent = read_items("items", value, MAX_ITEMS)

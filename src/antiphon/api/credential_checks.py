@@ -1,14 +1,14 @@
 """Checks the admin token of requests to the admin API, and limits the failed attempts to present a token.
 
-Lives here: the answer to a wrong admin token, its log line, and the error 429 after too many attempts. Not here: the
-comparison of tokens (`engine/ports/callers.py`), the list of checked paths (`api/admin.py`), the source of the token
-(`app/keys.py`), and the console's sign-in (`console/sessions.py`).
+This module answers a wrong admin token and logs the attempt. After too many attempts, the answer is a 429.
+`engine/ports/callers.py` compares tokens, and `app/keys.py` reads the admin token. `api/admin.py` lists the checked
+paths, and `console/sessions.py` signs users of the console in.
 
 `AttemptsByAddress` limits the failed sign-ins from each client address.
 
-Invariants: a missing token and every wrong token get the same answer. Within any period of `seconds`, at most `most`
-failed attempts get an error other than 429. A client that presents the admin token is never locked out. A process
-writes at most one log line a minute about failed attempts.
+Invariants: a missing token and every wrong token get the same answer. Within any `seconds` seconds, at most `most`
+failed attempts get a 401. Further failed attempts get a 429. A client that presents the admin token is never locked
+out. A process writes at most one log line a minute about failed attempts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 
 class FailedAttempts:
-    """Counts the failed attempts of the last `seconds`, and refuses further attempts after `most` of them.
+    """Counts the failed attempts of the last `seconds` seconds, and refuses further attempts after `most` of them.
 
     `clock` returns a monotonic time in seconds.
     """
@@ -51,7 +51,7 @@ class FailedAttempts:
         self._failed.append(self._clock())
 
     def check(self, message: str) -> None:
-        """Raise the error of `add` if `add` would refuse the next failed attempt."""
+        """Raise an `ApiError` (429, `too_many_attempts`) if there were too many failed attempts. Counts no attempt."""
         now = self._clock()
         while self._failed and now >= self._failed[0] + self._seconds:
             self._failed.popleft()
@@ -69,9 +69,9 @@ class FailedAttempts:
 class AttemptsByAddress:
     """Limits the attempts to sign in, for each address of a client and for all clients together.
 
-    After `most` failed attempts in `seconds`, an address is blocked, so that its client cannot guess a token quickly.
-    The limit for all clients lets valid tokens through, because otherwise one client could lock out all others. An
-    empty address has no separate limit. `addresses` is the maximum number of addresses in memory.
+    After `most` failed attempts in `seconds` seconds, an address is blocked, so that its client cannot guess a token
+    quickly. The limit for all clients together does not apply to a valid token. Otherwise one client could lock out all
+    others. An empty address has no separate limit. `addresses` is the maximum number of addresses in memory.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class AttemptsByAddress:
 
 
 def _network(address: str) -> str:
-    """The network that one client controls: the IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the network that one client controls: the IPv4 address, or the /64 network of an IPv6 address."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -124,7 +124,8 @@ def _network(address: str) -> str:
 class AdminGuard:
     """Checks the admin token of requests, for one process.
 
-    A failed request gets a 401, or a 429 if `attempts` allows no more failures. The guard always accepts a valid token.
+    A request without a valid token gets a 401, or a 429 if `attempts` allows no more failed attempts. The guard always
+    accepts a valid token.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class AdminGuard:
             )
         self._attempts.add("Too many requests without a valid admin token.")
         raise Unauthorized(
-            "The admin API needs the admin token. Send it as 'Authorization: Bearer ADMIN_TOKEN'.",
+            "The admin API needs the admin token. Send the token as 'Authorization: Bearer ADMIN_TOKEN'.",
             code="invalid_admin_token",
             headers=(("www-authenticate", "Bearer"),),
         )

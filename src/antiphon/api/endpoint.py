@@ -1,8 +1,8 @@
 """The route table: maps a method and a path to its handler, and describes the route for the OpenAPI document.
 
-Lives here: the decorator that marks a handler with its route, the table of endpoints, and the code that matches a path.
-The module also makes the OpenAPI document for given endpoints. Not here: the handlers, and the whole document, which
-`scripts/docs` writes to `openapi.json`.
+This module has the decorator that marks a handler with its route, builds the table of endpoints, and matches a path.
+The module also makes the OpenAPI document for given endpoints. Other modules have the handlers. `scripts/docs` writes
+the document of all endpoints to `openapi.json`.
 
 Invariants:
 - Every route has all data that the document needs.
@@ -43,7 +43,8 @@ _ARTICLES = frozenset({"a", "an", "the", "s"})
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The description of one method of a path. A route is also the decorator for the handler that serves it.
+    """Describes one HTTP method of one path. A `Route` object is also a decorator, which marks the handler of that
+    method and path.
 
     A handler is a coroutine method of an `Area`. Each `{}` of `pattern` becomes an argument after the request:
 
@@ -55,7 +56,7 @@ class Route:
       Most of these types are msgspec Structs.
     - `events` is the type of the events, if the client can request a stream.
     - `media` is the media type of an answer that is not JSON.
-    - `statuses` are further success statuses, whose answers have no JSON.
+    - `statuses` are further success statuses, whose answers have no JSON body.
     - `errors` are error statuses, in addition to the statuses that every route may return.
     - `unwell` is the type of a 503 body that is not an error object.
     - `open`, `streamed` and `keyed` have the meaning that `Endpoint` documents.
@@ -95,7 +96,7 @@ def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The handler of one method of a path, and its description."""
+    """The handler of one HTTP method of a path, with the handler's `Route`."""
 
     handler: Handler
     route: Route
@@ -106,7 +107,7 @@ class Operation:
 
 
 class Area:
-    """The base class of classes whose handlers serve one kind of object. Each handler has its `Route`."""
+    """Base class of a group of handlers that serve one kind of object. The decorator `Route` marks each handler."""
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Return the endpoints of this area, for the route table of the `Router`."""
@@ -161,7 +162,8 @@ class Endpoint:
     """Whether an `Idempotency-Key` has an effect: the operation creates its object only once per key, or forwards the
     key to the upstream."""
     guard: Guard | None = None
-    """The check of an operator's credentials. On this path, it replaces the check of a client's credentials."""
+    """A function that checks an operator's credentials. On this path, the router calls this function instead of
+    checking a client's credentials."""
 
     def match(self, path: str) -> tuple[str, ...] | None:
         """Return the decoded path variables, or None if the path does not match the pattern."""
@@ -186,10 +188,11 @@ class Endpoint:
 
 
 def document(endpoints: Iterable[Endpoint]) -> bytes:
-    """Return the OpenAPI document as JSON, reduced to these endpoints and to the exchange's paths.
+    """Return the OpenAPI document as JSON. The document describes only these endpoints, and the paths that the exchange
+    serves.
 
-    A path that the operator adds gets the description of `/v1/embeddings`, because the sidecar forwards both in the
-    same way.
+    A path that the operator adds gets the description of `/v1/embeddings`, because the sidecar forwards requests to
+    both paths in the same way.
     """
     whole = msgspec.json.decode((files("antiphon.api") / "openapi.json").read_bytes())
     described, schemas = whole["paths"], whole["components"]["schemas"]

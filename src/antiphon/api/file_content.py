@@ -1,13 +1,13 @@
 """Sends a file's content as an HTTP answer: headers, byte ranges, and the body in chunks.
 
-Lives here: the code that applies `Range` and the other rules of RFC 9110 to content that does not change. The module
-also sets the headers that keep a browser from running an uploaded file. Not here: finding the file and checking its
-owner (`files.py`).
+This module applies `Range` and the other rules of RFC 9110 to content that does not change. The module also sets the
+headers that keep a browser from running an uploaded file. `files.py` finds the file and checks its owner.
 
-The sidecar sends every file as an attachment, and the headers forbid the browser to guess its type. The sidecar keeps
-only a few harmless media types. Every other file (HTML, SVG, scripts, …) gets the type `application/octet-stream`.
+The sidecar sends every file as an attachment, and the headers forbid the browser to guess its type. Only a few harmless
+media types appear in the header `content-type`. Every other file (HTML, SVG, scripts, …) gets the type
+`application/octet-stream`.
 
-Invariant: an open file is closed exactly once, however the answer ends, even if the server reads no chunk of it.
+Invariant: an open file is closed exactly once, even if the answer is cut or the server reads no chunk.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def _is_known(request: ApiRequest, file: StoredFile) -> bool:
 
 
 def _span(request: ApiRequest, file: StoredFile) -> tuple[int, int] | None:
-    """The start and the exclusive end of the requested range. None if the client gets the whole file: without a range,
-    with several ranges, or with an invalid range."""
+    """Return the start and the exclusive end of the requested range. Returns None if the request has no range, several
+    ranges or an invalid range. The client then gets the whole file."""
     given = request.header("range")
     match = _RANGE.fullmatch(given.strip()) if given is not None else None
     if match is None or match[0].endswith("=-"):

@@ -1,12 +1,12 @@
 """Serves the Files API: clients upload, list, download and delete files.
 
-Lives here: the operations of OpenAI's API, and the checks of an upload form. Not here: parsing a form (`multipart.py`),
-the headers of a download (`file_content.py`), and storing contents (the `FileStore`).
+This module also checks an upload form. `multipart.py` parses the form, `file_content.py` sets the headers of a
+download, and the `FileStore` stores the contents.
 
 The sidecar writes an upload to the disk as it arrives. Fields may follow the file in the form. Therefore the sidecar
 checks the fields at the end of the form, and no client sees the file before that check.
 
-The API gives the same answer for a file that does not exist, has expired or belongs to another owner. The header
+The API gives the same 404 error for a file that does not exist, has expired or belongs to another owner. The header
 `antiphon-ignored` names fields that OpenAI's API does not have.
 
 Invariant: a refused upload leaves no file and no row in the store.
@@ -89,8 +89,8 @@ _PURPOSE = Parameter("purpose", str, "List only files with this purpose.")
 
 
 class UploadFile(Struct):
-    """A form with a file. The file expires `expires_after[seconds]` seconds after its upload. Without this field, the
-    file never expires."""
+    """A form that uploads a file. The file expires `expires_after[seconds]` seconds after its upload. Without this
+    field, the file never expires."""
 
     file: Bytes
     purpose: _Purpose
@@ -229,8 +229,9 @@ class Files(Area):
 
 
 def _said(fields: FileFields) -> tuple[bytes, ...]:
-    """The form fields that identify an upload for its `Idempotency-Key`, together with the file's content. The form's
-    bytes cannot identify the upload, because the form's boundary differs in each attempt."""
+    """Return the form fields that identify an upload. The fingerprint of an `Idempotency-Key` covers these fields and
+    the file's content. The form's bytes cannot identify the upload, because the form's boundary differs in each
+    attempt."""
     lasts = "" if fields.expires_at is None else f"{fields.expires_at - fields.created_at:.0f}"
     said = (fields.name, fields.purpose, fields.media_type, lasts)
     return tuple(each.encode(errors="surrogateescape") for each in said)
@@ -238,7 +239,8 @@ def _said(fields: FileFields) -> tuple[bytes, ...]:
 
 @dataclass(slots=True)
 class _Form:
-    """Consumes the events of a form. The file content goes to `upload`, and this object keeps the other fields."""
+    """Consumes the parse events of an upload form. The file content goes to `upload`, and this object keeps the other
+    fields."""
 
     upload: FileUpload
     limit: int
@@ -272,15 +274,17 @@ class _Form:
             raise invalid_parameter("purpose", f"{purpose[:64]!r} is not one of {known}")
         name = plain_name(self.file.filename or "")
         if not name:
-            raise invalid_parameter("file", "its file name is empty")
+            raise invalid_parameter("file", "the file name is empty")
         media_type = media_type_of(name, self.file.media_type)
         if purpose == "vision":
             found = image_type(self.start)
             if found is None:
-                raise invalid_parameter("file", "for the purpose 'vision' it must be a PNG, JPEG, GIF or WebP picture")
+                raise invalid_parameter(
+                    "file", "for the purpose 'vision' the file must be a PNG, JPEG, GIF or WebP picture"
+                )
             media_type = found
         if purpose in _LINES and not name.lower().endswith(".jsonl"):
-            raise invalid_parameter("file", f"for the purpose '{purpose}' its name must end in .jsonl")
+            raise invalid_parameter("file", f"for the purpose '{purpose}' the file name must end in .jsonl")
         return FileFields(file_id, name, purpose, media_type, at, self._expiry(at))
 
     def _expiry(self, at: float) -> float | None:
@@ -290,18 +294,18 @@ class _Form:
         if anchor is None or seconds is None:
             raise missing_parameter(_ANCHOR if anchor is None else _SECONDS)
         if anchor != "created_at":
-            raise invalid_parameter(_ANCHOR, "it must be 'created_at'")
+            raise invalid_parameter(_ANCHOR, "the value must be 'created_at'")
         number = int(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) <= 9 else -1
         if not _MIN_SECONDS <= number <= _MAX_SECONDS:
-            raise invalid_parameter(_SECONDS, f"it must be a whole number from {_MIN_SECONDS} to {_MAX_SECONDS}")
+            raise invalid_parameter(_SECONDS, f"the value must be a whole number from {_MIN_SECONDS} to {_MAX_SECONDS}")
         return at + number
 
     def _begin(self, part: FormPart) -> None:
         if part.name == "file":
             if part.filename is None:
-                raise invalid_parameter("file", "it must be an uploaded file with a file name")
+                raise invalid_parameter("file", "the field must be an uploaded file with a file name")
             if self.file is not None:
-                raise invalid_parameter("file", "there are several; upload one at a time")
+                raise invalid_parameter("file", "the form contains several files; upload one file at a time")
             self.file = part
         elif part.name in ("purpose", _ANCHOR, _SECONDS):
             if part.name in self.fields:
@@ -323,7 +327,7 @@ class _Form:
         elif self._size <= _MAX_FIELD:
             self._held += data
         elif self._now.name in ("purpose", _ANCHOR, _SECONDS):
-            raise invalid_parameter(self._now.name, "it is too long")
+            raise invalid_parameter(self._now.name, "the value is too long")
         return True
 
     async def _end(self) -> None:
@@ -358,7 +362,7 @@ def show_file(file: StoredFile) -> bytes:
 
 
 def no_such_file(file_id: str) -> NotFound:
-    """Return the 404 for a file id in a path that names no file."""
+    """Return the 404 for a path whose file id does not exist."""
     return NotFound(f"No such File object: {file_id[:_SHOWN_ID]}", param="id")
 
 

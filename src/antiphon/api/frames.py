@@ -1,8 +1,8 @@
 """Converts the WebSocket frames of `/v1/responses`: client frames into request bodies, and events into frames.
 
-Lives here: the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and the code that makes
-frames of events and errors. Not here: sockets, and the order of a connection's responses (`doors/http/websocket.py`).
-Not here either: the other fields of a request (the exchange).
+This module handles the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and makes frames
+of events and errors. `doors/http/websocket.py` handles the sockets, and the order of a connection's responses. The
+exchange handles all other fields of a request.
 
 Sources: the Open Responses specification of WebSockets defines one response at a time, the error envelope and the
 missing `[DONE]`. Recorded frames of Codex always have `stream: true`, and the first has `generate: false`. OpenAI
@@ -74,7 +74,7 @@ class ClientFrame:
 @dataclass(frozen=True, slots=True)
 class FrameReply:
     """The single frame that answers a client's frame. `left_out` is the type of the client's event if Antiphon does not
-    know it, else empty."""
+    know this type, or else empty."""
 
     frame: bytes
     left_out: str = ""
@@ -110,7 +110,7 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Fra
     lane = fields.pop("stream_id", None)
     if (name := _text(lane, "stream_id")) is not None and len(name) > _STREAM_ID_LENGTH:
         raise invalid_parameter(
-            "stream_id", f"it is longer than {_STREAM_ID_LENGTH} characters", "string_above_max_length"
+            "stream_id", f"the value is longer than {_STREAM_ID_LENGTH} characters", "string_above_max_length"
         )
     if _flag(fields.pop("background", None), "background", default=False):
         raise unsupported_parameter(
@@ -128,8 +128,8 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Fra
 
 
 def _not_steered(fields: dict[str, Raw]) -> bytes:
-    """OpenAI's event that returns the input of a `response.steer` which no response accepted. The client sends the
-    input again with its next request."""
+    """Return the event with which OpenAI sends back the input of a `response.steer` that no response accepted. The
+    client sends the input again with its next request."""
     given_back = {name: fields.get(name, NULL) for name in ("previous_response_id", "input")}
     error = {
         "type": "invalid_request_error",
@@ -142,7 +142,7 @@ def _not_steered(fields: dict[str, Raw]) -> bytes:
 
 
 def _not_injected(fields: dict[str, Raw]) -> bytes:
-    """OpenAI's answer to a `response.inject` for a response that has ended. The client then sends the input in a
+    """Return OpenAI's answer to a `response.inject` for a response that has ended. The client then sends the input in a
     request that continues that response.
 
     A connection handles the next frame only after the running response has ended, so a `response.inject` always comes
@@ -219,7 +219,8 @@ class EventFrames:
 
 
 class NativeFrames(EventFrames):
-    """Converts the event stream of a native upstream into frames. The stream may split its bytes anywhere.
+    """Converts the event stream of a native upstream into frames. A chunk of the stream may end in the middle of an
+    event.
 
     The class holds an `error` event back until the end of the stream. On a WebSocket, an error ends the response, but
     in an event stream a terminal event may still follow.
@@ -275,8 +276,8 @@ def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
     """Return the frame `{type: "error", status, error: {message, type, param, code}}` of the Open Responses
     specification, as JSON.
 
-    The frame and its `error` also have `headers` if the answer has headers about retries or rate limits. `tail` ends
-    the frame with its `stream_id`.
+    The frame and its `error` also have `headers` if the answer has headers about retries or rate limits. `tail` is the
+    end of the frame, which contains the `stream_id`.
     """
     told = {name: value for name, value in error.headers if name in _TOLD or name.startswith(_TOLD_PREFIX)}
     fields = error.fields(request_id)
@@ -289,7 +290,7 @@ def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
 
 
 def answered_error(status: int, headers: Headers, body: bytes) -> ApiError:
-    """Return the error for an HTTP answer of an upstream that should have been an event stream.
+    """Return the error for an upstream's HTTP answer that is not the expected event stream.
 
     The error repeats the status and the error object of the answer, if the answer has them.
     """

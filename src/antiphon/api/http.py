@@ -1,8 +1,8 @@
 """Defines the request and response types of the API's handlers, independent of any web server, and shared schemas.
 
-Lives here: the classes `ApiRequest` and `ApiResponse`, and the conversion of values, lists and errors to answers. The
-module also has the parameters and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a
-single endpoint, and `openapi.json`, which `scripts/docs` generates from the routes and these schemas.
+This module defines the classes `ApiRequest` and `ApiResponse`, and converts values, lists and errors to answers. The
+module also has the parameters and schemas that many routes share. The module depends on neither aiohttp nor Envoy.
+`scripts/docs` generates `openapi.json` from the routes and these schemas.
 
 Invariants: header names are in lower case. A JSON answer always has its exact `content-length`. An error answer always
 has OpenAI's error object. The schemas only describe requests and answers. The handlers check requests, and a test
@@ -42,7 +42,7 @@ JSON_TYPE = ("content-type", "application/json")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """The description of a query parameter, or of a header if `where` is `header`, for the OpenAPI document.
+    """Describes a query parameter for the OpenAPI document, or a header if `where` is `header`.
 
     `kind` is the type of the value, and `text` the description. For example, `Parameter("purpose", str, "List only
     files with this purpose.")`. A handler reads the value with `query_value` or another function of this module.
@@ -56,9 +56,8 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class StandsFor:
-    """A marker in `Annotated` with the type that the OpenAPI document shows: `Annotated[dict[str, Any], StandsFor(T)]`.
-
-    The code that reads a request parses a looser type than this, to give better error messages.
+    """A marker for type annotations. The OpenAPI document shows `Annotated[dict[str, Any], StandsFor(T)]` as the type
+    `T`. The code that reads a request parses the looser type (`dict[str, Any]`), to give better error messages.
     """
 
     kind: object
@@ -113,7 +112,8 @@ Metadata = Annotated[
 
 
 class Open(Struct):
-    """The base of objects that may have further members. Antiphon returns the further members unchanged."""
+    """Base class of objects that may have members which the schema does not list. Antiphon returns such members
+    unchanged."""
 
 
 class AnyItem(Open):
@@ -156,7 +156,8 @@ class ApiRequest:
     """The models and tools that the client's key may use."""
     caller: Caller = NO_CALLER
     peer: str = ""
-    """The address of the client's machine, for requests to the console. Empty if the server does not know it."""
+    """The address of the client's machine, for requests to the console. The field is empty if the server does not know
+    the address."""
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body in chunks, from `body_stream` or from `body`."""
@@ -168,7 +169,7 @@ class ApiRequest:
             yield piece
 
     def once(self, *parts: bytes) -> OnceOnly | None:
-        """Return the request's `Idempotency-Key` with the request's fingerprint, or None without a key.
+        """Return the request's `Idempotency-Key` with the request's fingerprint, or None if the request has no key.
 
         The fingerprint covers the method, the path and `parts`, or the body if there are no `parts`. Raises
         `InvalidRequest` (`invalid_idempotency_key`).
@@ -184,8 +185,8 @@ class ApiRequest:
 
 
 class BodyStream(Protocol):
-    """The chunks of a streamed body, such as an asynchronous generator. `aclose` frees the stream's resources, even
-    before the first chunk."""
+    """Iterates over the chunks of a streamed body. An asynchronous generator fits this protocol. `aclose` frees the
+    stream's resources, even before the first chunk."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -207,7 +208,7 @@ class ApiResponse:
     body: bytes
     stream: BodyStream | None = None
     failure: Failure | None = None
-    """The cause of an error answer, for the log. None for a success."""
+    """The cause of an error answer, for the log, or None if the answer is a success."""
 
 
 class AnswerCut(ConnectionResetError):
@@ -225,7 +226,8 @@ def json_response(value: object, status: int = 200, headers: Headers = ()) -> Ap
 
 
 def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiResponse:
-    """Return an answer whose `body` already is encoded JSON. `headers` come after the content type and length."""
+    """Return an answer whose `body` already is encoded JSON. `headers` are further headers in addition to the content
+    type and the content length."""
     return ApiResponse(status, (JSON_TYPE, ("content-length", str(len(body))), *headers), body)
 
 
@@ -262,7 +264,7 @@ def made_is_gone(what: str) -> NotFound:
 
 
 def existing(found: _Found | None, missing: NotFound) -> _Found:
-    """Return `found`. Raises `missing` if it is None."""
+    """Return `found`. Raises `missing` if `found` is None."""
     if found is None:
         raise missing
     return found
@@ -272,9 +274,9 @@ def existing(found: _Found | None, missing: NotFound) -> _Found:
 class ObjectKind:
     """A kind of stored objects whose ids appear in paths.
 
-    `what` is the name of the kind in error messages, and `where` the end of such a message. `fits` returns whether a
-    text could be an id of this kind. Handlers do not query the store for a text that `fits` refuses. `gone` is the
-    value of `object` in the answer to a deletion.
+    `what` is the name of the kind in error messages, and `where` is the text at the end of such a message. `fits`
+    returns whether a text could be an id of this kind. Handlers do not query the store for a text that `fits` refuses.
+    `gone` is the value of `object` in the answer to a deletion.
 
         PROMPTS = ObjectKind("Prompt", lambda text: is_id(text, "pmpt"), "prompt.deleted")
         prompt = await PROMPTS.find(prompt_id, lambda: store.get(request.owner, prompt_id))
@@ -343,7 +345,7 @@ def read_known(request: ApiRequest, kind: type[_Known]) -> tuple[_Known, list[st
 
 
 def ignored_fields(names: Sequence[str]) -> Headers:
-    """Return the header `antiphon-ignored` with the names of ignored request parts, or nothing without names.
+    """Return the header `antiphon-ignored` with the names of ignored request parts, or no header if `names` is empty.
 
     The header has the first 64 characters of at most 16 names: `antiphon-ignored: seed, tools.web_search`.
     """
@@ -390,7 +392,8 @@ def item_body(item: StoredItem) -> bytes:
 
 
 def query_value(request: ApiRequest, name: str) -> str | None:
-    """Return the text of a query parameter, or None if it is missing or empty. The last of several values counts."""
+    """Return the text of a query parameter, or None if it is missing or empty. If the request has the parameter several
+    times, the last value counts."""
     found = None
     for key, value in request.query:
         if key == name:

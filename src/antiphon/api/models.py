@@ -1,14 +1,14 @@
 """Serves the list of models in OpenAI's shape, and the capabilities of the gateway for one model.
 
-Lives here: the code that requests the upstreams' lists, and that reads the different forms of their answers. The module
-applies the operator's allow-list and aliases, and caches lists for a short time. The module also serves `GET
-/v1/antiphon/capabilities`: how the gateway treats each request field, item and tool under the current settings. Not
-here: the decision whether a request may use a model, which the exchange makes. Not here either: the table of supported
-fields (`translation/request/field_support.py`).
+This module requests the upstreams' lists, and reads the different forms of their answers. The module applies the
+operator's allow-list and aliases, and caches lists for a short time. The module also serves `GET
+/v1/antiphon/capabilities`: how the gateway treats each request field, item and tool under the current settings. The
+exchange decides whether a request may use a model. `translation/request/field_support.py` has the table of supported
+fields.
 
 Invariants: a client never sees a list that an upstream sent for other credentials. If Antiphon forwards clients'
-credentials, the cache has one entry for each credential, under a keyed digest. Capabilities need no call of an
-upstream, and reveal the names of upstreams, but none of their addresses or keys.
+credentials, the cache has one entry for each credential, under a keyed digest. The capabilities need no call of an
+upstream. The capabilities show the names of upstreams, but no addresses and no keys.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _TOOLS = frozenset(
     for name in GROUPS[group]
     if name.count(".") == 1 or name == "any other tool"
 )
-"""The names of tools, without the names of their members."""
+"""The names of tools in the table of supported request parts. Names of tools' members are left out."""
 
 
 class ModelObject(Struct, kw_only=True, frozen=True):
@@ -76,8 +76,8 @@ class ModelObject(Struct, kw_only=True, frozen=True):
 
 
 class ModelList(Struct, kw_only=True):
-    """The list of models. The list has an empty field `models` for clients that send `client_version`, such as
-    Codex."""
+    """The list of models. If a client sends the parameter `client_version`, as Codex does, the list also has an empty
+    array `models`."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
@@ -86,7 +86,7 @@ class ModelList(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The way in which Antiphon lists the models of one upstream.
+    """Describes how Antiphon requests the list of models of one upstream.
 
     The request carries the client's Authorization if `passthrough` is true, and the client headers in `headers`. If
     `allowed` is not empty, the list has only the models in `allowed`.
@@ -106,8 +106,8 @@ class ModelCatalog(Area):
 
     `sources` are the upstreams by name. With `routes`, an upstream contributes only the models whose requests would go
     to that upstream. The list also has the exact model names in the setting `models`. A list stays in the cache for
-    `seconds`. With several upstreams, each has `patience` seconds to answer. An upstream that fails hides only its
-    models.
+    `seconds`. With several upstreams, each has `patience` seconds to answer. If an upstream fails, the list lacks only
+    that upstream's models.
     """
 
     def __init__(
@@ -364,8 +364,8 @@ class Capabilities(Area):
             Parameter(
                 "model",
                 str,
-                "The model to describe. Without it, the answer describes models that match no entry of the setting "
-                "`models`.",
+                "The model to describe. Without this parameter, the answer describes models that match no entry of "
+                "the setting `models`.",
             ),
         ),
         errors=(400, 404),

@@ -1,17 +1,17 @@
 """Parses `multipart/form-data` incrementally, in chunks of any size.
 
-Lives here: the code that splits a body into parts (RFC 2046, RFC 7578), and that reads the headers of a part. Not here:
-the fields that an endpoint accepts (`files.py`), and sockets.
+This module splits a body into parts (RFC 2046, RFC 7578), and reads the headers of a part. The endpoints (`files.py`)
+decide which fields they accept.
 
-The decoder accepts chunks of any size. The decoder emits content as soon as the content cannot be the beginning of a
-boundary. Therefore its buffer holds at most one chunk and one boundary, however large a part is.
+The decoder emits content as soon as the content cannot be the beginning of a boundary. Therefore the decoder's buffer
+contains at most one chunk and one boundary, even if a part of the form is large.
 
 Antiphon uses no library for this task. python-multipart (0.0.34) accepts a form that ends in the middle. The library
 multipart (2.0.1) does not support `filename*` (RFC 8187), names in Latin-1 and a preamble. The result of that library
 for a malformed body depends on how the body was split into chunks.
 
-Invariant: the result depends only on the bytes, not on how they are split into chunks. The result is the list of parts
-or an `InvalidRequest`.
+Invariant: the result depends only on the bytes, not on the sizes of the chunks. The result is the list of parts or an
+`InvalidRequest`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class _FormState(Enum):
 def boundary(content_type: str | None) -> bytes:
     """Return the boundary of a form, from the value of its header `content-type`.
 
-    Raises `InvalidRequest`, with the status 415 (`unsupported_content_type`) for another content type.
+    Raises `InvalidRequest`. The status is 415 (`unsupported_content_type`) if the content type is not
+    `multipart/form-data`.
     """
     kind, _, _ = (content_type or "").partition(";")
     if kind.strip().lower() != "multipart/form-data":
@@ -79,7 +80,7 @@ def boundary(content_type: str | None) -> bytes:
         )
     found = _parameters(content_type or "").get("boundary", "")
     if not 0 < len(found) <= _MAX_BOUNDARY or not found.isascii() or "\r" in found or "\n" in found:
-        raise _broken("its content-type header has no valid boundary")
+        raise _broken("the content-type header of the request has no valid boundary")
     return found.encode()
 
 
@@ -108,7 +109,7 @@ class FormDecoder:
     def finish(self) -> None:
         """End the body. Raises `InvalidRequest` if the form is incomplete."""
         if self._state is not _FormState.EPILOGUE:
-            raise _broken("it ends before its last boundary")
+            raise _broken("the form ends before its last boundary")
 
     def _step(self, events: list[FormEvent]) -> bool:
         """Parse the next element of the form. Returns False if the buffer holds too few bytes for this element."""
@@ -124,7 +125,7 @@ class FormDecoder:
             # The last bytes may be the beginning of a boundary, so they stay in the buffer.
             place = len(self._buffer) - len(self._delimiter) + 1
         if not in_body and place > _MAX_PREAMBLE:
-            raise _broken("it does not begin with its boundary")
+            raise _broken("the form does not begin with its boundary")
         if not found:
             if in_body and place > 0:
                 events.append(PartData(bytes(self._buffer[:place])))
@@ -154,7 +155,7 @@ class FormDecoder:
             raise _broken("the line after a boundary is not valid")
         self._parts += 1
         if self._parts > _MAX_PARTS:
-            raise _broken(f"it has more than {_MAX_PARTS} parts")
+            raise _broken(f"the form has more than {_MAX_PARTS} parts")
         events.append(_read_part(lines[1:]))
         del self._buffer[: end + 4]
         self._state = _FormState.BODY
@@ -173,7 +174,7 @@ def _read_part(lines: list[bytes]) -> FormPart:
     if disposition.partition(";")[0].strip().lower() != "form-data" or "name" not in given:
         raise _broken("a part has no field name")
     if headers.get("content-transfer-encoding", "binary").lower() not in _ENCODINGS:
-        raise _broken("a part has a content-transfer-encoding; send it without one")
+        raise _broken("a part has a content-transfer-encoding; send the part without this header")
     filename = given.get("filename")
     if "filename*" in given:
         filename = _extended(given["filename*"]) or filename
@@ -182,7 +183,8 @@ def _read_part(lines: list[bytes]) -> FormPart:
 
 
 def _parameters(value: str) -> dict[str, str]:
-    """The parameters of a header value, by lower-case name. If a name occurs twice, the first value counts."""
+    """Return the parameters of a header value. Their names are in lower case. If a name occurs twice, the first value
+    counts."""
     found: dict[str, str] = {}
     for name, text in _PARAMETER.findall(value):
         if text.startswith('"'):

@@ -1,12 +1,10 @@
 """Serves the Prompts API, which stores versioned prompt templates. OpenAI's API can use prompts, but cannot create
 them.
 
-Lives here: the operations that create, list, get, change and delete prompts, that list versions, and that choose the
-default version. Not here: filling in a template (`translation/request/prompt_template.py`), and handling `prompt` in a
-request (the exchange).
+This module lets clients create, list, get, change and delete prompts, list versions, and choose the default version.
+`translation/request/prompt_template.py` fills in a template, and the exchange handles the field `prompt` of a request.
 
-The API gives the same answer for a prompt or version that does not exist and for one of another owner. The two answers
-differ only in the id.
+The API gives the same 404 error for a missing prompt or version and for a prompt of another owner.
 
 Invariant: every stored version is usable, because its template has passed the checks of a request.
 """
@@ -85,9 +83,9 @@ _Version = Annotated[int | str, Meta(description="The number of a version. The f
 
 
 class WritePrompt(Struct):
-    """The template of a prompt. The template needs at least one of these fields of `POST /v1/responses`. `{{name}}`
-    stands for the variable `name`. `prompt` and `template` are other names for `instructions`. A request with a field
-    that is not listed here gets a 400."""
+    """A template. The template has at least one field of `POST /v1/responses` that a prompt can contain. Texts contain
+    variables as `{{name}}`. `prompt` and `template` are other names for `instructions`. A request with other fields
+    gets a 400."""
 
     name: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["name"]})] | None = None
     description: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["description"]})] | None = None
@@ -98,7 +96,7 @@ class WritePrompt(Struct):
 
 
 class ChangePrompt(WritePrompt):
-    """A change of a prompt. The fields of the request replace those of the prompt's latest version."""
+    """A change of a prompt. The fields of the request replace the same fields of the prompt's latest version."""
 
     version: _Version | None = None
     set_as_default: bool | None = None
@@ -111,8 +109,8 @@ class DefaultVersion(Struct):
 
 
 class Prompt(Struct):
-    """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. Llama
-    Stack's client gets another format, because it cannot read this format."""
+    """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. A Llama
+    Stack client gets a different format, which only that client requires."""
 
     id: str
     object: Literal["prompt"]
@@ -129,8 +127,8 @@ class Prompt(Struct):
 
 
 def _choosing(method: str, name: str) -> Route:
-    """A route that sets the default version. Several methods and paths do this, because different clients use different
-    ones."""
+    """Return a route that sets the default version. The API has several such routes, because clients use different
+    methods and paths."""
     pattern = f"/v1/prompts/{{}}/{name}"
     return Route(method, pattern, "Choose the default version of a prompt", Prompt, body=DefaultVersion)
 
@@ -177,8 +175,8 @@ class Prompts(Area):
 
     @listing("/v1/prompts/{}/versions", "List the versions of a prompt", ListOf[Prompt])
     async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`GET /v1/prompts/{id}/versions`: list the versions, newest first unless the request sets `order`. The numbers
-        of the versions are the cursors."""
+        """`GET /v1/prompts/{id}/versions`: list the versions, newest first unless the request sets `order`. The cursors
+        of this list are version numbers."""
         versions = self._store.versions
         page = await _PROMPTS.find(prompt_id, lambda: versions(request.owner, prompt_id, _page(request)))
         return list_response(page, lambda one: _resource(request, one), id_of=lambda one: str(one.version))
@@ -335,7 +333,9 @@ def _text(name: str, value: Raw) -> str | None:
         return None
     text = read_string(name, value)
     if len(text) > _MAX_LENGTH[name]:
-        raise invalid_parameter(name, f"it may have at most {_MAX_LENGTH[name]} characters", "string_above_max_length")
+        raise invalid_parameter(
+            name, f"the value may have at most {_MAX_LENGTH[name]} characters", "string_above_max_length"
+        )
     return text
 
 
@@ -384,7 +384,7 @@ def _page(request: ApiRequest) -> PageQuery:
 
 
 def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
-    """The JSON of a prompt's version, in the shape that this client requires."""
+    """Return the JSON of a prompt's version, in the shape that the client of this request requires."""
     template = _TEMPLATE.decode(prompt.body)
     is_default = prompt.version == prompt.default_version
     if _is_llama_stack(request):

@@ -1,15 +1,15 @@
 """Serves stored responses in the Responses API: get, list, delete, list input items. Clients can also cancel background
 responses, and resume their streams.
 
-Lives here: the handlers of these operations. If Antiphon has not stored a response, the module forwards the request to
-the native upstream. Not here: creating a response (the exchange), and running a response in the background
-(`engine/running/workers.py`). Antiphon forwards only if there is exactly one native upstream and a single owner,
-because Antiphon does not know the owners of that upstream's responses.
+This module forwards the request to the native upstream if Antiphon has not stored the response. Antiphon forwards such
+a request only if there is exactly one native upstream and a single owner. With several owners, Antiphon would not know
+to whom that upstream's responses belong. The exchange creates responses, and `engine/running/workers.py` runs
+background responses.
 
 Invariants:
-- The answer is the same for a missing response, one of another owner, and an id that Antiphon cannot have made. The
-  answers differ only in the id.
-- The sidecar sends the head of a stream only after it has checked that the stream exists.
+- The API gives the same 404 error for a missing response and for a response of another owner. An id that Antiphon
+  cannot have made also gets this error.
+- The sidecar sends the response headers of a stream only after it has checked that the stream exists.
 - Antiphon forwards only an id of letters, digits, `_` and `-`, so that no client can reach another upstream path.
 """
 
@@ -116,7 +116,9 @@ class NativeResponses:
 
 _STREAMED = (
     Parameter("stream", bool, "Return the events of a background response as a stream."),
-    Parameter("starting_after", int, "With `stream`: return only events after the event with this number."),
+    Parameter(
+        "starting_after", int, "With `stream`, return only the events after the event with this sequence number."
+    ),
     Parameter("include_obfuscation", bool, "This parameter has no effect."),
     Parameter("include", list[str], "This parameter has no effect, because stored items are always complete."),
 )
@@ -178,7 +180,7 @@ class Responses(Area):
 
     @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
     async def cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """`POST /v1/responses/{id}/cancel`: cancel a background response, and return it.
+        """`POST /v1/responses/{id}/cancel`: cancel a background response, and return the response.
 
         A response that has already ended stays unchanged. Raises `InvalidRequest` (`response_not_cancellable`) for a
         response that does not run in the background.

@@ -1,9 +1,8 @@
 """Dispatches every request except `POST /v1/responses` to its handler.
 
-Lives here: the dispatch by method and path, and the conversion of every error to an answer. The module also answers
-liveness probes (`/health`) and readiness probes (`/ready`). Not here: normalising a path (the servers, or Envoy), the
-other handlers, and gRPC health (the ext_proc server). The composition root (`app/build.py`) passes in the readiness
-check.
+This module dispatches by method and path, and converts every error to an answer. The module also answers liveness
+probes (`/health`) and readiness probes (`/ready`). The servers or Envoy normalise the path, and the ext_proc server
+answers gRPC health checks. The composition root (`app/build.py`) passes in the readiness check.
 
 Invariants:
 - `handle` never raises, except for cancellation.
@@ -11,7 +10,8 @@ Invariants:
 - The header `antiphon-ignored` names an `Idempotency-Key` that has no effect.
 - The router serves a path with a guard only to the caller `ADMIN`, or after the guard has accepted the request's
   headers.
-- `/health` calls no other system. `/ready` reveals only whether Antiphon is ready, and a short reason if it is not.
+- `/health` calls no other system. `/ready` reveals only whether Antiphon is ready, and a short reason if Antiphon is
+  not ready.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class ReadyProbe:
 
 
 METRICS_PATH = "/metrics"
-"""The path of the Prometheus metrics. A 404 for an unknown path never suggests this path."""
+"""The path of the Prometheus metrics. The 404 for a mistyped path suggests a similar path, but never the path of the
+metrics."""
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -141,7 +142,7 @@ class Router:
         return method in _WITH_BODY and endpoint is not None and method in endpoint.methods
 
     def streams_body(self, method: str, path: str) -> bool:
-        """Return whether the handler takes the body as a stream. Then `reads_body` is true as well."""
+        """Return whether the handler takes the body as a stream. If so, `reads_body` is true as well."""
         endpoint, _ = self._find(path)
         return endpoint is not None and endpoint.streamed and method in endpoint.methods
 
@@ -155,13 +156,14 @@ class Router:
         return endpoint is not None and endpoint.open
 
     def guard_of(self, path: str) -> Guard | None:
-        """Return the check of a path that serves operators, or None for every other path, also for an unknown one."""
+        """Return the function that checks credentials for a path for operators, or None for any other path."""
         if not self._guarded:
             return None
         return next((one.guard for one in self._guarded if one.match(path) is not None), None)
 
     def _find(self, path: str) -> tuple[Endpoint | None, tuple[str, ...]]:
-        """The endpoint whose pattern matches the path, and the path variables. None if no pattern matches."""
+        """Return the endpoint whose pattern matches the path, and the path variables. The endpoint is None if no
+        pattern matches."""
         for endpoint in self.endpoints:
             variables = endpoint.match(path)
             if variables is not None:
@@ -272,7 +274,7 @@ def _key_ignored(response: ApiResponse) -> ApiResponse:
 def unknown_url(method: str, path: str, known: Iterable[str] = ()) -> NotFound:
     """Return the 404 (`unknown_url`) for a path that does not exist or that this client may not see.
 
-    `known` are the paths among which the message suggests the most similar one.
+    The message suggests the path in `known` that is most similar to `path`.
     """
     near = advice(path[:256], known)
     hint = f"{near}" if near else ". Please check the URL for typos."

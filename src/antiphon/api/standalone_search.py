@@ -3,8 +3,8 @@
 Codex (since 0.144) offers its model a search function that takes several commands in one call. Codex sends the commands
 to this endpoint, and gives the model the answer. OpenAI does not document the path.
 
-Lives here: the form of the request, the code that calls the tool `web_search` for each command, and the text of the
-answer. Not here: searching and reading pages (`tools/web_search.py`), and the limits of tools (the toolbox).
+This module defines the form of the request, calls the tool `web_search` for each command, and writes the text of the
+answer. `tools/web_search.py` searches and reads pages.
 
 The sidecar stores nothing between requests. Therefore the URL of a page serves as its id. To follow a link, the sidecar
 reads the page a second time and counts its links up to the requested number.
@@ -43,7 +43,7 @@ _OFFSET = re.compile(r"(?:UTC)?([+-])(\d{1,2})(?::?(\d{2}))?")
 _CITE = re.compile(r"\{cite:(\d+)\} ?")
 _SCHEME = re.compile(r"^[a-z]+://", re.IGNORECASE)
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-_CUT = "\n[The rest was cut off: it is too long.]"
+_CUT = "\n[The answer was cut off here: it is too long.]"
 
 
 class SearchQuery(Struct):
@@ -120,8 +120,8 @@ class SearchSettings(Struct):
 
 
 class StandaloneSearchBody(Struct):
-    """The body of a web search that is not part of a response. The text of the response has at most `max_output_tokens`
-    tokens. Antiphon counts four characters as one token."""
+    """The body of a web search that is not part of a response. The text of the answer has at most `max_output_tokens`
+    tokens. One token counts as four characters."""
 
     id: str | None = None
     model: str | None = None
@@ -143,15 +143,15 @@ class SearchHit(Struct):
 
 
 class StandaloneSearchAnswer(Struct):
-    """The answer. `output` has the text of all commands in order, errors included. `results` has the hits of the
-    searches."""
+    """The answer. `output` has the result texts of all commands in order, errors included. `results` has the hits of
+    the searches."""
 
     output: str
     results: list[SearchHit] | UnsetType = UNSET
 
 
 class _Declaration(TypedDict, total=False):
-    """A declaration of the tool `web_search`. `filters` has lists of domains by name."""
+    """A declaration of the tool `web_search`. `filters` has the lists `allowed_domains` and `blocked_domains`."""
 
     type: str
     filters: dict[str, list[str]]
@@ -198,7 +198,7 @@ class StandaloneSearch(Area):
             raise missing_parameter("commands")
         settings = body.settings or SearchSettings()
         if body.max_output_tokens is not None and body.max_output_tokens < 1:
-            raise invalid_parameter("max_output_tokens", "expected 1 or more")
+            raise invalid_parameter("max_output_tokens", "expected an integer of 1 or more")
         whole = _declaration(settings, body.commands.response_length)
         # `prepare` checks the settings before any search, and returns no `open_page` if pages are disabled.
         prepared = await self._tools.prepare(request.owner, new_id("search"), (HostedTool(0, _TOOL, encode(whole)),))

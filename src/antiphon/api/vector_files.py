@@ -1,13 +1,12 @@
 """Serves the API for files in vector stores, one at a time or in batches.
 
-Lives here: the operations of OpenAI's API. Not here: vector stores themselves (`vector_stores.py`), splitting a file
-into chunks (`search/ingest.py`).
+`vector_stores.py` serves the vector stores themselves, and `search/ingest.py` splits a file into chunks.
 
 The sidecar adds a file immediately and ingests it in the background. The status of the file and of its batch shows the
-progress. The answer is the same for a vector store, a batch or a file that does not exist and for one of another owner.
-The two answers differ only in the id.
+progress. The API gives the same 404 error for a missing object (vector store, batch or file) and for an object of
+another owner.
 
-Invariant: if Antiphon cannot add one file of a batch, it adds none.
+Invariant: if Antiphon cannot add one file of a batch, Antiphon adds no file of that batch.
 """
 
 from __future__ import annotations
@@ -86,14 +85,14 @@ class AddFile(Struct):
 
 
 class ChangeFile(Struct):
-    """The new attributes of a file in a vector store, which replace all earlier attributes."""
+    """The new attributes of a file in a vector store. They replace all former attributes of the file."""
 
     attributes: AttributesInput | UnsetType | None = UNSET
 
 
 class AddFileBatch(Struct):
     """A batch of at most 2000 files. A request has either `file_ids` or `files`. `attributes` and `chunking_strategy`
-    apply to every file, unless its entry in `files` sets them."""
+    apply to every file, unless the file's entry in `files` sets its own values."""
 
     file_ids: list[str] | None = None
     files: list[AddFile] | None = None
@@ -107,7 +106,7 @@ _OF_STATUS = Parameter(
 
 
 class VectorFiles(Area):
-    """Serves the files and file batches below `/v1/vector_stores/{id}`. `files` holds the uploaded files."""
+    """Serves the files and file batches below `/v1/vector_stores/{id}`. `files` is the store of uploaded files."""
 
     def __init__(
         self, stores: VectorStores, files: FileStore, make_id: IdFactory, room: StorageQuota | None = None
@@ -173,7 +172,8 @@ class VectorFiles(Area):
         "/v1/vector_stores/{}/files", "List the files of a vector store", ListOf[VectorStoreFileObject], _OF_STATUS
     )
     async def list(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`GET …/files`: list the files, newest first unless the request sets `order`. `filter` selects a status."""
+        """`GET …/files`: list the files, newest first unless the request sets `order`. The query parameter `filter`
+        selects the files with one status."""
         list_files = self._stores.list_files
         return _shown(
             await STORES.find(
@@ -212,7 +212,7 @@ class VectorFiles(Area):
         Deleted[Literal["vector_store.file.deleted"]],
     )
     async def remove(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
-        """`DELETE …/files/{id}`: remove the file from the vector store. The uploaded file stays."""
+        """`DELETE …/files/{id}`: remove the file from the vector store. Antiphon keeps the uploaded file."""
         await self._known(request, store_id, file_id)
         return await FILES.delete(file_id, lambda: self._stores.remove_file(request.owner, store_id, file_id))
 
@@ -251,8 +251,9 @@ class VectorFiles(Area):
         keyed=True,
     )
     async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST …/file_batches`: add the files in `file_ids`, or in `files`, where each has separate attributes and
-        chunking. Raises the errors of `add`. If the request fails, the API adds none of the files."""
+        """`POST …/file_batches`: add the files in `file_ids` or in `files`. An entry of `files` may have its own
+        attributes and chunking strategy. Raises the errors of `add`. If the request fails, the API adds none of the
+        files."""
         body, ignored = read_known(request, AddFileBatch)
         new = _batch(body)
         try:
@@ -294,7 +295,8 @@ class VectorFiles(Area):
         _OF_STATUS,
     )
     async def list_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
-        """`GET …/file_batches/{id}/files`: list the batch's files. `filter` selects a status."""
+        """`GET …/file_batches/{id}/files`: list the files of a batch. The query parameter `filter` selects the
+        files with one status."""
         page = None
         if STORES.fits(store_id) and BATCHES.fits(batch_id):
             page = await self._stores.list_files(
@@ -330,7 +332,7 @@ class VectorFiles(Area):
 
 
 def _batch(body: AddFileBatch) -> Sequence[NewFile]:
-    """The files of a batch without duplicates. The names of the files are not yet set."""
+    """Return the files of a batch without duplicates. The names of the files are not yet set."""
     if (body.file_ids is None) == (body.files is None):
         raise missing_value("Give either 'file_ids' or 'files'.", "file_ids")
     attributes = read_attributes("attributes", body.attributes)

@@ -1,6 +1,6 @@
 """Defines the JSON shapes of the vector store API, and reads the request parts that its endpoints share.
 
-Lives here: the JSON shapes of OpenAI's API. Not here: the endpoints (`vector_stores.py`, `vector_files.py`).
+The shapes are those of OpenAI's API. `vector_stores.py` and `vector_files.py` have the endpoints.
 
 Invariant: an error about a field contains the name of that field.
 """
@@ -32,8 +32,7 @@ BATCHES = ObjectKind("File batch", lambda one: is_id(one, "vsfb"), where=" in th
 
 
 class Expiry(Struct):
-    """A vector store expires after `days` days without use. `days` is from 1 to 365. `anchor` must be
-    `last_active_at`."""
+    """When a vector store expires: after `days` days (1 to 365) without use. `anchor` must be `last_active_at`."""
 
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     days: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 365})] | None = None
@@ -54,7 +53,7 @@ class ChunkingStrategy(Struct):
 
 
 ChunkingInput = Annotated[dict[str, Any], StandsFor(ChunkingStrategy)]
-"""A chunking strategy as sent by the client. `read_chunking` checks the strategy and raises the errors."""
+"""A chunking strategy as sent by the client. `read_chunking` checks the strategy."""
 
 AttributesInput = Annotated[
     dict[str, Any],
@@ -80,7 +79,7 @@ class FileCounts(Struct):
 
 
 class ExpiresAfterDays(Struct):
-    """The vector store expires after `days` days without use."""
+    """When a vector store expires: after `days` days without use."""
 
     anchor: Literal["last_active_at"]
     days: int
@@ -234,7 +233,8 @@ def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
 
 
 def read_attributes(name: str, attributes: Mapping[str, object] | None) -> Attributes:
-    """Check the attributes of a file: at most 16 strings, numbers and booleans. A null gives no attributes.
+    """Check the attributes of a file: at most 16 strings, numbers and booleans. If `attributes` is null, the result is
+    empty.
 
     The key of an attribute has at most 64 characters, and a string value at most 512. `name` is the field's path in
     errors. Raises `InvalidRequest`. For example, `{"year": 2024, "language": "en"}` is valid.
@@ -242,7 +242,9 @@ def read_attributes(name: str, attributes: Mapping[str, object] | None) -> Attri
     if attributes is None:
         return {}
     if len(attributes) > _MAX_ATTRIBUTES:
-        raise invalid_parameter(name, f"it may have at most {_MAX_ATTRIBUTES} pairs", "object_above_max_properties")
+        raise invalid_parameter(
+            name, f"the object may have at most {_MAX_ATTRIBUTES} pairs", "object_above_max_properties"
+        )
     checked: dict[str, str | float | bool] = {}
     for key, value in attributes.items():
         if len(key) > _MAX_KEY:

@@ -1,10 +1,10 @@
 """Serves the Vector Stores API: clients create, read, change, delete and search vector stores.
 
-Lives here: the operations of OpenAI's API on vector stores, and `POST /v1/search` over several vector stores, which
-OpenAI does not have. Not here: files in a vector store (`vector_files.py`), the search itself (the `Searcher`).
+This module has OpenAI's operations on vector stores. `POST /v1/search` searches several vector stores, which OpenAI's
+API cannot do. `vector_files.py` serves the files in a vector store, and the `Searcher` runs the search.
 
-The API gives the same answer for a vector store that does not exist and for one of another owner. The two answers
-differ only in the id. All paths also exist as `/v1/vector-stores…`.
+The API gives the same 404 error for a missing vector store and for a vector store of another owner. All paths also
+exist as `/v1/vector-stores…`.
 
 Invariant: the header `antiphon-ignored` names the fields that Antiphon does not use.
 """
@@ -81,7 +81,7 @@ _MAX_NAME, _MAX_DESCRIPTION = 256, 2_048
 
 QueryRewriter = Callable[[str, Headers], Awaitable[str]]
 """A function that rewrites a user's question as a search query. The function takes the question and the client's
-headers. If the rewriting fails, it returns the question."""
+headers. If the rewriting fails, the function returns the question unchanged."""
 
 
 _Name = Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_NAME})]
@@ -211,8 +211,8 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST /v1/vector_stores/{id}`: change a store. Missing fields keep their values, and `expires_after: null`
-        removes the expiry."""
+        """`POST /v1/vector_stores/{id}`: change a vector store. Missing fields keep their values, and `expires_after:
+        null` removes the expiry."""
         body, ignored = read_known(request, UpdateVectorStore)
         _check_length("name", body.name, _MAX_NAME)
         metadata = None if body.metadata is UNSET else body.metadata or {}
@@ -229,7 +229,7 @@ class VectorStoreApi(Area):
 
     @Route("DELETE", "/v1/vector_stores/{}", "Delete a vector store", Deleted[Literal["vector_store.deleted"]])
     async def delete(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`DELETE /v1/vector_stores/{id}`: delete a store. The uploaded files stay."""
+        """`DELETE /v1/vector_stores/{id}`: delete a vector store. Antiphon keeps the uploaded files."""
         return await STORES.delete(store_id, lambda: self._stores.delete(request.owner, store_id))
 
     @Route("POST", "/v1/vector_stores/{}/search", "Search a vector store", SearchResultsPage, body=SearchStore)
@@ -305,7 +305,8 @@ def _limit(body: SearchStore) -> int:
             raise invalid_parameter(name, f"expected an integer from 1 to {_MAX_RESULTS}")
     if len(set(asked.values())) > 1:
         raise invalid_parameter(
-            "top_k", "it is another name of 'max_num_results', which has a different value; send only one of them"
+            "top_k",
+            "'top_k' is another name of 'max_num_results', and the two have different values; send only one of them",
         )
     return next(iter(asked.values()), _RESULTS)
 

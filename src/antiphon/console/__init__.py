@@ -1,5 +1,5 @@
 """The console: a website that shows operators and owners what the gateway does.
 
-Not here: the listeners that serve the console (`doors/http/`), and the journal that the console reads
-(`stores/journal.py`).
+`doors/http/` has the listeners that serve the console. `stores/journal.py` stores the journal, the list of requests
+that the console shows.
 """

@@ -1,7 +1,6 @@
 """Computes the geometry of the console's SVG drawings: waterfalls, stacked bars and small line charts.
 
-Lives here: the code that computes positions and sizes. Not here: SVG elements, which templates write with presentation
-attributes, because the pages forbid inline styles.
+Templates write the SVG elements. The templates use presentation attributes, because the pages forbid inline styles.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ _COLORS = {"queue": 6, "load": 6, "save": 6, "compaction": 5, "call": 1, "first_
 
 
 class Bar(NamedTuple):
-    """One row of a waterfall. `x` and `width` are in units of the drawing. The page shows `at` and `seconds` as
-    text."""
+    """One row of a waterfall. `x` and `width` are in units of the drawing. The page shows the step's start `at` and its
+    duration `seconds` as text."""
 
     x: float
     width: float
@@ -39,9 +38,9 @@ class Slice(NamedTuple):
 
 
 def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 1000.0) -> list[Bar]:
-    """The bars of a request's steps, scaled so that `seconds` is `width` wide. Among steps with the same start, the
-    longest step comes first. The labels number the model calls and their first
-    tokens from 1."""
+    """Return the bars of a request's steps. A step of `seconds` seconds is `width` wide. Among steps with the same
+    start, the longest step comes first. The labels of model calls and of their first tokens begin with the number of
+    the call, from 1."""
     whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
     bars = []
     calls = 0
@@ -59,7 +58,8 @@ def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 10
 
 
 def stacked(parts: Iterable[tuple[str, float]], *, whole: float | None = None, width: float = 1000.0) -> list[Slice]:
-    """The slices of a stacked bar. `whole`: the amount that fills the bar; the sum of the parts if it is None."""
+    """Return the slices of a stacked bar. `whole` is the amount that fills the bar. If `whole` is None, the sum of the
+    parts fills the bar."""
     kept = [(label, amount) for label, amount in parts if amount > 0]
     total = max(whole or 0.0, sum(amount for _, amount in kept), 1e-9)
     slices: list[Slice] = []
@@ -72,7 +72,8 @@ def stacked(parts: Iterable[tuple[str, float]], *, whole: float | None = None, w
 
 
 def line(values: Sequence[float], *, width: float = 300.0, height: float = 60.0) -> str:
-    """The path of a line chart through these values, at equal distances. Empty for fewer than two values."""
+    """Return the SVG path of a line chart through these values, at equal distances. The path is empty if there are
+    fewer than two values."""
     if len(values) < 2:
         return ""
     top = max(*values, 1e-9)

@@ -1,7 +1,7 @@
 """Answers every request below `/console`.
 
-Lives here: the list of the views, the dispatch to their pages, sign-in and sign-out, static files, and the checks that
-precede every page. Not here: the pages (`views/`), the sessions (`sessions.py`), and the listeners (`doors/http/`).
+This module lists the views, dispatches requests to their pages, signs users in and out, serves static files, and checks
+every request. `views/` has the pages, `sessions.py` the sessions, and `doors/http/` the listeners.
 
 Invariants: without a session, the console serves only the sign-in page, its style sheet and its icon. A change needs
 the session's CSRF token, the same origin, and the right to change data. `handle` never raises, except for cancellation.
@@ -72,7 +72,7 @@ class ConsoleView(Protocol):
 
 
 class Console:
-    """The console of one process. `acts`: operators may change the data of owners."""
+    """The console of one process. `acts`: whether operators may change the data of owners."""
 
     def __init__(self, reading: Reading, keys: KeySources, sessions: Sessions, *, acts: bool) -> None:
         self._reading = reading
@@ -94,14 +94,14 @@ class Console:
         return method == "POST"
 
     def knows(self, request: ApiRequest) -> bool:
-        """Whether the request has a valid session. False also while the client keys cannot be read."""
+        """Whether the request has a valid session. Returns False also if Antiphon cannot read the client keys."""
         try:
             return self._sessions.find(request) is not None
         except ApiError:
             return False
 
     async def runs(self, request: ApiRequest) -> Caller:
-        """The caller in whose name the playground runs a request. Raises `ApiError`."""
+        """Return the caller whose rights apply to a request that the playground runs. Raises `ApiError`."""
         session = self._sessions.find(request)
         if session is None:
             raise Unauthorized("Your session has ended. Sign in again.", code="signed_out")
@@ -175,8 +175,8 @@ class Console:
         raise unknown_url(request.method, request.path)
 
     def _check_change(self, request: ApiRequest, session: Session, token: str, *, acts: bool = False) -> None:
-        """Raise `ApiError` unless the request comes from a page of this session, whose user may change data. If `acts`
-        is True, the request changes no owner's data, so every user may send it."""
+        """Raise `ApiError` unless the request comes from a page of this session, and the session's user may change
+        data. If `acts` is True, the request changes no owner's data, so every user may send the request."""
         if not _same_origin(request):
             raise ApiError(
                 "The request comes from another site.", status=403, type="invalid_request_error", code="wrong_origin"
@@ -264,8 +264,8 @@ def _target(request: ApiRequest) -> str:
 
 
 def _local(target: str) -> str:
-    """The target if it is a page of the console, else the first page. So a link to the sign-in page cannot lead to
-    another site."""
+    """Return `target` if it is a page of the console, or else the console's first page. This check prevents a link to
+    the sign-in page from sending the user to another site."""
     inside = target == ROOT or target.startswith((f"{ROOT}/", f"{ROOT}?"))
     return target if inside and target.isprintable() and "\\" not in target else ROOT
 
@@ -275,7 +275,7 @@ def _is_secure(request: ApiRequest) -> bool:
 
 
 def every_view(reading: Reading, keys: KeySources) -> tuple[ConsoleView, ...]:
-    """All views, in the order of the navigation."""
+    """Return all views, in the order of the navigation."""
     return (
         LiveView(reading),
         RequestsView(reading),

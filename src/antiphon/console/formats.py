@@ -1,6 +1,6 @@
 """Formats values for people: times, durations, sizes, counts, costs.
 
-Lives here: the filters of the templates. Not here: HTML.
+The templates use these functions as filters. No function returns HTML.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "m"))
 
 
 def duration(seconds: float | None) -> str:
-    """A short duration: `420 ms`, `3.1 s`, `2 m 5 s`, `3 h 2 m`."""
+    """Format a duration briefly: `420 ms`, `3.1 s`, `2 m 5 s`, `3 h 2 m`."""
     if seconds is None:
         return NONE
     if seconds < 1:
@@ -31,7 +31,7 @@ def duration(seconds: float | None) -> str:
 
 
 def age(at: float | None, now: float | None = None) -> str:
-    """The time since `at`, in one unit: `12 s ago`."""
+    """Format the time since `at` in one unit: `12 s ago`."""
     if not at:
         return NONE
     seconds = max(0.0, (time.time() if now is None else now) - at)
@@ -42,12 +42,12 @@ def age(at: float | None, now: float | None = None) -> str:
 
 
 def moment(at: float | None) -> str:
-    """A date and time in UTC."""
+    """Format a date and time in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) if at else NONE
 
 
 def clock(at: float | None, now: float | None = None) -> str:
-    """A time of the day in UTC, with the date if the day is not today: `05:40:41`, `11-26 05:40:41`."""
+    """Format a time of the day in UTC: `05:40:41`. If the day is not today, the date comes first: `11-26 05:40:41`."""
     if not at:
         return NONE
     today = time.gmtime(now)[:3] == time.gmtime(at)[:3]
@@ -55,12 +55,12 @@ def clock(at: float | None, now: float | None = None) -> str:
 
 
 def iso(at: float | None) -> str:
-    """A machine-readable time."""
+    """Format a time for programs (ISO 8601, UTC)."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) if at else ""
 
 
 def size(count: float | None) -> str:
-    """A size in bytes: `512 B`, `12 KB`, `3.4 MB`."""
+    """Format a size in bytes: `512 B`, `12 KB`, `3.4 MB`."""
     if count is None:
         return NONE
     for unit in ("B", "KB", "MB", "GB"):
@@ -71,12 +71,12 @@ def size(count: float | None) -> str:
 
 
 def count(number: float | None) -> str:
-    """A whole number with separators: `12,345`."""
+    """Format a whole number with separators: `12,345`."""
     return NONE if number is None else f"{number:,.0f}"
 
 
 def short(number: float | None) -> str:
-    """A count in few characters: `950`, `12.3k`, `4.5M`."""
+    """Format a count in few characters: `950`, `12.3k`, `4.5M`."""
     if number is None:
         return NONE
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -86,24 +86,25 @@ def short(number: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 as a percentage."""
+    """Format a fraction as a percentage: 0.5 is `50 %`."""
     return NONE if share is None else f"{share * 100:.0f} %"
 
 
 def cost(millionths: float | None) -> str:
-    """A cost in the currency of the prices."""
+    """Format a cost, which is in millionths of the currency of the setting `prices`."""
     if not millionths:
         return NONE
     return f"{millionths / 1e6:.6f}" if millionths < 1000 else f"{millionths / 1e6:.4f}"
 
 
 def owner_name(owner: str) -> str:
-    """The readable part of an owner id, without its prefix."""
+    """Return the readable part of an owner's id, without the id's prefix: `n:anna` is `anna`."""
     return owner[2:] if owner[1:2] == ":" else owner
 
 
 def short_id(text: str) -> str:
-    """The two ends of a long id. The beginning is not enough, because ids from the same second share it."""
+    """Shorten a long id to its beginning and its end. The beginning alone is not enough, because ids from the same
+    second begin alike."""
     return text if len(text) <= 18 else f"{text[:9]}…{text[-7:]}"
 
 

@@ -1,8 +1,8 @@
 """Helps the pages that list one owner's objects. An operator chooses the owner, and the module splits a long list into
 pages.
 
-Lives here: a page of a list, and the page on which an operator chooses an owner. The module also raises the errors for
-a missing owner and for disabled parts of the API. Not here: the lists themselves (`views/`).
+This module also raises the errors for a missing owner and for disabled parts of the API. The views (`views/`) read the
+lists.
 
 Invariant: each page of a list shows how many entries the whole list has.
 """
@@ -25,9 +25,9 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True, slots=True)
 class ListPart(Generic[_Row]):
-    """A page of a list. `first` is the number of its first entry, from 1. `more`: the list has more than `total`
-    entries. `following` is the number of the next page's first entry, 0 on the last page. `after` is the cursor of the
-    next page, if the list has cursors."""
+    """A page of a list. `first` is the number of the page's first entry, counted from 1. `more` is true if the list has
+    more than `total` entries. `following` is the number of the next page's first entry, or 0 on the last page. `after`
+    is the cursor of the next page, if the list has cursors."""
 
     items: Sequence[_Row]
     first: int
@@ -43,7 +43,7 @@ class ListPart(Generic[_Row]):
 
 
 def part_of(call: PageCall, items: Sequence[_Row], *, more: bool = False, per_page: int = 50) -> ListPart[_Row]:
-    """The page of the list that begins with the entry whose number is in the query parameter `from`. Raises
+    """Return one page of the list. The query parameter `from` is the number of the page's first entry. Raises
     `InvalidRequest`."""
     first = call.number("from", 1, least=1, most=MOST)
     shown = items[first - 1 : first - 1 + per_page]
@@ -53,24 +53,25 @@ def part_of(call: PageCall, items: Sequence[_Row], *, more: bool = False, per_pa
 
 @contextmanager
 def needs(setting: str, what: str) -> Iterator[None]:
-    """Explain the error of an endpoint that does not exist because a setting disables it."""
+    """Replace the error 404 of an endpoint that a setting disables by an error that names the setting."""
     try:
         yield
     except ApiError as error:
         if error.code != "unknown_url":
             raise
         raise NotFound(
-            f"This server has no {what}. An operator can enable them with the setting '{setting}'.", code="not_enabled"
+            f"This server has no {what}. An operator can enable this feature with the setting '{setting}'.",
+            code="not_enabled",
         ) from None
 
 
 async def choose_owner(call: PageCall, reading: Reading, title: str) -> ApiResponse:
-    """The page on which an operator chooses one of the owners that sent requests."""
+    """Return the page on which an operator chooses one of the owners that sent requests."""
     owners = await reading.journal.sums(by="owner")
     return call.show("choose_owner.html", title=title, owners=owners)
 
 
 def check_owner(call: PageCall) -> None:
-    """Raise `InvalidRequest` if a change names no owner."""
+    """Raise `InvalidRequest` if the request for a change does not select an owner."""
     if not call.owner:
         raise InvalidRequest("Choose an owner before you change data.", code="missing_owner")

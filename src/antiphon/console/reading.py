@@ -1,7 +1,7 @@
 """Reads the data that several views need: journal entries, recordings, and objects of the API in the name of an owner.
 
-Lives here: the code that calls the API's own handlers, and the code that collects the texts of a request for the
-search. Not here: SQL, HTML.
+This module calls the API's own handlers, and collects the texts of a request for the search. The module contains
+neither SQL nor HTML.
 
 Invariants: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
 for an object of another owner. Before a page shows an operator the contents of an owner, this module writes a row to
@@ -41,11 +41,12 @@ from antiphon.translation.values import PromptDifference
 from antiphon.types.transport import Headers
 
 Difference = Callable[[str, str, str], Awaitable[tuple[PromptDifference | None, int]]]
-"""The first difference between the prompts of an owner's earlier and later response, by their ids, and the estimated
-tokens of the later prompt. Raises `ApiError` if one of the two prompts cannot be compared."""
+"""A function that compares the prompts of two responses. The arguments are the owner, the earlier response's id and the
+later response's id. The function returns the first difference, and the estimated tokens of the later prompt. The
+function raises `ApiError` if it cannot compare the prompts."""
 Context = Callable[[str, str], Awaitable[Sequence[Mapping[str, Any]] | None]]
-"""The items that fill the context of the model after an owner's response or conversation, without those that the latest
-compaction replaced. None if the store lacks them."""
+"""A function that returns the items in the model's context after a response or a conversation. The result leaves out
+items that a compaction has replaced. The function returns None if the store does not have these items."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 ACTOR: Final = "console"
 """The actor in the audit rows of operators who use the console."""
@@ -55,8 +56,7 @@ _LONGEST_NAME: Final = 300
 
 
 class Sent(TypedDict, total=False):
-    """The parts of an API call in addition to its method and path. `body` becomes JSON. `pieces` is the body of an
-    upload."""
+    """The optional parts of an API call. `body` is sent as JSON. `pieces` is the body of an upload, in chunks."""
 
     query: Mapping[str, str] | None
     body: object
@@ -108,7 +108,7 @@ class StoreFileJson(TypedDict):
 
 
 class UpstreamFacts(msgspec.Struct, frozen=True):
-    """An upstream of the settings. `url` has no secrets. `origin` says where the profile comes from."""
+    """An upstream in the settings. `url` contains no secrets. `origin` names the source of the profile."""
 
     name: str
     url: str
@@ -117,8 +117,8 @@ class UpstreamFacts(msgspec.Struct, frozen=True):
 
 
 class Warned(msgspec.Struct, frozen=True):
-    """A log line of level warning or above. `at` is the line's timestamp. `fields` has the line's fields, without the
-    event."""
+    """A log line of level warning or above. `at` is the line's timestamp. `fields` has the line's fields, except the
+    event's name."""
 
     at: str
     event: str
@@ -131,11 +131,12 @@ class Reading:
 
     `chain` returns the overview of a response's chain (`ResponseStore.chain`), and `queued` the overview of the
     background responses (`JobStore.queued`). `handle` answers requests of the API. `unstored` returns a recording that
-    only this process holds, or None. `own` returns the requests in flight of this process, and `so_far` the recorded
-    contents of one of them. `settings` are the effective settings without secrets, as YAML. `facts` describe
-    the deployment, by their labels. `models` are the models of the settings. `window` gives the context size of a model
-    in tokens, or None. `summary` decrypts the summary of an owner's compaction, or returns None. `warnings` are the
-    newest warnings of this process, newest first. `process` is the id of this process.
+    is only in this process's memory, or None. `own` returns this process's requests in flight. `so_far` returns the
+    contents of such a request that are recorded so far. `settings` are the effective settings without secrets, as YAML.
+    `facts` maps labels to facts about the deployment. `models` are the models in the settings. `window` returns a
+    model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of an owner's
+    compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this process,
+    newest first. `process` is the id of this process.
     """
 
     journal: JournalStore
@@ -161,15 +162,17 @@ class Reading:
     summary: Callable[[str, str], str | None] = lambda _owner, _sealed: None
 
     async def entry(self, request_id: str, owner: str) -> Entry:
-        """The entry of a request, by the entry's id, the response's id or the request id. Raises `NotFound`."""
+        """Return the journal entry of a request. `request_id` is the id of the entry, of the response or of the
+        request. Raises `NotFound`."""
         found = await self.journal.get(request_id, owner)
         if found is None:
-            raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
+            raise NotFound(f"There is no request '{request_id[:80]}' in the console's journal.", code="not_found")
         return found
 
     async def in_flight(self, owner: str) -> tuple[LiveSnapshot, ...]:
-        """The requests in flight of every process. Tells the processes to publish their requests for some more
-        seconds. A process publishes within a second, so the first result may have only this process's requests."""
+        """Return the requests in flight of every process. The call makes all processes publish their requests for a few
+        more seconds. A process begins to publish within a second, so the first result may have only this process's
+        requests."""
         await self.live.watch(_WATCH_SECONDS)
         own = self.own() if self.own is not None else None
         found = [one for one in await self.live.read(owner) if own is None or one.process != own.process]
@@ -178,14 +181,14 @@ class Reading:
         return tuple(sorted(found, key=lambda one: one.process))
 
     async def running(self, name: str, owner: str) -> LiveRequest | None:
-        """The request in flight with this entry id or response id. For a background response, the result is the request
-        in the process that runs the response."""
+        """Return the request in flight whose entry id or response id is `name`. For a background response, the result
+        is the run of the response in a worker."""
         every = [one for each in await self.in_flight(owner) for one in each.requests]
         named = [one for one in every if name in (one.id, one.response_id)]
         return min(named, key=lambda one: (one.id != name, one.door != "background"), default=None)
 
     async def limits_of(self, owner: str) -> Sequence[QuotaUse]:
-        """The use of the quotas of one owner. Empty without quotas."""
+        """Return how much of each quota one owner has used. The result is empty if the settings have no quotas."""
         return await self.quotas(f"owner:{owner}") if self.quotas is not None and owner else ()
 
     async def note(self, session: Session, action: ChangeAction, object: str, owner: str) -> None:
@@ -206,11 +209,11 @@ class Reading:
             await note_operator_read(self.audit, noted)
 
     async def recording(self, entry: Entry) -> Recording | None:
-        """The recorded contents of a request, or None."""
+        """Return the recorded contents of a request, or None if Antiphon has not recorded the request."""
         return self.unstored(entry.id, entry.owner) or await self.journal.record(entry.id, entry.owner)
 
     async def text_of(self, entry: Entry) -> str:
-        """The recorded or stored contents of a request as one text, for search."""
+        """Return the recorded or stored contents of a request as one text, for the search."""
         recording = await self.recording(entry) if entry.recorded else None
         if recording is not None:
             return b"\n".join(part.data for part in recording.parts)[:_MOST_TEXT].decode(errors="replace")
@@ -226,7 +229,7 @@ class Reading:
         return b"\n".join(texts)[:_MOST_TEXT].decode(errors="replace")
 
     async def stored(self, owner: str, response_id: str) -> tuple[ResponseJson, list[Mapping[str, object]]] | None:
-        """A stored response and its first 100 input items. None if the response is not stored."""
+        """Return a stored response and its first 100 input items, or None if the response is not stored."""
         path = f"/v1/responses/{quote(response_id)}"
         try:
             response = await self.json("GET", path, owner)
@@ -236,8 +239,8 @@ class Reading:
         return response, items["data"]
 
     async def capabilities(self, entry: Entry) -> Mapping[str, Any]:
-        """How the server now treats each part of a request for the model of this entry. Empty for a model that the
-        server no longer serves."""
+        """Return how the server now treats each part of a request for the entry's model. The result is empty if the
+        server no longer serves that model."""
         query = {"model": entry.model} if entry.model else {}
         try:
             found: Mapping[str, Any] = await self.json("GET", "/v1/antiphon/capabilities", entry.owner, query=query)
@@ -246,15 +249,15 @@ class Reading:
         return found
 
     async def json(self, method: str, path: str, owner: str | Caller, **sent: Unpack[Sent]) -> Any:
-        """Call an endpoint of the API in the name of an owner, or of a caller with the rights of its key. Raises
-        `ApiError` with the endpoint's own message."""
+        """Call an endpoint of the API with the rights of `owner`, and return the decoded JSON. For a `Caller`, the
+        rights of the caller's key apply. Raises `ApiError` with the endpoint's own message."""
         return msgspec.json.decode(await self.raw(method, path, owner, **sent))
 
     async def every(
         self, path: str, owner: str | Caller, *, query: Mapping[str, str] | None = None, most: int = 1000
     ) -> tuple[list[Any], bool]:
-        """The objects of a list of the API, in the order of its pages, and whether the list has more than `most`
-        objects."""
+        """Read all pages of a list of the API. Returns the first objects of the list (about `most`), and whether the
+        list has more objects."""
         found: list[Any] = []
         after: dict[str, str] = {}
         while len(found) < most:
@@ -270,8 +273,8 @@ class Reading:
         return await _whole(await self.answer(method, path, owner, **sent))
 
     async def answer(self, method: str, path: str, owner: str | Caller, **sent: Unpack[Sent]) -> ApiResponse:
-        """Call an endpoint of the API, and return its answer, whose stream the caller reads or closes. Raises
-        `ApiError`."""
+        """Call an endpoint of the API, and return the endpoint's answer. The caller must read or close the answer's
+        stream. Raises `ApiError`."""
         body = sent.get("body")
         kind: Headers = (("content-type", "application/json"),) if body is not None else ()
         caller = Caller(owner) if isinstance(owner, str) else owner
@@ -293,12 +296,12 @@ class Reading:
 
 
 async def no_sums() -> tuple[EntrySum, ...]:
-    """An empty result in place of the journal's sums, for a user who may not see these sums."""
+    """Return no sums. This function replaces a query for the journal's sums if the user may not see these sums."""
     return ()
 
 
 def _storable(name: str) -> str:
-    """An id from a URL as a text that every database can store."""
+    """Convert an id from a URL to a text that every database can store."""
     return "".join(one if one.isprintable() else "?" for one in name[:_LONGEST_NAME])
 
 

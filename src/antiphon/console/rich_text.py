@@ -1,9 +1,8 @@
 """Turns texts of models and clients into safe HTML.
 
-Lives here: the code that renders Markdown, and the code that indents JSON. Not here: any other HTML, which templates
-write.
+This module renders Markdown, and indents JSON. Templates write all other HTML.
 
-Invariant: the result holds only the tags and attributes that nh3's allow list has. Links are `http`, `https` or
+Invariant: the resulting HTML has only tags and attributes of the module's allow list. Links are `http`, `https` or
 `mailto`, and images become links, so a page never loads content from another server.
 """
 
@@ -19,8 +18,8 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 _LONGEST: Final = 10_000
-"""The maximum number of characters that the parser renders as Markdown. For hostile text, the parser takes 5
-microseconds a character."""
+"""The maximum number of characters that the parser renders as Markdown. The limit bounds the parser's time, which for
+hostile text is 5 microseconds a character."""
 _SHOWN: Final = 100_000
 """The maximum number of characters of JSON that a page shows. Indentation multiplies the size of deeply nested JSON."""
 _CUT: Final = "\n… cut here, because a page shows at most 100,000 characters"
@@ -50,7 +49,7 @@ def markdown(text: str) -> Markup:
 
 def pretty_json(value: object) -> str:
     """Indent JSON. Bytes and text that are not JSON stay unchanged. The result has at most about 100,000 characters.
-    Templates escape the result."""
+    The result is not HTML: the templates escape it."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str):
@@ -62,7 +61,7 @@ def pretty_json(value: object) -> str:
 
 
 def indented(value: object) -> str:
-    """The value as indented JSON, cut after about 100,000 characters. The encoder stops at the cut."""
+    """Return the value as indented JSON. After about 100,000 characters, the encoder stops, and the text ends."""
     parts: list[str] = []
     size = 0
     try:

@@ -1,12 +1,13 @@
 """Signs users of the console in, and recognises their sessions.
 
-Lives here: the session cookie, the CSRF token, and the check of a presented key. Not here: the limit on failed attempts
-(`api/credential_checks.py`), the sign-in page (`console.py`), the keys (`app/keys.py`,
-`engine/running/client_keys.py`).
+This module makes the session cookie and the CSRF token, and checks a presented key. `api/credential_checks.py` limits
+failed attempts, and `console.py` has the sign-in page. The keys come from `app/keys.py` and
+`engine/running/client_keys.py`.
 
-A session is a sealed cookie, so every replica that has the same `admin.token` recognises it, and no replica stores it.
+A session is a sealed cookie. Every replica with the same `admin.token` can read the cookie, and no replica stores a
+session.
 
-Invariants: the cookie never holds a token. A session of a client key ends when the key is revoked or expires. Every
+Invariants: the cookie never contains a token. A session of a client key ends when the key is revoked or expires. Every
 sign-in creates a new session id. The console compares the SHA-256 digests of tokens in constant time.
 """
 
@@ -59,8 +60,8 @@ class Session(msgspec.Struct, frozen=True):
 class Sessions:
     """The sessions of one console.
 
-    `admin_token` is the operators' token. `clock` gives seconds since the epoch. `attempts` limits failed attempts to
-    sign in.
+    `admin_token` is the setting `admin.token`, with which operators sign in. `clock` returns seconds since the epoch.
+    `attempts` limits failed attempts to sign in.
     """
 
     def __init__(
@@ -118,12 +119,13 @@ class Sessions:
         return self._new(kind, found, digest.hex() if kind == "key" else "", seconds)
 
     def of_gateway(self, named: Caller) -> Session | None:
-        """Return the new session of the owner whom the gateway names. None if the gateway names none."""
+        """Return a new session of the owner whom the gateway in front names. Returns None if that gateway names no
+        owner."""
         return self._new("gateway", named, "", self._seconds) if named.owner and self.by_gateway else None
 
     def find(self, request: ApiRequest) -> Session | None:
-        """Return the session of a request. None without a valid session. Raises `Unavailable` while the keys cannot be
-        read."""
+        """Return the session of a request, or None if the request has no valid session. Raises `Unavailable` if
+        Antiphon cannot read the client keys."""
         text = read_cookie(request.headers, COOKIE)
         if text is None:
             return None
@@ -141,8 +143,8 @@ class Sessions:
         return session
 
     def caller(self, session: Session) -> Caller:
-        """Return the caller in whose name an owner's session acts, with the rights of the key. Raises
-        `Unauthorized`."""
+        """Return the owner of a session as the caller of API requests. The caller has the rights of the session's
+        client key. Raises `Unauthorized`."""
         if session.kind == "key":
             found = self._key(session)
             if found is None:
@@ -151,22 +153,22 @@ class Sessions:
         return Caller(session.owner, session.name, session.team)
 
     def cookie(self, session: Session, *, secure: bool) -> tuple[str, str]:
-        """The header that stores the session in the browser."""
+        """Return the header that stores the session in the browser."""
         text = self._sealer.seal(*_SEALED_FOR, msgspec.json.encode(session))
         seconds = max(0, round(session.ends - self._clock()))
         return "set-cookie", f"{COOKIE}={text}; {_attributes(secure)}; Max-Age={seconds}"
 
     @staticmethod
     def no_cookie(*, secure: bool) -> tuple[str, str]:
-        """The header that removes the session from the browser."""
+        """Return the header that removes the session from the browser."""
         return "set-cookie", f"{COOKIE}=; {_attributes(secure)}; Max-Age=0"
 
     def csrf(self, session: Session) -> str:
-        """The token that each change of this session must carry."""
+        """Return the CSRF token, which each request of this session that changes data must contain."""
         return hmac.new(self._csrf_key, session.id.encode(), "sha256").hexdigest()
 
     def check_csrf(self, session: Session, token: str) -> None:
-        """Raise `ApiError` (403) unless the token belongs to the session."""
+        """Raise `ApiError` (403) unless `token` is the CSRF token of the session."""
         if not hmac.compare_digest(self.csrf(session).encode(), token.encode(errors="surrogateescape")):
             raise ApiError(
                 "The form is out of date. Load the page again, then repeat the change.",
@@ -190,12 +192,12 @@ class Sessions:
         return (found if found.owner else owners.resolve(bearer)), "key"
 
     def _key(self, session: Session) -> Caller | None:
-        """The caller of the session's client key. None if the key is no longer accepted."""
+        """Return the caller to whom the session's client key belongs, or None if Antiphon no longer accepts the key."""
         keys = self._owners.client_keys
         return keys.get(bytes.fromhex(session.digest)) if keys is not None else None
 
     def _is_valid(self, session: Session) -> bool:
-        """Whether the session's key is still accepted, and still the key of the session's owner."""
+        """Whether Antiphon still accepts the session's key, and the key still belongs to the session's owner."""
         found = self._key(session)
         if found is None:
             return False
@@ -208,7 +210,7 @@ class Sessions:
 
 
 def read_cookie(headers: Headers, name: str) -> str | None:
-    """The value of the cookie with this name, or None."""
+    """Return the value of the cookie with this name, or None if the request has no such cookie."""
     for part in (header_value(headers, "cookie") or "").split(";"):
         key, _, value = part.strip().partition("=")
         if key == name:

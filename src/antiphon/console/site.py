@@ -1,8 +1,8 @@
 """Defines the routes, pages and forms of the console.
 
-Lives here: the decorator that marks a handler with its route, and the object `PageCall` that a handler gets. The module
-also renders the templates, and has the security headers of every answer. Not here: the handlers (`views/`), sessions
-(`sessions.py`).
+This module has the decorator that marks a handler with its route, and the class `PageCall`, whose objects the handlers
+get. The module also renders the templates, and has the security headers of every answer. `views/` has the handlers, and
+`sessions.py` the sessions.
 
 Invariants: templates escape every value. The only HTML that a template inserts unescaped is the output of
 `rich_text.py`. Every page forbids inline scripts, inline styles and frames.
@@ -50,8 +50,8 @@ _Marked = TypeVar("_Marked", bound=Callable[..., Awaitable[ApiResponse]])
 
 @dataclass(frozen=True, slots=True)
 class PageRoute:
-    """The route of a handler. `changes`: the handler changes data, so its request needs the CSRF token, and the user
-    needs the right to change data. `operators`: only operators may see the page."""
+    """The route of a handler. If `changes` is true, the handler changes data: the request needs the CSRF token, and the
+    user needs the right to change data. If `operators` is true, only operators may see the page."""
 
     method: str
     pattern: str
@@ -72,13 +72,13 @@ class Bound:
     handler: Callable[..., Awaitable[ApiResponse]]
 
     def match(self, path: str) -> tuple[str, ...] | None:
-        """The decoded variables of the path, or None if the path is another page's."""
+        """Return the decoded variables of the path, or None if the path does not belong to this page."""
         found = self.pattern.fullmatch(path)
         return tuple(map(unquote, found.groups())) if found is not None else None
 
 
 def pages_of(view: object) -> Iterator[Bound]:
-    """All pages of a view, in the order of their definition."""
+    """Yield all pages of a view, in the order of their definition."""
     for name in vars(type(view)):
         handler = getattr(view, name)
         for page in getattr(handler, _PAGES, ()):
@@ -88,8 +88,7 @@ def pages_of(view: object) -> Iterator[Bound]:
 
 @dataclass(frozen=True, slots=True)
 class PageCall:
-    """One request of a signed-in user. `owner` is the owner whose data the pages show: the user, or the owner that an
-    operator chose. `owner` is empty for an operator who looks at all owners."""
+    """One request of a signed-in user."""
 
     request: ApiRequest
     session: Session
@@ -98,36 +97,40 @@ class PageCall:
     nav: Sequence[tuple[str, str]] = ()
     form: Mapping[str, str] = field(default_factory=dict)
     user: Caller = NO_CALLER
-    """The caller in whose name an owner's session acts, with the rights of its key."""
+    """The signed-in owner with the rights of the owner's key. For an operator, `user` is empty."""
 
     @property
     def caller(self) -> Caller:
-        """The caller of the page's API calls: the user, or the owner that an operator chose."""
+        """The caller of the API requests that the page sends: the signed-in owner, or the owner that an operator
+        chose."""
         if self.session.is_operator or not self.user.owner:
             return Caller(self.owner)
         return self.user
 
     @property
     def owner(self) -> str:
-        """The id of the owner whose data the page shows. Empty if the page shows the data of all owners."""
+        """The id of the owner whose data the page shows: the signed-in owner, or the owner that an operator chose. The
+        id is empty if an operator sees the data of all owners."""
         return self.query("owner") if self.session.is_operator else self.session.owner
 
     @property
     def fragment(self) -> bool:
-        """Whether the browser requests only a part of a page, which replaces a part of the shown page."""
+        """Whether the browser requests only a part of a page. The browser then replaces only this part of the page that
+        it shows."""
         return self.request.header("hx-request") == "true"
 
     def query(self, name: str, default: str = "") -> str:
-        """The first value of a query parameter."""
+        """Return the first value of a query parameter, or `default` if it is missing."""
         return next((value for key, value in self.request.query if key == name), default)
 
     def choice(self, name: str, choices: Collection[str], default: str) -> str:
-        """The value of a query parameter if it is one of `choices`, or else `default`."""
+        """Return the value of a query parameter if it is one of `choices`, or else `default`."""
         chosen = self.query(name)
         return chosen if chosen in choices else default
 
     def number(self, name: str, default: int, *, least: int = 0, most: int = 1000) -> int:
-        """The whole number in a query parameter. Raises `InvalidRequest`."""
+        """Return the whole number in a query parameter, or `default` if the parameter is missing. Raises
+        `InvalidRequest`."""
         text = self.query(name)
         if not text:
             return default
@@ -136,15 +139,15 @@ class PageCall:
         return int(text)
 
     def link(self, path: str, **changed: object) -> str:
-        """A link to a page of the console, with the chosen owner."""
+        """Return a link to a page of the console. The link keeps the owner that an operator chose."""
         query = {"owner": self.query("owner")} if self.session.is_operator else {}
         query |= {name: str(value) for name, value in changed.items() if value is not None}
         query = {name: value for name, value in query.items() if value}
         return ROOT + path + ("?" + urlencode(query) if query else "")
 
     def same(self, *, path: str = "", **changed: object) -> str:
-        """A link to this page, or to the page `path`, with some query parameters replaced. An empty value removes a
-        parameter."""
+        """Return a link with the query parameters of this request, in which `changed` replaces some parameters. The
+        link leads to this page, or to `path`. An empty value removes a parameter."""
         query = {name: value for name, value in self.request.query if name != "than"}
         query |= {name: str(value) for name, value in changed.items()}
         query = {name: value for name, value in query.items() if value}
@@ -160,12 +163,13 @@ class PageCall:
         headers: Headers = (),
         **values: object,
     ) -> ApiResponse:
-        """Render a template. Its variables are `values`, those in `shared`, and this call as `call`."""
+        """Render a template. The template's variables are `values`, the entries of `shared`, and `call`, which is this
+        object."""
         return html(render(template, call=self, **(shared or {}), **values), status, headers)
 
 
 def html(text: str, status: int = 200, headers: Headers = ()) -> ApiResponse:
-    """The answer with this page."""
+    """Return an answer with this HTML page."""
     body = text.encode(errors="replace")
     kind = (("content-type", "text/html; charset=utf-8"), ("content-length", str(len(body))))
     return ApiResponse(status, (*kind, *SECURITY, *NOT_CACHED, *headers), body)
@@ -177,7 +181,7 @@ def redirect(location: str, headers: Headers = ()) -> ApiResponse:
 
 
 def read_form(request: ApiRequest, most: int = 200) -> dict[str, str]:
-    """The fields of an HTML form. Raises `InvalidRequest`."""
+    """Return the fields of an HTML form. Raises `InvalidRequest`."""
     kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         return {}
@@ -195,7 +199,7 @@ def render(template: str, **values: object) -> str:
 
 @cache
 def asset(name: str) -> bytes | None:
-    """The bytes of a static file, or None. `name` is a plain file name."""
+    """Return the bytes of a static file, or None if there is no such file. `name` is a file name without a path."""
     if not re.fullmatch(r"[a-z][a-zA-Z0-9.-]{0,63}", name):
         return None
     found = files("antiphon.console").joinpath("static", name)
@@ -217,5 +221,5 @@ def _environment() -> jinja2.Environment:
 
 
 def refused(call: PageCall | None, error: ApiError) -> ApiResponse:
-    """The page of an error. Only the error's public fields appear."""
+    """Return the page that shows an error. The page shows only the error's public fields."""
     return html(render("error.html", call=call, error=error), error.status, error.headers)

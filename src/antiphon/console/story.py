@@ -1,12 +1,13 @@
-"""Orders a recording for readers: the request, each model call with its answer, the tools, and the events.
+"""Orders the parts of a recording for display: the request, each model call with its answer, the tools, and the events.
 
-Lives here: the code that pairs calls with their answers, and that splits event streams into events. The module also
-explains why a request has no contents, and exports a request as a cassette, which `antiphon replay` serves. Not
-here: recording (`engine/exchange/recording_exchange.py`), the format of cassettes (`recordings/format.py`), and HTML.
+This module finds the answer of each model call, and splits event streams into events. The module also explains why a
+request has no contents. It exports a request as a cassette, a file from which `antiphon replay` serves the recorded
+answers. `engine/exchange/recording_exchange.py` records a request, and `recordings/format.py` defines the format of
+cassettes.
 
-Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the client's request, then the
-calls in their order. A call without an end of its answer is marked as cut, and a call without an answer has the
-status 0.
+Invariants: bytes that are not valid events stay visible unchanged. A cassette contains the client's request, and then
+the model calls in order. A cassette marks a model call as cut if the end of the call's answer is missing. A model call
+without an answer has the status 0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LONGEST_GIST = 300
 
 
 class RecordedEvent(msgspec.Struct, frozen=True):
-    """One event of a stream. `at` is in seconds after the request's start. `type` is empty for data without a type."""
+    """One event of a stream. `at` is in seconds after the request's start. `type` is empty if the event has no type."""
 
     at: float
     type: str
@@ -38,7 +39,8 @@ class RecordedEvent(msgspec.Struct, frozen=True):
 
     @property
     def gist(self) -> str:
-        """The new content of this event, in one short line: the text of a delta, else the data without its envelope."""
+        """The new content of this event in one short line: the text of a delta. For any other event, the data without
+        `type` and `sequence_number`."""
         try:
             found = msgspec.json.decode(self.data)
         except msgspec.DecodeError:
@@ -55,8 +57,9 @@ class RecordedEvent(msgspec.Struct, frozen=True):
 
 
 class RecordedCall(msgspec.Struct):
-    """One chat request and its answer. `events` are the chunks of a streamed answer, `answer` is any other body.
-    `sent_headers` are the recorded headers of the request, and `headers` those of the answer."""
+    """One chat request and its answer. `events` are the chunks of a streamed answer. `answer` is the body of any other
+    answer. `sent_headers` are the recorded headers of the request, and `headers` are the recorded headers of the
+    answer."""
 
     at: float
     body: bytes
@@ -83,8 +86,9 @@ class RecordedToolResult(msgspec.Struct, frozen=True):
 
 
 class CallParts(msgspec.Struct):
-    """The parts of one model call: the chat request, and the answer's head, body and end. `head` and `end` are None if
-    the upstream did not answer, or if the recording is cut."""
+    """The recorded parts of one model call. `begun` is the chat request, `head` the answer's status and headers, `data`
+    the answer's body, and `end` the end of the answer. `head` and `end` are None if the upstream did not answer, or if
+    the recording ends earlier."""
 
     begun: Part
     head: Part | None = None
@@ -93,21 +97,23 @@ class CallParts(msgspec.Struct):
 
     @property
     def status(self) -> int:
-        """The status of the upstream's answer, or 0 if no upstream answered. Envoy's local reply is no such answer."""
+        """The status of the upstream's answer, or 0 if no upstream answered. A local reply of Envoy does not count as
+        an answer."""
         if self.head is None or any(name == LOCAL_REPLY for name, _ in self.headers):
             return 0
         return int(self.head.facts.get("status", 0))
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """The headers of the answer that are recorded."""
+        """The recorded headers of the answer."""
         return _headers_of(self.head) if self.head is not None else []
 
 
 class Story(msgspec.Struct):
     """The recorded contents of one request, on the client's side and on the model server's side. `answer` is the body
-    that the client got, if it is no event stream. `more` and `RecordedCall.more` count events beyond the 2,000 that are
-    listed. `headers` and `answer_headers` have only the headers that a recording may contain."""
+    that the client got, unless the body was an event stream. `events` lists at most 2,000 events. `more` and
+    `RecordedCall.more` count the events that the list leaves out. `headers` and `answer_headers` have only the headers
+    that a recording may contain."""
 
     request: bytes = b""
     method: str = ""
@@ -124,7 +130,7 @@ class Story(msgspec.Struct):
 
 
 def tell(recording: Recording) -> Story:
-    """Order the parts of a recording."""
+    """Convert a recording to a `Story`."""
     story = Story(cut=recording.cut, calls=[_call(parts) for parts in model_calls(recording)])
     sent: list[Part] = []
     for part in recording.parts:
@@ -146,12 +152,15 @@ def tell(recording: Recording) -> Story:
 
 
 def why_no_contents(entry: Entry) -> str:
-    """Why a request without readable contents has none, and the setting that changes this for later requests."""
+    """Return a sentence that explains why the contents of a request are not readable. If a setting can change this for
+    later requests, the sentence names the setting."""
     if entry.recorded and not entry.stored:
         until = entry.ended_at + HELD_SECONDS
         if time.time() > until:
             return f"The process that served this request deleted its contents at {moment(until)} UTC."
-        holder = f"the process {entry.detail.held_by}" if entry.detail.held_by else "the process that served it"
+        holder = (
+            f"the process {entry.detail.held_by}" if entry.detail.held_by else "the process that served the request"
+        )
         return (
             f"The contents of this request are only in the memory of {holder}, until {moment(until)} UTC at the "
             "latest. "
@@ -182,7 +191,7 @@ def why_no_contents(entry: Entry) -> str:
 
 
 def model_calls(recording: Recording) -> list[CallParts]:
-    """The model calls of a recording, in order."""
+    """Return the model calls of a recording, in order."""
     calls: list[CallParts] = []
     for part in recording.parts:
         match part.kind:
@@ -200,8 +209,8 @@ def model_calls(recording: Recording) -> list[CallParts]:
 
 
 def exported(recording: Recording, entry: Entry | None = None) -> list[bytes]:
-    """The lines of the cassette: the client's request with its answer, then one line for each model call. The first
-    line also has the facts of `entry`. Raises `InvalidRequest` if a call cannot be exported."""
+    """Return the lines of a cassette. The first line has the client's request with its answer, and the facts of
+    `entry`. One line for each model call follows. Raises `InvalidRequest` if a call cannot be exported."""
     try:
         client = _client_line(recording, entry)
         calls = [_line(call, cut=recording.cut) for call in model_calls(recording)]
@@ -234,8 +243,9 @@ def _headers_of(part: Part) -> list[tuple[str, str]]:
 
 
 def _client_line(recording: Recording, entry: Entry | None) -> list[bytes]:
-    """The exchange with the client, in the format of a model call. `antiphon replay` chooses entries by their path, so
-    this entry changes no answer to a chat request. Empty if the recording does not have the client's request."""
+    """Return the client's request and its answer, in the format of a cassette's model call. `antiphon replay` chooses
+    model calls by their path, so it never serves this line for a chat request. The result is empty if the recording
+    does not have the client's request."""
     story = tell(recording)
     if not story.path:
         return []
@@ -254,7 +264,7 @@ def _client_line(recording: Recording, entry: Entry | None) -> list[bytes]:
 
 
 def _facts_of(entry: Entry) -> dict[str, object]:
-    """The version of Antiphon, and the facts of a request that a report of its failure needs."""
+    """Return the version of Antiphon, and the facts about a request that a bug report needs."""
     detail = entry.detail
     told = {
         "version": __version__,
@@ -283,13 +293,13 @@ def _line(call: CallParts, *, cut: bool) -> bytes:
 
 
 def _is_done(chunks: list[tuple[float, bytes]]) -> bool:
-    """Whether the stream has its last event, after which the exchange reads no further."""
+    """Whether the stream ends with `[DONE]`. The exchange reads no bytes after this event."""
     return b"".join(data for _, data in chunks[-2:]).rstrip().endswith(b"[DONE]")
 
 
 def _read(parts: list[Part]) -> tuple[list[RecordedEvent], int, bytes]:
-    """The first `_MOST_EVENTS` events of a stream, and how many events follow them. For a body that is no stream, the
-    whole body."""
+    """Parse the body of an answer. For an event stream, returns the first `_MOST_EVENTS` events, and the number of the
+    events that follow. For any other body, returns the whole body."""
     body = b"".join(part.data for part in parts)
     start = body.lstrip()[:6]
     if not start.startswith((b"data:", b"event:", b":", b"id:")):
@@ -299,8 +309,8 @@ def _read(parts: list[Part]) -> tuple[list[RecordedEvent], int, bytes]:
 
 
 def _events(parts: Iterable[Part]) -> Iterable[RecordedEvent]:
-    """Split server-sent events. An event has the time of the part that ends it. The decoder of the exchange would drop
-    comments and invalid data, which a person who reads a recording must see."""
+    """Split server-sent events. The time of an event is the time at which its last byte arrived. This function also
+    returns comments and invalid data, which the exchange's decoder drops."""
     left = b""
     at = 0.0
     for part in parts:

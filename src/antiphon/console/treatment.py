@@ -1,10 +1,10 @@
 """Explains what Antiphon did with the parts of one request: which parts it ignored, handled itself, or changed.
 
-Lives here: the code that looks up a request's parts in the table of `GET /v1/antiphon/capabilities`. Not here: the
-table itself (`translation/request/field_support.py`), and the translation.
+This module looks up a request's parts in the table of `GET /v1/antiphon/capabilities`.
+`translation/request/field_support.py` defines this table.
 
-Invariant: the explanations use the table of the current settings. If Antiphon ignored a part and this table no longer
-lists the part as ignored, the explanation says so.
+Invariant: the explanations use the table of the current settings. If Antiphon ignored a part that this table does not
+list as ignored, the explanation mentions this difference.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _OTHERS: Final = {
     "input": ("any other item", "any other member of an item"),
     "content": ("any other part", "any other member of a part"),
 }
-"""The rows for names that Antiphon does not know, by the name's first word: of the whole part, and of its members."""
+"""Maps the first word of an unknown name to two rows of the table. The first row is for an unknown part, the second for
+an unknown member of a part."""
 _UNKNOWN: Final = "Antiphon does not know it; "
 
 
@@ -36,14 +37,15 @@ class Treated(NamedTuple):
 
 
 def ignored_parts(names: Sequence[str], capabilities: Mapping[str, Any]) -> list[Treated]:
-    """The ignored parts of a request, each with the reason. `capabilities` is the JSON of the API, or empty."""
+    """Return the ignored parts of a request, each with the reason. `capabilities` is the decoded JSON of `GET
+    /v1/antiphon/capabilities`, or empty."""
     table = _table(capabilities)
     return [Treated(name, _why_ignored(name, table) if table else "") for name in names]
 
 
 def changed_parts(request: bytes, chat: bytes, capabilities: Mapping[str, Any]) -> list[Treated]:
-    """The parts of a request that Antiphon handled itself or sent with another value. `request` is the body of the
-    client's request, and `chat` the body of the last chat request."""
+    """Return the parts of a request that Antiphon handled itself or sent to the upstream with another value. `request`
+    is the body of the client's request, and `chat` the body of the last chat request."""
     asked, sent = _object(request), _object(chat)
     table = _table(capabilities)
     found = list(_other_values(asked, sent)) if sent else []
@@ -69,7 +71,7 @@ def _why_ignored(name: str, table: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _is_ignored_value(key: str, row: Mapping[str, Any], name: str) -> bool:
-    """Whether this row is about an ignored value of the field `name`, such as `truncation.auto`."""
+    """Whether the table's row `key` describes an ignored value of the field `name`. An example is `truncation.auto`."""
     return key.startswith(f"{name}.") and row["support"] == "ignored" and name not in _OTHERS
 
 
@@ -89,14 +91,15 @@ def _why_unknown(name: str, table: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _other_values(asked: Mapping[str, Any], sent: Mapping[str, Any]) -> Iterator[Treated]:
-    """The values that Antiphon replaced by the nearest ones that the model server accepts."""
+    """Yield the values that Antiphon replaced by the nearest value that the model server accepts."""
     model = asked.get("model")
     if isinstance(model, str) and isinstance(sent.get("model"), str) and model != sent["model"]:
         yield Treated("model", f"Antiphon sent {sent['model']!r} instead of {model!r}")
     effort = _inside(asked, "reasoning").get("effort")
     used = sent.get("reasoning_effort")
     if isinstance(effort, str) and isinstance(used, str) and effort != used:
-        yield Treated("reasoning.effort", f"Antiphon sent {used!r}, the nearest value to {effort!r} of this profile")
+        nearest = f"the nearest value to {effort!r} that the upstream's profile allows"
+        yield Treated("reasoning.effort", f"Antiphon sent {used!r}, {nearest}")
     wanted = _inside(_inside(asked, "text"), "format").get("type")
     form = _inside(sent, "response_format").get("type")
     if wanted in ("json_schema", "json_object") and form != wanted:
@@ -105,7 +108,7 @@ def _other_values(asked: Mapping[str, Any], sent: Mapping[str, Any]) -> Iterator
 
 
 def _names(asked: Mapping[str, Any]) -> Iterator[str]:
-    """The names that the parts of this request have in the table."""
+    """Yield the names under which the table may list the parts of this request."""
     for field, value in asked.items():
         if not value:
             continue
@@ -125,8 +128,8 @@ def _names(asked: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(capabilities: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """All groups of the capabilities as one table. If the group `fields` and another group have the same name, the row
-    of `fields` wins. No other two groups share a name."""
+    """Merge all groups of the capabilities into one table. If the group `fields` and another group have a row of the
+    same name, the table has the row of `fields`. No other two groups share a name."""
     groups: Iterable[Mapping[str, Any]] = (capabilities.get(group) or {} for group in reversed(_GROUPS))
     return {name: row for rows in groups for name, row in rows.items()}
 

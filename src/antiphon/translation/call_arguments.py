@@ -1,28 +1,25 @@
 r"""Converts the arguments of chat function calls into the input of custom tools and into native calls.
 
-Lives here: the code that extracts the text inside `{"input": "…"}` from a custom tool call's arguments while they
-stream. The module also converts native calls into items of the Responses API and back, and makes the events of a native
-call. A *native call* is a call of a shell, a patch or a tool search.
+This module extracts the text inside `{"input": "…"}` from a custom tool call's arguments while the arguments stream.
+The module also converts native calls into items of the Responses API and back, and makes the events of a native call. A
+*native call* is a call of a shell, a patch or a tool search.
 
-Not here:
+`tool_map.py` decides which tool a call means. `chat/tools.py` makes the declarations of the functions that the model
+calls. `translation/events/builder.py` assigns the output indices and sequence numbers of events.
 
-- the code that decides which tool a call means (`tool_map.py`)
-- the declarations of the functions that the model calls (`chat/tools.py`)
-- the output indices and sequence numbers of events (`translation/events/builder.py`)
-
-The arguments of a call are JSON inside a JSON string. No fragment of the outer string ends inside an escape sequence of
-that string, since each chunk of the stream is valid JSON. So a newline of the input is `\\n` in a fragment, and `\n`
-after the outer JSON string is decoded. The server may split the inner JSON anywhere.
+The arguments of a call are JSON inside a JSON string. Each chunk of the stream is valid JSON, so no fragment ends
+inside an escape sequence of the outer string. A newline of the input is `\\n` in a fragment, and `\n` after the outer
+JSON string is decoded. The server may split the inner JSON anywhere.
 
 Antiphon emits a native call only when its arguments are complete, so each text has one delta. As in OpenAI's streams,
 the item in the event `response.output_item.added` is empty. The events of a shell call stream its commands one by one.
 A patch streams its diff, unless it deletes a file. All other native calls stream nothing.
 
 Invariants: the returned fragments of a custom input, concatenated, are the whole input. `complete` is true only when
-the arguments are a JSON object with the key `input`, or text that does not begin with `{`. Some models write the bare
-input, without JSON around it. For a bare input, `CustomInput` returns the whole text. Arguments that do not have the
-form of a native call become a function call instead of a native item. So a client never runs an incomplete command. The
-deltas of a native call, concatenated, are the content of its item.
+the arguments are a JSON object with the key `input`, or text that does not begin with `{`. Some models write the input
+directly (bare), without JSON around it. For a bare input, `CustomInput` returns the whole text. Arguments that do not
+have the form of a native call become a function call instead of a native item. This rule prevents a client from running
+an incomplete command. The deltas of a native call, concatenated, are the content of its item.
 """
 
 from __future__ import annotations
@@ -46,8 +43,8 @@ _PATCHES: Final = ("create_file", "update_file", "delete_file")
 
 
 def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:
-    """The finished item for these arguments. Returns None when the arguments do not have the form that this kind of
-    call needs."""
+    """Return the finished item of a native call with these arguments. Returns None if the arguments do not have the
+    form that this kind of call needs."""
     try:
         given = decode_any(arguments or "{}")
         make, member, read = NATIVE_FORMS[kind]
@@ -60,8 +57,7 @@ def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> N
 
 
 def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> Raw:
-    """The function arguments of an earlier call, as a JSON string. The arguments have the form in which the model wrote
-    the call."""
+    """Convert an earlier native call back to the function arguments that the model wrote, as a JSON string."""
     source = {"apply_patch_call": operation, "tool_search_call": arguments}.get(kind, action)
     if first(source) != b"{":
         return Raw(b'"{}"')
@@ -114,12 +110,13 @@ NATIVE_FORMS: Final[
     CallKind.APPLY_PATCH: (ApplyPatchCall, "operation", _operation),
     CallKind.TOOL_SEARCH: (ToolSearchCall, "arguments", raw),
 }
-"""For each kind of call: the item's type, the member that holds the action, and the function that makes that member."""
+"""For each kind of native call: the item's class, the name of the member with the action, and the function that makes
+this member."""
 
 
 def _strings(value: object) -> list[str]:
-    """The strings of a list. A single string becomes a list with one entry. A value that is neither a string nor a list
-    of strings becomes an empty list."""
+    """Return the strings of a list. A single string becomes a list with one entry. A value that is neither a string nor
+    a list of strings becomes an empty list."""
     if isinstance(value, str):
         return [value] if value else []
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -141,7 +138,7 @@ _NOTHING: Final = Raw(b"{}")
 
 
 def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> Iterator[ev.Event]:
-    """All events of a finished call, in order. `number` returns the next sequence number."""
+    """Yield all events of a finished native call, in order. `number` returns the next sequence number."""
     if isinstance(item, ShellCall):
         yield ev.OutputItemAdded(number(), index, _opened(item, action=_NO_COMMANDS))
         commands = msgspec.json.decode(item.action, type=ShellAction).commands
@@ -165,7 +162,7 @@ def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> It
 
 
 def _opened(item: NativeCall, **empty: Raw) -> NativeCall:
-    """The item for the event `response.output_item.added`: in progress, and with empty content."""
+    """Return the item for the event `response.output_item.added`. This item is in progress and has empty content."""
     return msgspec.structs.replace(item, status="in_progress", **empty)
 
 
@@ -191,8 +188,8 @@ class _InputState(Enum):
 
 
 class CustomInput:
-    """Reads the input from one call's arguments. Callers pass fragments to `feed`, and call `end` after the last one.
-    `bare`: the arguments are the input itself."""
+    """Reads the input from one call's arguments. Callers pass fragments to `feed`, and call `end` after the last
+    fragment. If `bare` is true, the arguments are the input itself, without JSON around it."""
 
     def __init__(self, *, bare: bool = False) -> None:
         self._state = _InputState.BARE if bare else _InputState.OPENING
@@ -200,7 +197,7 @@ class CustomInput:
         self.complete = False
 
     def feed(self, fragment: bytes) -> bytes:
-        """Add a fragment of arguments. Returns the text that the fragment adds to the input, as a fragment."""
+        """Add a fragment of arguments. Returns the text that the fragment adds to the input, as escaped JSON text."""
         text = text_of(fragment)
         self._text += text
         if self._state is _InputState.OPENING:
@@ -211,7 +208,7 @@ class CustomInput:
         return self._inside() if self._state is _InputState.INSIDE else b""
 
     def end(self) -> bytes:
-        """End the arguments and set `complete`. Returns the text that was not yet returned."""
+        """End the arguments and set `complete`. Returns the text that `feed` has not returned yet."""
         if self._state is _InputState.CLOSING:
             self.complete = _CLOSING.fullmatch(self._text) is not None or _is_object('{"input":""' + self._text)
         elif self._state is _InputState.BARE:
@@ -221,7 +218,7 @@ class CustomInput:
         return b""
 
     def _opened(self) -> _InputState:
-        """The parser's state after the first characters of the arguments."""
+        """Return the parser's state after the first characters of the arguments."""
         start = self._text.lstrip()
         if not start:
             return _InputState.OPENING

@@ -1,8 +1,7 @@
 """Tables of the words, codes and statuses by which servers report errors.
 
-Lives here: data only. The tables hold the words of different servers for the same error, and Envoy's own replies. One
-table maps chat field names to the names in a Responses request. Not here: the error that a client gets
-(`translation/answer/upstream_errors.py`).
+This module lists the words of different servers for the same error, and Envoy's own replies. One table maps chat field
+names to the names in a Responses request. `translation/answer/upstream_errors.py` makes the error that a client gets.
 
 Invariant: this module makes no decision.
 """

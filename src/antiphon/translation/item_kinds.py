@@ -1,8 +1,7 @@
-"""Lists every item type that Antiphon knows, and what Antiphon does with each.
+"""Lists every item type that Antiphon knows, and how Antiphon treats items of each type.
 
-Lives here: the complete list of item types, with the effect of each. The module also leaves out items of other types,
-and lists the unknown members of known items. Not here: the code that converts items into messages (`chat/messages.py`),
-and the code that replaces a reference by the stored item.
+This module also leaves out items of other types, and lists the unknown members of known items. `chat/messages.py`
+converts items into messages.
 
 Invariant: every item that `only_known` returns has a type that `chat/messages.py` knows, or no type. An item without a
 type is a message if it has a role, and a reference to a stored item if it has an id.
@@ -26,7 +25,8 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class ItemKind:
-    """One known item type. `means` names, in a word or two, the chat form of items of this type.
+    """One known item type. `means` is a short name for the way in which Antiphon converts items of this type, such as
+    `call`.
 
     - `prefix` is the beginning of the ids of items of this type.
     - `members` are the members that only this type has, in addition to the members of all items.
@@ -129,7 +129,7 @@ ITEMS: Final = {
     "compaction_trigger": ItemKind(
         "trigger",
         "item",
-        handled("if the item is the last one, the model writes a compaction, which is the output of the response"),
+        handled("if the item is the last item, the model writes a compaction, which is the output of the response"),
     ),
 }
 """Every type that an item of an input may have."""
@@ -140,7 +140,7 @@ ROLES: Final = ("user", "assistant", "system", "developer")
 
 
 def prefix_of(kind: str) -> str:
-    """The prefix of ids of items of this type."""
+    """Return the prefix of the ids of items of this type."""
     return ITEMS[kind].prefix if kind in ITEMS else "item"
 
 
@@ -164,10 +164,11 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 
 def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> list[InputItem]:
-    """The items with a known type, in order. `where` names the list in errors. Raises `InvalidRequest` in strict mode.
+    """Return the items with a known type, in order. `where` is the name of the list in error messages. Raises
+    `InvalidRequest` in strict mode.
 
-    If the output of a known call has an unknown type, the call loses its output. The translation then refuses the
-    request because the call has no output.
+    If a call's output has an unknown type, the function drops the output. The translation then refuses the request,
+    because the call has no output.
     """
     kept = []
     for number, item in enumerate(items):
@@ -179,7 +180,7 @@ def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> 
 
 
 def members_of(kind: str) -> frozenset[str]:
-    """The members that Antiphon knows of this known item type. (The model sees items of hosted tools unchanged, with
+    """Return the members of this item type that Antiphon knows. (The model sees items of hosted tools unchanged, with
     all members.)"""
     return _ANY.union(ITEMS[kind].members)
 
@@ -198,5 +199,5 @@ def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -
 
 
 def unknown_item(where: str, kind: str) -> InvalidRequest:
-    """The error for an item of an unknown type."""
+    """Return the error for an item of an unknown type."""
     return invalid_value(f"{where}.type", f"items of type {kind[:64]!r} are not supported")

@@ -1,16 +1,16 @@
 """Turns a run of similar chunks into events: cuts out each text and splices it into an event.
 
-Lives here: the Python code that runs for each chunk of a run, and the choice between that code and its C version
-(`_splice.c`). The C version exists only if `scripts/lib/build_splice.py` compiled it. Not here: the common pattern of
-the chunks (`translation/answer/alike.py`), the form of an event (`translation/events/encode.py`), and the code that
-collects the text (`translation/events/response_draft.py`).
+This module has the Python code, and chooses between this code and its C version (`_splice.c`). A run is a series of
+chunks that differ only in their text. The C version exists only if `scripts/lib/build_splice.py` compiled it.
+`translation/answer/alike.py` finds the common pattern of the chunks. `translation/events/encode.py` defines the form of
+an event, and `translation/events/response_draft.py` collects the text.
 
 Why C: the C version takes 0.80 times the Python version's CPU time for a chunk in a burst, and 0.88 times under
 saturation.
 
-Invariants: a text is the whole inside of a JSON string, so nothing in it can end the string or the event. The JSON
-decoder would read every cut chunk as the run's first chunk, with the cut text in place of the first text. Both versions
-return the same result for the same arguments.
+Invariants: a text is the whole content of a JSON string, so no character of the text can end the string or the event.
+The JSON decoder would read every cut chunk as the run's first chunk, with the cut text in place of the first text. Both
+versions return the same result for the same arguments.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def _are_texts(joined: bytes) -> bool:
 
 
 def _cut_one_by_one(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
-    """Do the same as `cut`, chunk by chunk, for data that also holds different chunks."""
+    """Cut out the texts chunk by chunk. `cut` calls this function if `data` also contains chunks with another
+    pattern."""
     texts = []
     at = 0
     while data.startswith(before, at):

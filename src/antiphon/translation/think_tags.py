@@ -1,7 +1,6 @@
 """Separates the reasoning between `<think>` and `</think>` from an answer's text while the answer streams.
 
-Lives here: the parser, which works on streamed fragments. Not here: the list of servers that send `<think>` tags
-(`profiles/`).
+The parser works on streamed fragments. The profiles (`profiles/`) list the servers that send `<think>` tags.
 
 A *tagged* answer begins with `<think>`, and blanks may precede the tag. In an *opened* answer the chat template wrote
 the opening tag, so everything up to `</think>` is reasoning. A `<think>` tag anywhere else is text.
@@ -30,8 +29,8 @@ _ONLY: Final = re.compile(
 
 
 def only_thought(text: bytes) -> bytes | None:
-    """The text between the tags if the whole text is one `<think>` block, else None. Some clients send reasoning back
-    as a `<think>` block."""
+    """Return the text between the tags if the whole text is one `<think>` block, or else None. Some clients send
+    reasoning back as a `<think>` block."""
     found = _ONLY.fullmatch(text)
     return None if found is None or _CLOSE in found[1] else found[1]
 
@@ -43,7 +42,7 @@ class _ThinkState(Enum):
 
 
 class ThinkTags:
-    """The parser for one answer's content. `opened`: the chat template wrote the opening tag."""
+    """The parser for one answer's text. If `opened` is true, the chat template wrote the opening tag."""
 
     def __init__(self, *, opened: bool) -> None:
         self._state = _ThinkState.THINKING if opened else _ThinkState.START
@@ -57,7 +56,8 @@ class ThinkTags:
         return self._state is _ThinkState.TEXT and not self._fresh
 
     def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
-        """The reasoning and the text that the next fragment of content adds, both as fragments."""
+        """Parse the next fragment of the answer's text. Returns the reasoning and the text in this fragment, both as
+        escaped JSON text."""
         if self._state is _ThinkState.START and not self._held and fragment[:1] not in _MAY_START:
             # The usual answer has no `<think>` tag.
             self._state, self._fresh = _ThinkState.TEXT, False
@@ -81,7 +81,7 @@ class ThinkTags:
         return b"", self._text(data)
 
     def end(self) -> tuple[bytes, bytes]:
-        """The reasoning and the text that the parser held back, at the end of the stream."""
+        """End the stream, and return the reasoning and the text that the parser held back."""
         held, self._held = self._held, b""
         if self._state is _ThinkState.THINKING:
             if held and self._unclosed is not None:
@@ -91,8 +91,8 @@ class ThinkTags:
 
     @property
     def unclosed(self) -> bytes:
-        """All text that was returned as reasoning, if the answer is *opened* and no end tag came. Empty in all other
-        cases."""
+        """All text that the parser returned as reasoning, if the answer is *opened* and the end tag is missing. Empty
+        in all other cases."""
         return b"".join(self._unclosed or ()) if self._state is _ThinkState.THINKING else b""
 
     def _think(self, data: bytes) -> tuple[bytes, bytes]:
@@ -120,8 +120,8 @@ class ThinkTags:
         return data, b""
 
     def _text(self, data: bytes) -> bytes:
-        """The text behind the closing tag, without the blanks before the text and without a repeated closing tag (seen
-        with MAI-DS-R1)."""
+        """Return the text after the closing tag, without leading blanks and without a repeated closing tag (seen:
+        MAI-DS-R1)."""
         while self._fresh:
             data = data[_after_blanks(data) :]
             if data.startswith(_CLOSE):

@@ -1,8 +1,7 @@
 """Reads token usage from every field name and spelling that providers use.
 
-Lives here: the code that converts a chat usage object into a Responses usage object, and that adds the usage of several
-model calls. The module also finds the usage in an answer that Antiphon forwards unchanged. Not here: the callers that
-read usage (`answer/stream.py`, `engine/exchange/native_request.py`) or add usage (the phases of `engine/exchange/`).
+This module converts a chat usage object into a Responses usage object, and adds the usage of several model calls. The
+module also finds the usage in an answer that Antiphon forwards unchanged.
 
 Invariant: an answer without usage gives None, never zeros, and every number is a non-negative integer. Antiphon never
 mistakes text of a model or a client for the upstream's count. This module reads only complete events and answers in
@@ -29,7 +28,7 @@ _NO_DETAILS: Final = UsageDetails()
 
 
 def read_usage(data: Raw) -> UsageObject | None:
-    """The usage object, or None when the data holds no counts.
+    """Return the usage object, or None if the data contains no counts.
 
     Details come from `prompt_tokens_details` / `completion_tokens_details`, or from the flat spellings of DeepSeek,
     Together, Databricks and SGLang.
@@ -65,7 +64,7 @@ def _first(*counts: int | None) -> int | None:
 
 
 def _read_leniently(data: bytes) -> ChatUsage:
-    """The valid numbers of a malformed usage object."""
+    """Return the valid numbers of a malformed usage object."""
     value = decode_object(data)
     details: dict[str, Any] = {name: _details(value.get(name)) for name in _DETAILS}
     return ChatUsage(**_counts(value, _COUNTS), **details)
@@ -86,7 +85,7 @@ def _count(value: object) -> int | None:
 
 
 def read_groq_usage(data: bytes) -> UsageObject | None:
-    """The usage in the value of a chunk's `x_groq` member, which older versions of Groq send."""
+    """Return the usage in a chunk's member `x_groq`, which older versions of Groq send."""
     usage = decode_object(data).get("usage")
     return read_usage(raw(usage)) if isinstance(usage, dict) else None
 
@@ -94,13 +93,13 @@ def read_groq_usage(data: bytes) -> UsageObject | None:
 def usage_object(
     input_tokens: int, output_tokens: int, total_tokens: int, cached: int, cache_write: int, reasoning: int
 ) -> UsageObject:
-    """The usage object with both of its details objects."""
+    """Make a usage object, including the objects with details of input and output tokens."""
     inputs, outputs = InputTokensDetails(cached, cache_write), OutputTokensDetails(reasoning)
     return UsageObject(input_tokens, inputs, output_tokens, outputs, total_tokens)
 
 
 def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:
-    """The sum of the usage of two model calls."""
+    """Add the usage of two model calls."""
     if other is None:
         return one
     return usage_object(
@@ -126,7 +125,8 @@ _PASSED: Final = msgspec.json.Decoder(PassedAnswer)
 
 
 def usage_of_answer(body: bytes) -> UsageObject | None:
-    """The usage in a whole JSON answer, or in the data of one event. None if the body reports no usage."""
+    """Return the usage in a whole JSON answer or in the data of one event. Returns None if the body reports no
+    usage."""
     passed = try_decode(_PASSED, body)
     if passed is None:
         return None
@@ -135,7 +135,7 @@ def usage_of_answer(body: bytes) -> UsageObject | None:
 
 
 def usage_of_stream(tail: bytes) -> UsageObject | None:
-    """The usage in the last complete event that reports usage. `tail` may begin in the middle of an event."""
+    """Return the usage in the last complete event that reports usage. `tail` may begin in the middle of an event."""
     for line in reversed(tail.splitlines()[1:]):
         if line.startswith(b"data:") and b'"usage"' in line:
             used = usage_of_answer(line[5:])

@@ -1,11 +1,11 @@
 """Maps chat function names to Responses tools and back, for one request.
 
-Lives here: the names that chat servers see, and the lookup of the tool that a call means. Not here: tool declarations
-(`chat/tools.py`), and the items of calls (`translation/events/builder.py`).
+This module makes the names that chat servers see, and finds the tool that a call names. `chat/tools.py` makes the
+declarations of tools, and `translation/events/builder.py` the items of calls.
 
 Chat servers know only functions with a flat name of at most 64 characters. Responses has several kinds of tools, and
-namespaces. Antiphon shortens a name that does not fit, and appends a hash of the whole name. So the same tool has the
-same name in every request.
+namespaces. Antiphon shortens a name that does not fit, and appends a hash of the whole name. Therefore the same tool
+has the same name in every request.
 
 Invariant: within one request a chat name means one tool, and every tool has one chat name.
 """
@@ -55,13 +55,13 @@ HOSTED_KINDS: Final = frozenset(
         CallKind.HOSTED_TOOL_SEARCH,
     }
 )
-"""Kinds of calls that Antiphon runs itself."""
+"""The kinds of calls that Antiphon runs itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """A tool, with the name and namespace that the client knows. `told_plain`: the declaration asks for encrypted
-    arguments, so the items of its calls state that the arguments are not encrypted."""
+    """A tool, with the name and namespace that the client knows. `told_plain` is true if the declaration asks for
+    encrypted arguments. The items of the tool's calls then state that the arguments are not encrypted."""
 
     kind: CallKind
     name: str
@@ -73,10 +73,10 @@ class CallTarget:
 class HostedFunction:
     """The function that the model sees for a hosted tool. `parameters` is a JSON schema.
 
-    - `approval`: the sidecar asks the client before it runs a call.
-    - `deferred`: in a request with tool search, the model sees the function only after a search has found it.
-    - `read_only`: a call changes nothing outside this gateway, so the sidecar may retry it. The sidecar sends a call of
-      any other function at most once.
+    - `approval` is true if the sidecar asks the client before it runs a call.
+    - `deferred` is true if the model sees the function only after a tool search has found the function.
+    - `read_only` is true if a call changes nothing outside this gateway. The sidecar may retry such a call. The sidecar
+      sends a call of any other function at most once.
     """
 
     kind: CallKind
@@ -90,12 +90,12 @@ class HostedFunction:
 
     @property
     def target(self) -> CallTarget:
-        """The tool that a call of this function means."""
+        """The tool to which a call of this function belongs."""
         return CallTarget(self.kind, self.name, self.namespace)
 
 
 def flat_name(name: str, namespace: str | None = None) -> str:
-    """The chat name of a tool: letters, digits, `_` and `-`, at most 64 characters."""
+    """Return the chat name of a tool: at most 64 letters, digits, `_` and `-`."""
     whole = name if namespace is None else f"{namespace}__{name}"
     fit = _UNFIT.sub("_", whole)
     if fit == whole and len(whole) <= _MAX_LENGTH:
@@ -105,11 +105,11 @@ def flat_name(name: str, namespace: str | None = None) -> str:
 
 
 def fitting_call_id(call_id: str, *, nine: bool = False) -> str:
-    """The id itself, or a replacement of a length that the chat server accepts. The same id always gets the same
+    """Return the id if the chat server accepts its length, or else a replacement. The same id always gets the same
     replacement, so a call and its output keep matching ids.
 
-    OpenAI's chat API accepts at most 40 characters, but other gateways and Antiphon make longer ids. `nine`: the server
-    accepts only ids of exactly nine letters and digits.
+    OpenAI's chat API accepts at most 40 characters, but other gateways and Antiphon make longer ids. If `nine` is true,
+    the server accepts only ids of exactly nine letters and digits.
     """
     if _NINE.fullmatch(call_id) if nine else len(call_id) <= _LONGEST_CALL_ID:
         return call_id
@@ -121,8 +121,8 @@ class ToolMap:
     """The tools of one request, and which of them the model may call.
 
     - `callable` holds the chat names that the model may call. If `callable` is None, the model may call every name.
-    - `required`: the model must call a tool.
-    - `single`: one answer may hold at most one call.
+    - `required` is true if the model must call a tool.
+    - `single` is true if one answer may contain at most one call.
     - `call_ids` are the ids of the calls in the history.
     - `unhurried` are the chat names of functions whose output may come in a later request.
     - `declared` are the chat names of all tools that the request declares.
@@ -138,7 +138,7 @@ class ToolMap:
         self.declared: set[str] = set()
 
     def add(self, target: CallTarget, where: str) -> str:
-        """Add a tool. Returns its chat name. Raises `InvalidRequest` when another tool already has the same chat
+        """Add a tool. Returns the tool's chat name. Raises `InvalidRequest` when another tool already has the same chat
         name."""
         chat_name = flat_name(target.name, target.namespace)
         self.declared.add(chat_name)
@@ -155,8 +155,8 @@ class ToolMap:
         self._targets.setdefault(flat_name(target.name, target.namespace), target)
 
     def target(self, chat_name: str) -> CallTarget:
-        """The tool that a call means. A name that the request does not declare means a function, because the client may
-        know that function."""
+        """Return the tool that a call names. A name that the request does not declare counts as a function, because the
+        client may know that function."""
         return self._targets.get(chat_name) or CallTarget(CallKind.FUNCTION, chat_name)
 
     def may_call(self, chat_name: str) -> bool:

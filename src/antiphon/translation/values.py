@@ -1,9 +1,9 @@
 """Defines the plain values that the steps of the translation pass to each other.
 
-Lives here: classes without methods. Not here: the code that makes the values, and the JSON formats (`antiphon.types`).
+The classes have no methods. The package `antiphon.types` defines the JSON formats.
 
-msgspec builds these classes from their annotations at run time. So the classes are in a separate module, which the
-compiled build does not compile (docs/explanation/performance.md).
+msgspec builds these classes from their annotations at run time. Therefore the classes are in a separate module, which
+the compiled build leaves as Python (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Ending(Struct, frozen=True):
     """How the upstream's answer ended. `status` is completed, incomplete or failed.
 
     `reason` is set if `status` is incomplete (max_output_tokens, content_filter). `code` and `message` are set if
-    `status` is failed. `error` is the upstream's error, if it gave one. A client that has not yet received the head of
-    an HTTP response gets the upstream's `error`.
+    `status` is failed. `error` is the upstream's error, if the upstream sent an error. A client that has not yet
+    received the headers of the HTTP response gets this error.
     """
 
     status: str
@@ -40,10 +40,10 @@ class Ending(Struct, frozen=True):
 class BuilderOptions(Struct, frozen=True):
     """The options of the builder that makes a response's events and items.
 
-    - `events`: the builder emits events. A client that wants one JSON answer needs no events.
-    - `error_events`: a failed response emits an `error` event too.
+    - `events`: whether the builder emits events. A client that wants one JSON answer needs no events.
+    - `error_events`: whether a failed response also emits an `error` event.
     - `reasoning_as_summary` and `open_responses_names` choose the form of reasoning.
-    - `obfuscate`: deltas get padding that hides their length.
+    - `obfuscate`: whether deltas get padding that hides their length.
     - `seal` makes a reasoning item's `encrypted_content` from its payload.
     - `max_bytes` limits all text of the response.
     - `first_number` is the next sequence number of a stream that `ResponseBuilder.queue` has begun. If `first_number`
@@ -62,8 +62,9 @@ class BuilderOptions(Struct, frozen=True):
 
 class ItemSources(Struct, frozen=True):
     """The sources of the content that items refer to. `unseal` decrypts content that Antiphon encrypted. The arguments
-    of `unseal` are the encrypted text, and the request parameter that an error names. `files` are the files fetched by
-    URL, or the error of a failed fetch. `tolerance` decides about unknown parts."""
+    of `unseal` are the encrypted text, and the request parameter that an error names. `files` maps URLs and ids to the
+    fetched files, or to the error of a failed fetch. `tolerance` decides whether unknown parts are ignored or
+    refused."""
 
     unseal: Callable[[str, str], bytes]
     files: Mapping[str, FetchedFile | ApiError] = {}
@@ -71,11 +72,11 @@ class ItemSources(Struct, frozen=True):
 
 
 class ChatTranslation(Struct):
-    """A translated request: the chat request's body, the map from chat names to tools, and the fields that the upstream
-    ignores.
+    """A translated request: the chat request's body, the map from chat names to tools, and the names of request fields
+    without effect.
 
-    `sent` holds the paths of the first `image` and the first `audio` in the request, because some models accept
-    neither.
+    `sent` has the paths of the first `image` and the first `audio` in the request. Error messages name such a path if
+    the model refuses images or audio.
     """
 
     body: bytes
@@ -85,8 +86,8 @@ class ChatTranslation(Struct):
 
 
 class ChatTools(Struct):
-    """The tools of one request in chat form, and the map from chat names to tools. `strict_left_out`: a function lost
-    `strict`, because the server does not accept that key."""
+    """The tools of one request as chat functions, and the map from chat names to tools. `strict_left_out` is true if
+    Antiphon removed `strict` from a function, because the server does not accept that key."""
 
     map: ToolMap
     declarations: list[Raw]
@@ -95,11 +96,11 @@ class ChatTools(Struct):
 
 
 class Turn(Struct):
-    """The output of one assistant turn, until it becomes one assistant message and its tool messages.
+    """The output of one assistant turn. The turn becomes one assistant message and the tool messages of its calls.
 
     `answer` is the number of the model's answer that the turn belongs to. A new answer begins, and the number
-    increases, when output of the model follows input of the client. `round` is the round of the turn's hosted calls
-    (`ShownCall.round`).
+    increases, when output of the model follows input of the client. `round` identifies the model output that contained
+    the turn's hosted calls (`ShownCall.round`).
     """
 
     text: list[bytes] = []
@@ -130,12 +131,13 @@ class PromptTemplate(Struct, frozen=True):
 
 
 class CachedPrompt(Struct, frozen=True):
-    """The parts of a model call, as the server gets them, that decide whether the server can reuse an earlier prompt.
+    """The parts of a model call that decide whether the server can reuse the cache of an earlier prompt. The values
+    have the form in which the server gets them.
 
     A part that the server does not get has its default value. `tools` holds the tools in order, each as canonical JSON.
-    `tool_choice` is set only if the choice hides tools from the model. `compactions` are the compactions whose
-    summaries the prompt has. `messages` are the chat messages in order, as JSON. `service_tier` is `auto` if the tier
-    is unknown. `tokens` is the estimated size of the whole prompt.
+    `tool_choice` is set only if Antiphon hides tools from the model because of the choice. `compactions` are the
+    compactions whose summaries are in the prompt. `messages` are the chat messages in order, as JSON. `service_tier` is
+    `auto` if the tier is unknown. `tokens` is the estimated size of the whole prompt.
     """
 
     model: str

@@ -60,7 +60,7 @@ FAILS = [
     (both("and", compare("eq", "year", 2024), compare("eq", "team", "x")), 'team = "x" fails: \'team\' is "research"'),
     (
         both("or", compare("eq", "year", 1), compare("eq", "team", "x")),
-        "the file matches none of the 2 alternatives. The first one: year = 1 fails: 'year' is 2024",
+        "the file matches none of the 2 alternatives. The first alternative: year = 1 fails: 'year' is 2024",
     ),
 ]
 

@@ -33,7 +33,7 @@ CAPABILITIES: dict[str, Any] = {
     ("name", "note"),
     [
         ("moderation", "the model server does not support it"),
-        ("tools.web_search", "the operator has not set it up ('web_search.provider'); dropped"),
+        ("tools.web_search", "the operator has not enabled the tool ('web_search.provider'); dropped"),
         ("tools.file_search", "now handled (it runs); this request used a form without effect, or"),
         ("truncation", "handled if context_tokens is set"),
         ("idempotency-key", "Antiphon returns an earlier result only for"),
@@ -67,7 +67,7 @@ def test_handled_parts_and_other_values_are_listed() -> None:
     found = dict(changed_parts(json.dumps(request).encode(), json.dumps(chat).encode(), CAPABILITIES))
     assert found == {
         "model": "Antiphon sent 'real' instead of 'alias'",
-        "reasoning.effort": "Antiphon sent 'high', the nearest value to 'xhigh' of this profile",
+        "reasoning.effort": "Antiphon sent 'high', the nearest value to 'xhigh' that the upstream's profile allows",
         "text.format": "Antiphon sent the format 'json_object' instead of 'json_schema'",
         "store": "Antiphon stores the response",
         "text.format.json_schema": "the schema is an instruction",

@@ -263,8 +263,8 @@ def test_tools_of_a_namespace_count_as_tools() -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("code_interpreter", "the operator has not set it up ('code_interpreter.sandbox')"),
-        ("mcp", "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')"),
+        ("code_interpreter", "the operator has not enabled the tool ('code_interpreter.sandbox')"),
+        ("mcp", "the server lacks the extra 'mcp', or the operator has disabled the tool ('mcp.enabled')"),
     ],
 )
 def test_a_hosted_tool_that_cannot_run_says_why(kind: str, why: str) -> None:

@@ -25,7 +25,7 @@ LEFT_OUT: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"tools": [{"type": "image_generation"}]},
         "tools.image_generation",
         "tools[0].type",
-        "does not implement it",
+        "does not implement the tool",
     ),
     ("misspelt", {"tools": [{"type": "weather"}]}, "tools.weather", "tools[0].type", "does not support this tool"),
     (
@@ -33,7 +33,7 @@ LEFT_OUT: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]},
         "tools.shell",
         "tools[0].type",
-        "does not implement it",
+        "does not implement the tool",
     ),
     (
         "for programs",

@@ -1,11 +1,11 @@
-"""Shows and cancels background responses, and returns the request with which a failed one runs again.
+"""Shows and cancels background responses, and returns the request of a failed response, so that the user can send the
+request again.
 
-Lives here: the queue, with the background responses that ended last. Not here: how processes publish their requests in
-flight (`engine/running/live.py`), running background responses (`engine/running/workers.py`), requests in flight
-(`unfinished.py`).
+The page also lists the background responses that ended last. `engine/running/live.py` publishes the requests in flight
+of a process, and `engine/running/workers.py` runs background responses. `unfinished.py` shows requests in flight.
 
-The browser sends the request of a failed response to the playground's path, so the server checks it like every other
-request.
+To repeat a failed response, the browser sends the request to the playground's path. The server checks this request like
+every other request.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class BackgroundView:
 
     @PageRoute("GET", "/background")
     async def show(self, call: PageCall) -> ApiResponse:
-        """The queue, oldest first, and the background responses that ended last. For a response that runs, its process
-        reports the current model call and failed attempts."""
+        """Show the queue, oldest response first, and the background responses that ended last. For a running response,
+        the page also shows the current model call and failed attempts, which the running process reports."""
         running = {
             one.response_id: one
             for each in await self._reading.in_flight(call.owner)
@@ -55,19 +55,21 @@ class BackgroundView:
 
     @PageRoute("GET", "/background/{}/request")
     async def request(self, call: PageCall, entry_id: str) -> ApiResponse:
-        """The request of a background response that ended, as JSON: `body`, and the owner in whose name it runs again.
-        The button Retry sends `body` as a new request."""
+        """Return the request of a background response that ended, as JSON with `body` and `owner`. The button Retry
+        sends `body` as a new request of `owner`."""
         entry = await self._reading.entry(entry_id, call.owner)
         await note_request(self._reading, call, entry)
         body, _ = await request_of(self._reading, entry)
         if not _repeatable(body):
-            raise NotFound("The contents of this request are deleted, so it cannot run again.", code="not_found")
+            raise NotFound(
+                "The contents of this request are deleted, so the request cannot run again.", code="not_found"
+            )
         answer = json_response({"owner": entry.owner, "body": {**body, "background": True, "stream": False}})
         return ApiResponse(answer.status, (*answer.headers, *SECURITY, *NOT_CACHED), answer.body)
 
     @PageRoute("POST", "/background/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, response_id: str) -> ApiResponse:
-        """Cancel a background response. The response keeps the output that it has so far."""
+        """Cancel a background response. The response keeps its current output."""
         jobs, _ = await self._reading.queued(call.owner)
         owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
         if not owner:

@@ -1,8 +1,8 @@
 """Shows which share of the input tokens came from the upstreams' prompt caches, by model and by owner.
 
-Lives here: the code that finds the likely reason of a cache miss. It compares a request with the earlier request that
-it continues: their prompts, their upstreams, and the pause between them. Not here: the comparison of prompts
-(`engine/exchange/prompt_comparison.py`), the sums (`stores/journal.py`).
+This module also finds the likely reason of a cache miss: it compares a request with the earlier request that it
+continues. The comparison covers the prompts, the upstreams, and the pause between the two requests.
+`engine/exchange/prompt_comparison.py` compares prompts, and `stores/journal.py` computes the sums.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PromptCacheView:
 
     @PageRoute("GET", "/prompt-cache")
     async def show(self, call: PageCall) -> ApiResponse:
-        """Hit rates, and the latest requests that continue a response and missed the cache."""
+        """Show hit rates, and the latest requests that continue a response and missed the cache."""
         journal = self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")
         since = time.time() - _SPANS[chosen]
@@ -55,8 +55,8 @@ class PromptCacheView:
         )
 
     async def _why(self, entry: Entry) -> str:
-        """The likely reason of a miss: the first difference from the previous prompt, another upstream, or a long
-        pause."""
+        """Return the likely reason of a cache miss: the first difference from the earlier request's prompt, another
+        upstream, or a long pause."""
         earlier = await self._reading.journal.get(entry.previous_id, entry.owner)
         around = _change_around(entry, earlier)
         try:
@@ -68,7 +68,8 @@ class PromptCacheView:
         return told or around or f"no difference: {_lost(entry, earlier)}"
 
     async def _difference(self, entry: Entry) -> str:
-        """The first difference between the two prompts. Empty if the prompts do not differ."""
+        """Describe the first difference between the request's prompt and the earlier request's prompt. The text is
+        empty if the prompts do not differ."""
         if self._reading.difference is None or not (entry.stored and entry.response_id):
             return "unknown, because the response is not stored"
         found, tokens = await self._reading.difference(entry.owner, entry.previous_id, entry.response_id)
@@ -81,8 +82,8 @@ class PromptCacheView:
 
 
 def _usage(entry: Entry) -> UsageObject | None:
-    """The usage of the request's first model call, whose prompt the comparison reads. None if the upstream reported
-    none."""
+    """Return the usage of the request's first model call, because the comparison reads the prompt of this call. Returns
+    None if the upstream reported no usage."""
     counted, cached = entry.input_tokens, entry.cached_tokens
     if entry.calls > 1:
         facts = next((span.facts for span in entry.detail.spans if span.kind == "call"), {})
@@ -93,7 +94,8 @@ def _usage(entry: Entry) -> UsageObject | None:
 
 
 def _change_around(entry: Entry, earlier: Entry | None) -> str:
-    """What else explains a miss: another upstream, or a long pause. Empty if neither does."""
+    """Describe a reason for a cache miss other than the prompt: another upstream, or a long pause. The text is empty if
+    neither reason applies."""
     if earlier is None:
         return ""
     if earlier.upstream and entry.upstream and earlier.upstream != entry.upstream:
@@ -103,12 +105,12 @@ def _change_around(entry: Entry, earlier: Entry | None) -> str:
 
 
 def _pause(entry: Entry, earlier: Entry) -> float:
-    """The time from the end of the earlier request to the start of the later one, in seconds."""
+    """Return the seconds from the end of the earlier request to the start of the later request."""
     return max(0.0, entry.ended_at - entry.seconds - earlier.ended_at)
 
 
 def _lost(entry: Entry, earlier: Entry | None) -> str:
     if earlier is None:
-        return "the upstream lost the prompt, or another of its servers answered"
+        return "the upstream lost the prompt, or a different server of this upstream answered"
     pause = duration(_pause(entry, earlier))
-    return f"the same upstream after {pause} lost the prompt, or another of its servers answered"
+    return f"within {pause}, the upstream lost the prompt, or a different server of this upstream answered"

@@ -1,7 +1,6 @@
 """Shows the uploaded files of an owner: the list, the upload, the download, and the vector stores that use a file.
 
-Lives here: the pages of files. Not here: storing files and parsing the form (`api/files.py`), vector stores
-(`vector_stores.py`).
+`api/files.py` parses the upload form and stores files. `vector_stores.py` shows vector stores.
 
 Invariant: a browser never renders the contents of a file. Every download is an attachment of the type
 `application/octet-stream`.
@@ -34,14 +33,15 @@ class FilesView:
 
     @PageRoute("GET", "/files")
     async def show_all(self, call: PageCall) -> ApiResponse:
-        """A page of the files, newest first."""
+        """Show a page of the list of files, newest first."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
         return await self._listed(call)
 
     @PageRoute("POST", "/files", changes=True)
     async def upload(self, call: PageCall) -> ApiResponse:
-        """Upload a file. The body is the form of the browser, which goes to the API as it arrives."""
+        """Upload a file. The body is the form that the browser sends. Each chunk goes to the API as soon as it
+        arrives."""
         check_owner(call)
         await self._reading.note(call.session, "file upload", "", call.owner)
         names = ("content-type", "content-length")
@@ -59,7 +59,7 @@ class FilesView:
 
     @PageRoute("GET", "/files/{}")
     async def show(self, call: PageCall, file_id: str) -> ApiResponse:
-        """The properties of a file, and the vector stores that use the file."""
+        """Show the properties of a file, and the vector stores that use the file."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
         await self._reading.note_read(call.session, "read file", file_id, call.owner)
@@ -72,7 +72,7 @@ class FilesView:
 
     @PageRoute("GET", "/files/{}/content")
     async def content(self, call: PageCall, file_id: str) -> ApiResponse:
-        """The contents of a file, as a download."""
+        """Send the contents of a file, as a download."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
         await self._reading.note_read(call.session, "read file", file_id, call.owner)
@@ -84,7 +84,7 @@ class FilesView:
 
     @PageRoute("POST", "/files/{}/delete", changes=True)
     async def delete(self, call: PageCall, file_id: str) -> ApiResponse:
-        """Delete a file. The API also removes it from all vector stores."""
+        """Delete a file. The API also removes the file from all vector stores."""
         check_owner(call)
         await self._reading.note(call.session, "file delete", file_id, call.owner)
         await self._reading.raw("DELETE", f"/v1/files/{_part(file_id)}", call.caller)
@@ -120,7 +120,7 @@ class FilesView:
     async def _uses(
         self, call: PageCall, file_id: str, stores: list[StoreJson]
     ) -> list[tuple[StoreJson, StoreFileJson]]:
-        """The stores that have the file, each with the file's state there."""
+        """Return the vector stores that contain the file, each with the file's ingestion state in that vector store."""
 
         async def use_in(store: StoreJson) -> tuple[StoreJson, StoreFileJson] | None:
             path = f"/v1/vector_stores/{_part(store['id'])}/files/{_part(file_id)}"

@@ -1,10 +1,9 @@
 """Shows client keys, the use of quotas, and the audit, and lets operators create, rotate and revoke keys.
 
-Lives here: the forms and their values. Not here: the checks and the change of a key (`engine/running/client_keys.py`),
-the admin API (`api/admin.py`).
+`engine/running/client_keys.py` checks and performs each change of a key. `api/admin.py` serves the admin API.
 
-Invariants: only operators reach these pages, and changes need `console.act`, because a key gives access to the data of
-its owner. Only the page that answers the creation of a key shows the key's token.
+Invariants: only operators reach these pages, and changes need the setting `console.act`. The reason is that a key gives
+access to the data of its owner. Only the page that answers the creation of a key shows the key's token.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ _MOST_KEYS = 500
 
 @dataclass(frozen=True, slots=True)
 class KeySources:
-    """The data sources of the pages about keys. `in_force`: processes accept the keys that these pages create. `fixed`
-    are the callers with a key in the settings, one for each key."""
+    """The data sources of the pages about keys. `in_force` is true if processes accept the keys that these pages
+    create. `fixed` has one caller for each client key in the settings."""
 
     manager: KeyManager
     audit: AuditStore
@@ -48,13 +47,13 @@ class KeysView:
 
     @PageRoute("GET", "/keys", operators=True)
     async def show(self, call: PageCall) -> ApiResponse:
-        """All valid keys, the use of quotas, and the newest rows of the audit. The page also lists the keys of the
+        """Show all valid keys, the use of quotas, and the newest rows of the audit. The page also lists the keys in the
         settings."""
         return await self._page(call)
 
     @PageRoute("POST", "/keys", changes=True, operators=True)
     async def create(self, call: PageCall) -> ApiResponse:
-        """Create a key, and show its token once."""
+        """Create a key, and show the key's token once."""
         try:
             wanted = WantedKey(
                 call.form.get("owner", "").strip(),
@@ -108,7 +107,7 @@ class KeysView:
 
 
 def _lifetime(text: str) -> float | None:
-    """The lifetime in seconds, from a number of days. None if the field is empty."""
+    """Convert the form field `days` to a lifetime in seconds. Returns None if the field is empty."""
     if not text.strip():
         return None
     if not (text.strip().isascii() and text.strip().isdecimal() and 0 < int(text) <= 3650):

@@ -1,7 +1,7 @@
 """Shows the models, tools and containers of this server, and how the server treats each part of a request.
 
-Lives here: the page of models and tools, and the code that groups models that the server treats in the same way. Not
-here: the table of support (`translation/request/field_support.py`), and running tools (`tools/`).
+This module groups models that the server treats in the same way. `translation/request/field_support.py` defines the
+treatment of each part, and `tools/` runs tools.
 
 Invariant: addresses of MCP servers and of upstreams appear only for operators.
 """
@@ -49,11 +49,11 @@ _HOSTED: Final = {
     "image_generation": "",
     "computer": "",
 }
-"""The hosted tools of OpenAI's API, each with the setting that enables it here."""
+"""The hosted tools of OpenAI's API. The value is the setting that enables the tool, or empty."""
 
 
 Capabilities = Mapping[str, Any]
-"""The capabilities of a model, as the API shows them: facts by name, and groups of `SupportJson` by name."""
+"""The capabilities of a model, as the API returns them: facts, and groups that map names to `SupportJson`."""
 
 
 class SupportJson(TypedDict):
@@ -64,7 +64,7 @@ class SupportJson(TypedDict):
 
 
 class McpServersShown(TypedDict):
-    """The section `mcp` of the effective settings. `connectors` has the URLs by name."""
+    """The section `mcp` of the effective settings. `connectors` maps the name of each connector to its URL."""
 
     known: bool
     enabled: bool
@@ -82,7 +82,8 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A hosted tool: whether the server runs the tool, and how the server otherwise treats the tool's declaration."""
+    """A hosted tool. `runs` is true if the server runs the tool. `support` and `note` describe how the server treats
+    the tool's declaration. `setting` enables the tool."""
 
     name: str
     runs: bool
@@ -111,7 +112,7 @@ class ModelsView:
 
     @PageRoute("GET", "/models")
     async def show(self, call: PageCall) -> ApiResponse:
-        """Models with their capabilities, hosted tools, MCP servers and containers."""
+        """Show the models with their capabilities, the hosted tools, the MCP servers and the containers."""
         models, problem = await self._models(call)
         name = call.query("model").strip()[:200]
         chosen = [one for one in models if name.casefold() in one.casefold()]
@@ -144,7 +145,8 @@ class ModelsView:
         )
 
     async def _models(self, call: PageCall) -> tuple[list[str], str]:
-        """The names of the models, and the reason if the upstreams did not list them (else empty)."""
+        """Return the names of the models, and an empty text. If the upstreams did not list their models, returns the
+        models in the settings, and the reason."""
         try:
             async with asyncio.timeout(_SECONDS):
                 found = await self._reading.json("GET", "/v1/models", call.caller)
@@ -156,7 +158,7 @@ class ModelsView:
         return list(self._reading.models), problem
 
     async def _upstreams(self) -> list[UpstreamState]:
-        """The upstreams with their newest request and their newest failure of the last day."""
+        """Return the upstreams, each with its newest request and its newest failure of the last day."""
         journal, since = self._reading.journal, time.time() - _DAY
         found = []
         for one in self._reading.upstreams():
@@ -184,7 +186,8 @@ class ModelsView:
             return None
 
     async def _containers(self, call: PageCall) -> tuple[object, str]:
-        """A page of the owner's containers. Without such a page: None, and the reason."""
+        """Return a page of the owner's containers, and an empty text. If there is no such page, returns None and the
+        reason."""
         if not call.owner:
             return None, "Choose an owner to see containers."
         query = {"limit": "50"} | ({"after": call.query("after")} if call.query("after") else {})
@@ -192,7 +195,8 @@ class ModelsView:
             return await self._reading.json("GET", "/v1/containers", call.caller, query=query), ""
         except ApiError as error:
             if error.code == "unknown_url":
-                return None, "This server runs no code. An operator can enable it with 'code_interpreter.sandbox'."
+                told = "This server runs no code. An operator can change this with 'code_interpreter.sandbox'."
+                return None, told
             if error.status >= 500:
                 raise
             raise InvalidRequest(error.message, code=error.code) from None
@@ -210,14 +214,14 @@ def alike(described: Iterable[tuple[str, Capabilities]]) -> list[Column]:
 
 
 def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[SupportJson | None]]]:
-    """One row for each name in this group: the name, and the name's support in each column. The support is None for a
-    column without the name."""
+    """Return one row for each name in this group: the name, and its support in each column. The support is None if the
+    column's models do not have this name."""
     names = dict.fromkeys(name for column in columns for name in column.shown[group])
     return [(name, [column.shown[group].get(name) for column in columns]) for name in names]
 
 
 def hosted_tools(tools: Mapping[str, SupportJson]) -> list[Tool]:
-    """The hosted tools, with the tools of extensions."""
+    """Return the hosted tools, including the tools of installed extensions."""
     hosted = {name.removeprefix("tools."): one for name, one in tools.items() if name.count(".") == 1}
     names = [*_HOSTED, *(name for name, one in hosted.items() if name not in _HOSTED and _runs(one))]
     return [
@@ -228,7 +232,7 @@ def hosted_tools(tools: Mapping[str, SupportJson]) -> list[Tool]:
 
 
 def mcp_servers(settings: str) -> McpServersShown:
-    """The values of the section `mcp` in the effective settings."""
+    """Return the values of the section `mcp` in the effective settings."""
     try:
         whole = read_yaml(settings)
     except NotYaml:

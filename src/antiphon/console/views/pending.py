@@ -1,7 +1,7 @@
 """Shows one request that has not ended: a request in flight, or a background response that waits or runs.
 
-Lives here: the page with the facts so far, which the browser refreshes until the request ends. Not here: the list of
-such requests and their cancellation (`unfinished.py`), the page of a finished request (`request.py`).
+The browser refreshes the facts on the page until the request ends. `unfinished.py` lists and cancels such requests, and
+`request.py` shows a finished request.
 
 Invariants: only a load of the whole page shows contents, so the audit has one row for each load. The fragment that the
 browser polls has only facts. When the request ends, the browser loads the page of the finished request.
@@ -25,7 +25,8 @@ _UNFINISHED = frozenset({"queued", "in_progress"})
 
 
 async def show_pending(reading: Reading, call: PageCall, name: str) -> ApiResponse | None:
-    """The page of the request with this entry id or response id, if the request has not ended. None if it has ended."""
+    """Return the page of a request that has not ended, or None if the request has ended. `name` is the id of the
+    journal entry or of the response."""
     entry = await reading.journal.get(name, call.owner)
     job: QueuedJob | None = None
     live: LiveRequest | None = None
@@ -64,8 +65,8 @@ async def show_pending(reading: Reading, call: PageCall, name: str) -> ApiRespon
 
 
 def _may_run(entry: Entry, name: str) -> bool:
-    """Whether a background response may still run although the journal has this entry. The entry may belong to the
-    request that queued the response, or to an interrupted attempt."""
+    """Whether a background response may still run although the journal has an entry for it. The entry may describe the
+    request that queued the response, or an interrupted attempt."""
     attempt = entry.door == "background" and entry.response_id == name
     return bool(entry.response_id) and (entry.outcome == "queued" or attempt)
 
@@ -79,7 +80,8 @@ async def _is_unfinished(reading: Reading, entry: Entry) -> bool:
 
 
 async def _ended(reading: Reading, call: PageCall, entry: Entry) -> ApiResponse:
-    """Send the polling browser to the page of the finished request, as soon as the journal has the entry of the end."""
+    """Send the polling browser to the page of the finished request, as soon as the journal has the entry of the
+    response's end."""
     last = entry
     if entry.outcome == "queued":
         last = await reading.journal.get(entry.response_id, call.owner) or entry
@@ -89,11 +91,11 @@ async def _ended(reading: Reading, call: PageCall, entry: Entry) -> ApiResponse:
 
 
 def _found(call: PageCall, *, known: bool) -> ApiResponse:
-    """Answer a browser that shows the page of an unknown request and asks once more whether the request is known. If
-    the request is known now, the browser loads its page. Otherwise the browser changes nothing."""
+    """Answer a browser that shows the page of an unknown request and asks again whether the request exists. If the
+    request now exists, the browser loads the request's page. Otherwise the browser keeps the current page."""
     return _go_to(call.same(look="")) if known else ApiResponse(204, SECURITY, b"")
 
 
 def _go_to(link: str) -> ApiResponse:
-    """Make the polling browser load this page."""
+    """Make the polling browser load the page `link`."""
     return ApiResponse(200, (("hx-redirect", link), ("content-length", "0"), *SECURITY, *NOT_CACHED), b"")

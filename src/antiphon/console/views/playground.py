@@ -1,8 +1,8 @@
 """Lets a user compose a request, run it, and watch the answer next to its events.
 
-Lives here: the page, its initial values, and the body of an earlier request (`request_of`). An endpoint tells the page
-when a request has its journal entry. Not here: running the request, which the server does as for any client
-(`POST /console/run`), and reading the answer's stream (`static/playground.js`).
+This module fills in the page's initial values, for example the body of an earlier request (`request_of`). The page
+polls an endpoint until the journal has the entry of a request. The server runs the request like the request of any
+other client (`POST /console/run`). `static/playground.js` reads the answer's stream.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class PlaygroundView:
 
     @PageRoute("GET", "/playground")
     async def show(self, call: PageCall) -> ApiResponse:
-        """The form. Parameters: `request` (a request to run again), `previous`, `conversation`, `prompt`."""
+        """Show the form. The query parameters are `request` (a request to run again), `previous`, `conversation`,
+        `prompt`."""
         body: dict[str, object] = {"model": call.query("model"), "input": "", "stream": True}
         note, owner = "", call.owner
         if request_id := call.query("request"):
@@ -70,15 +71,16 @@ class PlaygroundView:
 
     @PageRoute("GET", "/playground/ended/{}")
     async def ended(self, call: PageCall, response_id: str) -> ApiResponse:
-        """Tell whether the journal has the entry of a response. The journal writes an entry up to a second after the
-        request's end."""
+        """Report as JSON whether the journal has the entry of a response. The journal writes an entry up to a second
+        after the request's end."""
         found = await self._reading.journal.get(response_id, call.owner)
         body = json.dumps({"ended": found is not None}).encode()
         kind = (("content-type", "application/json"), ("content-length", str(len(body))))
         return ApiResponse(200, (*kind, *SECURITY, *NOT_CACHED), body)
 
     async def _prompt(self, call: PageCall, named: object, owner: str) -> tuple[Mapping[str, Any], str]:
-        """The version of a prompt that a request names, and a note if Antiphon cannot read it."""
+        """Return the version of a prompt that a request names, and a note to the user if Antiphon cannot read this
+        version."""
         if not (isinstance(named, Mapping) and isinstance(named.get("id"), str) and owner):
             return {}, ""
         await self._reading.note_read(call.session, "read prompt", named["id"], owner)
@@ -90,7 +92,7 @@ class PlaygroundView:
         return found, ""
 
     async def _open_calls(self, call: PageCall, owner: str) -> list[dict[str, object]]:
-        """The function calls of the response to continue that have no output yet."""
+        """Return the function calls of the response `previous` to which the client has sent no output yet."""
         previous = call.query("previous")
         if not (previous and owner):
             return []
@@ -115,7 +117,7 @@ class PlaygroundView:
 
 
 async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object], str]:
-    """The body of an earlier request, and a note that tells the user the source of the body."""
+    """Return the body of an earlier request, and a note to the user that names the source of the body."""
     recording = await reading.recording(entry)
     if recording is not None:
         try:
@@ -137,7 +139,8 @@ async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object],
 
 
 def _as_text(body: dict[str, object]) -> str:
-    """The body as JSON for editing. A large body is not indented, because indentation would multiply its size."""
+    """Return the body as JSON for editing. A large body is not indented, because indentation would multiply its
+    size."""
     try:
         text = json.dumps(body, ensure_ascii=False)
     except RecursionError:

@@ -1,9 +1,9 @@
-"""Shows the prompts of an owner: the list, and the versions of one prompt, two of them side by side.
+"""Shows the prompts of an owner: the list, the versions of one prompt, and a comparison of two versions side by side.
 
-Lives here: the pages of prompts, a version as lines of text, and the comparison of two versions line by line. Not here:
-storing prompts (`api/prompts.py`), HTML, running a prompt (the playground).
+This module converts a version to lines of text, and compares two versions line by line. `api/prompts.py` stores
+prompts, and the playground runs a prompt.
 
-Invariant: the left lines of a comparison are the old version, and the right lines the new version.
+Invariant: a comparison shows the old version on the left, and the new version on the right.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ _ABOUT: Final = frozenset(
 
 
 MOST_LINES: Final = 1000
-"""The maximum number of lines of a text. The time of a comparison grows faster than the square of this number."""
+"""The maximum number of lines of a text. The limit exists because the time of a comparison grows faster than the square
+of the number of lines."""
 _MOST_PAIRED: Final = 2000
-"""The maximum number of pairs of lines whose similarity one comparison computes."""
+"""One comparison computes the similarity of at most this number of pairs of lines."""
 _ALIKE: Final = 0.6
 _LONGEST: Final = 300
 
 
 class DiffRow(NamedTuple):
-    """One row of a comparison. If one version has no line in this row, the line number of its side is 0 and the text of
-    its side is empty."""
+    """One row of a comparison. If one version has no line in this row, the line number on that version's side is 0, and
+    the text is empty."""
 
     kind: Literal["same", "changed", "removed", "added"]
     left: int
@@ -61,7 +62,7 @@ class PromptsView:
 
     @PageRoute("GET", "/prompts")
     async def show_all(self, call: PageCall) -> ApiResponse:
-        """A page of the prompts, newest first."""
+        """Show a page of the list of prompts, newest first."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Prompts")
         prompts, more = await self._reading.every(_PROMPTS, call.caller)
@@ -72,7 +73,7 @@ class PromptsView:
 
     @PageRoute("GET", "/prompts/{}")
     async def show(self, call: PageCall, prompt_id: str) -> ApiResponse:
-        """The versions of a prompt, and the comparison of the versions `a` and `b`."""
+        """Show the versions of a prompt, and the comparison of the versions `a` and `b`."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Prompts")
         await self._reading.note_read(call.session, "read prompt", prompt_id, call.owner)
@@ -122,7 +123,7 @@ class PromptsView:
 
 
 def template_lines(version: Mapping[str, object]) -> list[str]:
-    """The template of a version as lines: its instructions first, then each other field."""
+    """Return the template of a version as lines: the instructions first, then each other field."""
     fields = {name: value for name, value in version.items() if name not in _ABOUT and value is not None}
     lines: list[str] = []
     for name in sorted(fields, key=lambda each: (each != "description", each != "instructions", each != "input", each)):
@@ -138,7 +139,8 @@ def _number(text: str) -> int:
 
 
 def compare(old: Sequence[str], new: Sequence[str]) -> list[DiffRow]:
-    """The rows of the comparison of two texts. The function leaves out lines beyond `MOST_LINES`."""
+    """Compare two texts line by line, and return the rows of the comparison. The function leaves out lines beyond
+    `MOST_LINES`."""
     old, new = old[:MOST_LINES], new[:MOST_LINES]
     rows: list[DiffRow] = []
     left_over = _MOST_PAIRED
@@ -164,8 +166,8 @@ def compare(old: Sequence[str], new: Sequence[str]) -> list[DiffRow]:
 
 
 def _pairs(old: Sequence[str], new: Sequence[str], *, alike: bool) -> Iterator[tuple[int | None, int | None]]:
-    """Pair similar lines of two blocks, in their order, so that the sum of the similarities is as large as possible. If
-    `alike` is False, the blocks are so large that comparing their lines would take too long, and the function pairs no
+    """Pair similar lines of two blocks, so that the sum of the similarities is as large as possible. The pairs keep the
+    order of the lines. If `alike` is False, the blocks are too large for a comparison, and the function pairs no
     lines."""
     if not alike:
         yield from ((each, None) for each in range(len(old)))

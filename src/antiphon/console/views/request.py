@@ -1,8 +1,8 @@
 """Shows one request: both sides of the translation, its steps over time, its failure, and the actions that a user can
 take.
 
-Lives here: the page, its code snippets, the deletion, and the export as a recording. Not here: the list
-(`requests.py`), the order of a recording's parts (`console/story.py`).
+This module also makes code snippets, deletes contents, and exports a request as a recording. `requests.py` shows the
+list of requests, and `console/story.py` orders the parts of a recording.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RequestView:
 
     @PageRoute("GET", "/requests/{}")
     async def show(self, call: PageCall, request_id: str) -> ApiResponse:
-        """The journal entry, the recording and the stored response of a request."""
+        """Show the journal entry, the recording and the stored response of a request."""
         reading = self._reading
         if (pending := await show_pending(reading, call, request_id)) is not None:
             return pending
@@ -103,7 +103,7 @@ class RequestView:
 
     @PageRoute("POST", "/requests/{}/delete", changes=True)
     async def delete(self, call: PageCall, request_id: str) -> ApiResponse:
-        """Delete the stored response and its recorded contents. The journal entry stays."""
+        """Delete the stored response and its recorded contents, but keep the journal entry."""
         entry = await self._reading.entry(request_id, call.owner)
         if not entry.response_id:
             raise NotFound("This request stored no response.", code="not_found")
@@ -113,7 +113,8 @@ class RequestView:
 
     @PageRoute("GET", "/requests/{}/cassette")
     async def cassette(self, call: PageCall, request_id: str) -> ApiResponse:
-        """The client's request and the model calls as a recording that `antiphon replay` serves."""
+        """Send a file (a cassette) with the client's request and the model calls. `antiphon replay` serves the answers
+        in this file."""
         entry = await self._reading.entry(request_id, call.owner)
         await note_request(self._reading, call, entry)
         recording = await self._reading.recording(entry)
@@ -130,7 +131,7 @@ class RequestView:
 
 
 async def note_request(reading: Reading, call: PageCall, entry: Entry) -> None:
-    """Note in the audit that an operator reads the contents of this request."""
+    """Write to the audit that an operator reads the contents of this request."""
     action: ReadAction = "read response" if entry.response_id else "read request"
     await reading.note_read(call.session, action, entry.response_id or entry.id, entry.owner)
 
@@ -140,7 +141,7 @@ def _file_name(entry: Entry) -> str:
 
 
 def _rate(entry: Entry) -> float | None:
-    """Output tokens per second after the first token."""
+    """Return the output tokens per second after the first token."""
     if entry.first is None or not entry.output_tokens or entry.calls != 1:
         return None
     seconds = entry.seconds - entry.first
@@ -150,7 +151,8 @@ def _rate(entry: Entry) -> float | None:
 def _snippets(
     story: Story | None, stored: Mapping[str, object] | None, items: Sequence[Mapping[str, object]]
 ) -> list[tuple[str, str]]:
-    """The request as code, from its recorded body or else from the stored response."""
+    """Return code snippets that send the request again. The source is the recorded body, or else the stored
+    response."""
     if story is not None and story.request:
         if len(story.request) > _LONGEST_CODE:
             return []

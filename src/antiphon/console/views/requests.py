@@ -1,7 +1,7 @@
 """Shows finished requests: the list with its filters, which the browser refreshes when requests end.
 
-Lives here: the list and its text search. Not here: the page of one request (`request.py`), requests in flight
-(`unfinished.py`), the entries (`stores/journal.py`).
+This module also searches the texts of requests. `request.py` shows one request, `unfinished.py` shows requests in
+flight, and `stores/journal.py` stores the entries.
 
 Invariant: a list states how many requests its filter selects, and which of these requests it shows.
 """
@@ -22,7 +22,7 @@ _SEARCHED = 400
 """The maximum number of requests whose contents a text search reads, newest first."""
 _FIELDS = ("outcome", "fault", "code", "model", "upstream", "door", "team", "thread")
 _MORE = ("fault", "door", "team", "begin", "until")
-"""The fields that the page shows only among the further filters."""
+"""The filter fields that the page hides until the user opens the additional filters."""
 _FAULTS = ("client", "upstream", "ours", "cancelled")
 _TIMES = {"15m": 900.0, "1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 
@@ -37,7 +37,7 @@ class RequestsView:
 
     @PageRoute("GET", "/requests")
     async def show(self, call: PageCall) -> ApiResponse:
-        """A page of requests, newest first."""
+        """Show a page of requests, newest first."""
         wanted, text = read_filter(call), call.query("text").strip()
         than, searched = call.query("than"), None
         if than and call.fragment and not await self._has_news(wanted, than):
@@ -68,12 +68,13 @@ class RequestsView:
         return call.show("requests.html", values, choices=choices, times=_TIMES, faults=_FAULTS, more=more)
 
     async def _has_news(self, wanted: EntryFilter, than: str) -> bool:
-        """Whether a request ended after the newest row of the page that polls."""
+        """Whether a request has ended since the browser loaded its list. `than` is the cursor of that list's newest
+        row."""
         newer = await self._reading.journal.newer(wanted, than=than, limit=1)
         return bool(newer) and cursor_of(newer[0]) != than
 
     async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], int]:
-        """The entries whose contents hold the text, and the number of entries that the search read."""
+        """Return the entries whose contents contain the text, and the number of entries that the search read."""
         sought = text.casefold()
         newest = (await self._reading.journal.list(wanted, limit=_SEARCHED)).entries
         found = [
@@ -85,7 +86,8 @@ class RequestsView:
 
 
 def read_filter(call: PageCall) -> EntryFilter:
-    """The filter in the query of a list, or of a page that was opened from a list. Raises `InvalidRequest`."""
+    """Read the filter from the query parameters of a list, or of a page that the user opened from a list. Raises
+    `InvalidRequest`."""
     outcome, fault, code, model, upstream, door, team, thread = (call.query(name).strip()[:200] for name in _FIELDS)
     return EntryFilter(
         call.owner,
@@ -117,7 +119,7 @@ def _in_facts(entry: Entry, sought: str) -> bool:
 
 
 def _since(text: str) -> float:
-    """The time from which requests are listed: a name such as `1h`, or a date and time in UTC."""
+    """Convert the parameter `since` to a time. The text is a name such as `1h`, or a date and time in UTC."""
     if not text:
         return 0.0
     if text in _TIMES:
@@ -131,7 +133,8 @@ def _since(text: str) -> float:
 
 
 def _time(call: PageCall, name: str) -> float:
-    """The date and time in a query parameter, in UTC. 0 without the parameter. Raises `InvalidRequest`."""
+    """Return the time in a query parameter, which is a date and time in UTC. Returns 0 if the parameter is missing.
+    Raises `InvalidRequest`."""
     text = call.query(name)
     found = _seconds(text) if text else 0.0
     if found is None:
@@ -140,7 +143,7 @@ def _time(call: PageCall, name: str) -> float:
 
 
 def _seconds(text: str) -> float | None:
-    """A date and time in seconds since the epoch. None if the text is no date and time."""
+    """Convert a date and time to seconds since the epoch. Returns None if the text is no date and time."""
     try:
         found = datetime.fromisoformat(text)
         return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()

@@ -1,8 +1,9 @@
-"""Shows test searches in one vector store. The rankings by words, by meaning and by both are side by side.
+"""Shows test searches in one vector store. The page shows three rankings side by side: by words, by meaning, and by
+words and meaning together.
 
-Lives here: the search tester, and the code that finds the first condition of a filter that a file's attributes fail.
-Not here: the search (`search/searcher.py`), the filter of real searches (`stores/vector_sql.py`), the pages of stores
-(`vector_stores.py`).
+This module also explains why a filter leaves out a file: it finds the first condition that the file's attributes do not
+meet. `search/searcher.py` runs a search, and `stores/vector_sql.py` applies the filter of a real search.
+`vector_stores.py` shows vector stores.
 
 The tester runs the API's own search three times, each time with other weights for words and meaning. With a filter, a
 fourth search without the filter finds the files that the filter leaves out.
@@ -75,7 +76,7 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Hit:
-    """One chunk with its positions, by ranking. `found`: the search of a client with these options returns the
+    """One chunk with its position in each ranking. `found` is true if a client's search with these options returns the
     chunk."""
 
     file_id: str
@@ -87,7 +88,7 @@ class Hit:
 
 
 class LeftOut(NamedTuple):
-    """A file that only a search without the filter finds. `score` is the score of its best chunk."""
+    """A file that only a search without the filter finds. `score` is the score of the file's best chunk."""
 
     file_id: str
     filename: str
@@ -98,7 +99,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TesterOptions:
-    """The options of a search, as the form has them."""
+    """The options of a search, as the user enters them in the form."""
 
     query: str
     results: int
@@ -118,7 +119,7 @@ class StoreSearchView:
 
     @PageRoute("GET", "/vector-stores/{}/search")
     async def show(self, call: PageCall, store_id: str) -> ApiResponse:
-        """Search with the options of the query parameters."""
+        """Run the searches with the options in the query parameters, and show the results."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Search tester")
         await self._reading.note_read(call.session, "read vector-store", store_id, call.owner)
@@ -183,7 +184,7 @@ class StoreSearchView:
 
 
 def read_options(call: PageCall) -> TesterOptions:
-    """The options in the query parameters. Raises `InvalidRequest`."""
+    """Read the options from the query parameters. Raises `InvalidRequest`."""
     return TesterOptions(
         query=call.query("query").strip()[:_LONGEST],
         results=call.number("results", _USUAL, least=1, most=_MOST),
@@ -195,8 +196,8 @@ def read_options(call: PageCall) -> TesterOptions:
 
 
 def merged(rankings: Mapping[str, Sequence[SearchResultJson]], results: int, threshold: float, order: str) -> list[Hit]:
-    """The chunks that are among the first `results` of at least one ranking, in the order of the ranking `order`. Each
-    chunk has its positions in all rankings."""
+    """Return the chunks that are among the first `results` chunks of at least one ranking. `order` names the ranking
+    that sorts them. Each chunk has its positions in all rankings."""
     hits: dict[tuple[str, str], Hit] = {}
     for kind, ranking in rankings.items():
         for number, one in enumerate(ranking, 1):
@@ -216,7 +217,7 @@ def merged(rankings: Mapping[str, Sequence[SearchResultJson]], results: int, thr
 
 
 def left_out(ranking: Sequence[SearchResultJson], filters: Filter) -> list[LeftOut]:
-    """The files of an unfiltered ranking that the filter excludes, best first."""
+    """Return the files of an unfiltered ranking that the filter excludes, best first."""
     files: dict[str, LeftOut] = {}
     for one in ranking:
         if one["file_id"] in files:
@@ -240,7 +241,8 @@ def _fraction(call: PageCall, name: str, default: float) -> float:
 
 
 def why_left_out(one: Filter, attributes: Attributes) -> str:
-    """The first condition of the filter that these attributes fail, with the reason. Empty if they match."""
+    """Return the first condition of the filter that these attributes do not meet, with the reason. The text is empty if
+    the attributes match the filter."""
     if one.kind == "and":
         return next((reason for part in one.parts if (reason := why_left_out(part, attributes))), "")
     if one.kind == "or":
@@ -250,13 +252,13 @@ def why_left_out(one: Filter, attributes: Attributes) -> str:
         return (
             reasons[0]
             if len(reasons) == 1
-            else (f"the file matches none of the {len(reasons)} alternatives. The first one: {reasons[0]}")
+            else (f"the file matches none of the {len(reasons)} alternatives. The first alternative: {reasons[0]}")
         )
     return _failure(one, attributes)
 
 
 def condition(one: Filter) -> str:
-    """The filter as a short text."""
+    """Return the filter as a short text."""
     if one.kind in ("and", "or"):
         return "(" + f" {one.kind} ".join(map(condition, one.parts)) + ")"
     return f"{one.key} {_SIGNS[one.kind]} {_short_value(one.value)}"

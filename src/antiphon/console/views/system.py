@@ -1,6 +1,6 @@
 """Shows the deployment: key figures over time, models and owners, processes, and the effective settings.
 
-Not here: the sums (`stores/journal.py`), Prometheus metrics (`observability/metrics.py`).
+`stores/journal.py` computes the sums, and `observability/metrics.py` has the Prometheus metrics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SystemView:
 
     @PageRoute("GET", "/system")
     async def show(self, call: PageCall) -> ApiResponse:
-        """Key figures of the chosen period. Operators also see processes and settings."""
+        """Show key figures of the chosen period. Operators also see processes and settings."""
         reading, journal = self._reading, self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")
         seconds, step = _SPANS[chosen]
@@ -64,8 +64,9 @@ class SystemView:
 
     @PageRoute("GET", "/system/processes", operators=True)
     async def show_processes(self, call: PageCall) -> ApiResponse:
-        """The part of the page with the processes and the databases. The browser loads this part two seconds after the
-        page, because processes report only while an operator looks."""
+        """Return the part of the page with the processes and the databases. The browser loads this part two seconds
+        after the page. The delay is necessary, because the processes begin to report only when an operator opens the
+        page."""
         reading = self._reading
         await reading.live.watch(_WATCH_SECONDS)
         return call.show(
@@ -80,14 +81,14 @@ class SystemView:
 
 
 def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:
-    """The time slots, with an empty slot for each time without requests."""
+    """Return the time slots, with an empty slot for each time without requests."""
     known = {round(slot.start / step): slot for slot in slots}
     first, last = round(since // step), round(time.time() // step)
     return [known.get(number) or Slot(number * step) for number in range(first, last + 1)]
 
 
 def _charts(slots: Sequence[Slot]) -> list[tuple[str, str, float, float, float]]:
-    """The charts: label, path, the sum, the greatest value, and the last value."""
+    """Return the charts. A chart is a tuple of label, SVG path, sum, greatest value and last value."""
     series = {
         "requests": [slot.requests for slot in slots],
         "failed": [slot.failed for slot in slots],

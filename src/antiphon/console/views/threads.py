@@ -1,10 +1,10 @@
 """Shows conversations as chat: a chain of responses with its branches, or a stored conversation.
 
-Lives here: the tree of a chain, the readable form of each kind of item, and the estimate of tokens by kind. Not here:
-one request (`request.py`), HTML, the items that a compaction replaced (`app/console_context.py`).
+This module builds the tree of a chain, converts each kind of item to readable text, and estimates tokens by kind.
+`request.py` shows a single request. `app/console_context.py` finds the items that a compaction replaced.
 
-Invariants: an item of an unknown kind stays visible as JSON. The time to render a page has a bound, whatever its items
-hold.
+Invariants: an item of an unknown kind stays visible as JSON. The time to render a page is limited, even for large or
+hostile items.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ KINDS: Final = ("instructions", "tools", "user", "assistant", "reasoning", "tool
 
 
 class MessagePiece(msgspec.Struct, frozen=True):
-    """A part of a message. `look` decides how a page shows the text."""
+    """A part of a message. `look` is the format in which a page shows the text."""
 
     text: str
     look: Look
 
 
 class ReadableMessage(msgspec.Struct, frozen=True):
-    """One item in readable form. `folded`: a page shows only the title until the user opens the item. `kind` is one of
-    `KINDS`."""
+    """One item in readable form. If `folded` is true, a page shows only the title until the user opens the item. `kind`
+    is one of `KINDS`."""
 
     kind: str
     title: str
@@ -57,15 +57,15 @@ class ReadableMessage(msgspec.Struct, frozen=True):
 
 
 class ThreadTurn(msgspec.Struct, frozen=True):
-    """One response of a branch with the messages that it added."""
+    """One response of a branch, with the messages that this response added."""
 
     response: ChainedResponse
     messages: list[ReadableMessage]
 
 
 class Branch(msgspec.Struct, frozen=True):
-    """A response in the tree of a chain. `depth` is the number of branch points above the response, at most 8. `here`:
-    the response is part of the branch that the page shows."""
+    """A response in the tree of a chain. `depth` is the number of branch points above the response, at most 8. `here`
+    is true if the response is part of the branch that the page shows."""
 
     response: ChainedResponse
     depth: int
@@ -82,7 +82,8 @@ class ThreadsView:
 
     @PageRoute("GET", "/threads")
     async def show_list(self, call: PageCall) -> ApiResponse:
-        """The stored conversations of an owner, newest first, and a form that opens a thread by its id."""
+        """Show the stored conversations of an owner, newest first, and a form that opens a conversation or chain by its
+        id."""
         if wanted := call.query("id").strip():
             return redirect(call.link(f"/threads/{quote(wanted, safe='')}"))
         if not call.owner:
@@ -93,7 +94,7 @@ class ThreadsView:
 
     @PageRoute("GET", "/threads/{}")
     async def show(self, call: PageCall, thread: str) -> ApiResponse:
-        """One thread as chat."""
+        """Show one chain or conversation as chat."""
         owner = call.owner or await self._owner_of(thread)
         is_chain = thread.startswith("resp_")
         action: ReadAction = "read response" if is_chain else "read conversation"
@@ -165,15 +166,16 @@ class ThreadsView:
         response: ResponseJson,
         entry: Entry | None,
     ) -> tuple[list[tuple[str, float]], int]:
-        """The tokens in the model's context by kind, and the upstream's count to which the tokens are scaled (else 0).
-        `shown` are the messages of the page, for a thread whose context the store cannot load."""
+        """Return the tokens in the model's context by kind, and the upstream's token count, or 0 if this count is
+        unknown. With a known count, the tokens are scaled to that count. If the store cannot load the context, the
+        function uses `shown`, the messages of the page."""
         items = await self._reading.context(owner, thread) if self._reading.context is not None else None
         weights = weigh(shown if items is None else read_items(items), response)
         counted = last_count(entry) if items is not None and entry is not None else 0
         return scaled(weights, counted), counted
 
     def _opened(self, owner: str, items: Iterable[Mapping[str, object]]) -> list[Mapping[str, object]]:
-        """The items. Each compaction of this server has its summary instead of the encrypted content."""
+        """Return the items. In each compaction of this server, the readable summary replaces the encrypted content."""
         opened = []
         for item in items:
             sealed = item.get("encrypted_content") if item.get("type") in COMPACTIONS else None
@@ -182,7 +184,7 @@ class ThreadsView:
         return opened
 
     async def _owner_of(self, thread: str) -> str:
-        """The owner of a thread that an operator opens without naming the owner."""
+        """Find the owner of a thread that an operator opens without choosing an owner."""
         page = await self._reading.journal.list(EntryFilter(thread=thread), limit=1)
         if not page.entries:
             raise NotFound(
@@ -192,7 +194,7 @@ class ThreadsView:
 
 
 def _path(known: dict[str, ChainedResponse], last: str) -> list[ChainedResponse]:
-    """The responses from the beginning of the chain to `last`."""
+    """Return the responses from the beginning of the chain to `last`."""
     path: list[ChainedResponse] = []
     found = known.get(last)
     while found is not None and len(path) <= len(known):
@@ -202,8 +204,8 @@ def _path(known: dict[str, ChainedResponse], last: str) -> list[ChainedResponse]
 
 
 def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
-    """The responses of the chain, each branch after the response at which it begins. Responses whose predecessor is
-    missing are roots."""
+    """Return the responses of the chain as a tree. A response whose predecessor is missing is a root. A branch follows
+    the response at which the branch begins."""
     known = {one.id for one in chain}
     below: dict[str, list[ChainedResponse]] = {}
     for one in chain:
@@ -220,13 +222,13 @@ def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
 
 
 def read_items(items: Iterable[Mapping[str, object]]) -> list[ReadableMessage]:
-    """The messages of these items, in order."""
+    """Convert items to readable messages, in order."""
     return [message for item in items if isinstance(item, Mapping) for message in _read(item)]
 
 
 def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
-    """The messages for a page. The page renders at most 60,000 characters of these messages as Markdown. Further
-    Markdown and long JSON become plain text."""
+    """Limit the work of rendering a page. The page renders at most 60,000 characters of these messages as Markdown.
+    Further Markdown and long JSON become plain text."""
     left = _MARKDOWN
     kept = []
     for message in messages:
@@ -242,8 +244,7 @@ def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
 
 
 def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, object]) -> list[tuple[str, float]]:
-    """The estimated tokens by kind. `more` is the response, whose instructions and tools also fill the model's
-    context."""
+    """Estimate the tokens of each kind of message. `more` is the response. Its instructions and tools also count."""
     sizes = dict.fromkeys(KINDS, 0.0)
     for message in messages:
         sizes[message.kind] += sum(len(piece.text.encode()) for piece in message.pieces) / _BYTES_PER_TOKEN
@@ -254,15 +255,15 @@ def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, object]) -> li
 
 
 def scaled(weights: Sequence[tuple[str, float]], counted: int) -> list[tuple[str, float]]:
-    """The weights, scaled so that their sum is the number of tokens that the upstream counted. Unchanged without a
-    count."""
+    """Scale the estimates so that their sum is `counted`, the number of tokens that the upstream counted. If `counted`
+    is 0, the estimates stay unchanged."""
     whole = sum(weight for _, weight in weights)
     return [(kind, round(weight * counted / whole) if counted and whole else weight) for kind, weight in weights]
 
 
 def last_count(entry: Entry) -> int:
-    """The input and output tokens that the upstream counted for the last model call of a request. 0 if the upstream
-    counted none."""
+    """Return the input and output tokens that the upstream counted for the last model call of a request. Returns 0 if
+    the upstream counted no tokens."""
     for span in reversed(entry.detail.spans):
         if span.kind == "call" and not span.facts.get("estimated") and (sent := span.facts.get("input_tokens")):
             return int(sent) + int(span.facts.get("output_tokens") or 0)
@@ -270,7 +271,7 @@ def last_count(entry: Entry) -> int:
 
 
 def _read(item: Mapping[str, object]) -> list[ReadableMessage]:
-    """The messages of an item: two for a call that has its result, else one."""
+    """Convert an item to messages. A call that contains its result becomes two messages, any other item one message."""
     kind = str(item.get("type") or "message")
     named = next((name for name in _RESULTS if item.get(name)), None) if kind.endswith("_call") else None
     if named is None:
@@ -335,7 +336,7 @@ def _texts(parts: object) -> list[str]:
 
 
 def _short(value: object) -> object:
-    """The value. A long text, such as the data of an image or a file, is shortened."""
+    """Shorten a long text, such as the data of an image or a file. Any other value stays unchanged."""
     if isinstance(value, str) and len(value) > 300:
         return f"{value[:60]}… ({len(value):,} characters)"
     return value

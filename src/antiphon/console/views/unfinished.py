@@ -1,10 +1,10 @@
 """Shows the requests in flight in every process, and cancels them.
 
-Lives here: the list, with the requests that ended last. Not here: how processes publish their requests
-(`engine/running/live.py`), background responses (`background.py`), finished requests (`requests.py`).
+The list also has the requests that ended last. `engine/running/live.py` publishes the requests of a process.
+`background.py` shows background responses, and `requests.py` shows finished requests.
 
-The browser asks for the list of requests every second. Each such request also tells all processes to publish their
-requests in flight for some more seconds. So while no browser shows the list, the processes publish nothing.
+The browser asks for the list of requests every second. Each such request also makes all processes publish their
+requests in flight for a few more seconds. If no browser shows the list, the processes publish nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LiveView:
 
     @PageRoute("GET", "/live")
     async def show(self, call: PageCall) -> ApiResponse:
-        """The requests in flight, oldest first, and the last hundred requests that ended."""
+        """Show the requests in flight, oldest first, and the last hundred requests that ended."""
         snapshots = await self._reading.in_flight(call.owner)
         running = sorted((one for each in snapshots for one in each.requests), key=lambda one: -one.age)
         # The entry of a request that only queued a background response is no ending. The response's end has an entry.
@@ -49,8 +49,8 @@ class LiveView:
 
     @PageRoute("POST", "/live/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, entry_id: str) -> ApiResponse:
-        """Cancel a request in flight. The process that runs the request ends it at the next chunk of the model's
-        answer."""
+        """Cancel a request in flight. The process that runs the request ends the request at the next chunk of the
+        model's answer."""
         found = await self._reading.running(entry_id, call.owner)
         if found is None:
             raise NotFound("This request has already ended.", code="not_found")
@@ -63,7 +63,7 @@ class LiveView:
 
 
 def rate(one: LiveRequest) -> float | None:
-    """Output tokens per second since the first token."""
+    """Return the output tokens per second since the first token."""
     if one.first is None or not one.tokens:
         return None
     seconds = one.age - one.first

@@ -1,9 +1,8 @@
 """Shows the vector stores of an owner: the list, one store with its files, and one file with its chunks.
 
-Lives here: these pages, and the changes that they offer. Not here: the search tester (`store_search.py`), ingestion
-(`search/ingest.py`), uploaded files (`files.py`).
+`store_search.py` is the search tester, `search/ingest.py` ingests files, and `files.py` shows uploaded files.
 
-The page of a store asks for the files again every two seconds, but only while a file is in progress.
+The page of a vector store requests its files again every two seconds while Antiphon ingests a file.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _STATES: Final = ("in_progress", "completed", "failed", "cancelled")
 _WORDS: Final = {
     "in_progress": "Antiphon reads the file and splits it into chunks",
     "completed": "searches find this file",
-    "cancelled": "a client cancelled the batch of this file, so searches do not find it",
+    "cancelled": "a client cancelled the batch of this file, so searches do not find this file",
 }
 _ERRORS: Final = {
     "unsupported_file": "Antiphon cannot read this format",
@@ -48,7 +47,7 @@ class VectorStoresView:
 
     @PageRoute("GET", "/vector-stores")
     async def show_all(self, call: PageCall) -> ApiResponse:
-        """A page of the stores, newest first."""
+        """Show a page of the list of vector stores, newest first."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
         with needs(*_SETTING):
@@ -60,7 +59,7 @@ class VectorStoresView:
 
     @PageRoute("POST", "/vector-stores", changes=True)
     async def create(self, call: PageCall) -> ApiResponse:
-        """Create an empty store."""
+        """Create an empty vector store."""
         check_owner(call)
         body: dict[str, object] = {"name": call.form.get("name", "").strip() or None}
         if days := call.form.get("days", "").strip():
@@ -72,7 +71,7 @@ class VectorStoresView:
 
     @PageRoute("GET", "/vector-stores/{}")
     async def show(self, call: PageCall, store_id: str) -> ApiResponse:
-        """One store with a page of its files."""
+        """Show one vector store with a page of its files."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
         await self._reading.note_read(call.session, "read vector-store", store_id, call.owner)
@@ -109,7 +108,7 @@ class VectorStoresView:
 
     @PageRoute("POST", "/vector-stores/{}/delete", changes=True)
     async def delete(self, call: PageCall, store_id: str) -> ApiResponse:
-        """Delete a store. Its files stay."""
+        """Delete a vector store. Antiphon keeps the uploaded files."""
         check_owner(call)
         await self._reading.note(call.session, "vector-store delete", store_id, call.owner)
         await self._reading.raw("DELETE", path_of(store_id), call.caller)
@@ -117,7 +116,7 @@ class VectorStoresView:
 
     @PageRoute("POST", "/vector-stores/{}/attach", changes=True)
     async def attach(self, call: PageCall, store_id: str) -> ApiResponse:
-        """Add an uploaded file to a store."""
+        """Add an uploaded file to a vector store."""
         check_owner(call)
         body: dict[str, object] = {"file_id": call.form.get("file_id", "").strip()}
         if (attributes := read_json(call.form.get("attributes", ""), "attributes")) is not None:
@@ -135,7 +134,7 @@ class VectorStoresView:
 
     @PageRoute("GET", "/vector-stores/{}/files/{}")
     async def file(self, call: PageCall, store_id: str, file_id: str) -> ApiResponse:
-        """One file of a store: its state, its attributes, and a page of its chunks."""
+        """Show one file of a vector store: its state, its attributes, and a page of its chunks."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
         await self._reading.note_read(call.session, "read file", file_id, call.owner)
@@ -165,14 +164,14 @@ class VectorStoresView:
 
     @PageRoute("POST", "/vector-stores/{}/files/{}/detach", changes=True)
     async def detach(self, call: PageCall, store_id: str, file_id: str) -> ApiResponse:
-        """Remove a file from a store. The uploaded file stays."""
+        """Remove a file from a vector store. Antiphon keeps the uploaded file."""
         check_owner(call)
         await self._reading.note(call.session, "vector-store detach", f"{store_id}/{file_id}", call.owner)
         await self._reading.raw("DELETE", f"{path_of(store_id)}/files/{quote(file_id, safe='')}", call.caller)
         return redirect(call.link(f"/vector-stores/{quote(store_id, safe='')}"))
 
     async def _names(self, call: PageCall, ids: list[str]) -> dict[str, str]:
-        """The names of uploaded files, by id. If a file is deleted meanwhile, its id replaces its name."""
+        """Return the names of uploaded files, by id. If a file is deleted meanwhile, the id serves as the name."""
 
         async def name_of(file_id: str) -> str:
             try:
@@ -189,19 +188,19 @@ class VectorStoresView:
         return dict(zip(ids, names, strict=True))
 
     async def _offered(self, call: PageCall) -> list[FileJson]:
-        """The newest uploaded files, which the form offers for a choice."""
+        """Return the newest uploaded files, from which the user chooses in the form."""
         query = {"limit": str(_OFFERED)}
         found: list[FileJson] = (await self._reading.json("GET", "/v1/files", call.caller, query=query))["data"]
         return found
 
 
 def path_of(store_id: str) -> str:
-    """The path of a store in the API."""
+    """Return the path of a vector store in the API."""
     return f"{STORES}/{quote(store_id, safe='')}"
 
 
 def state_in_words(file: StoreFileJson) -> str:
-    """An explanation of the state of a file in a store, with the cause of a failure."""
+    """Explain the state of a file in a vector store, with the cause of a failure."""
     error = file["last_error"]
     if file["status"] != "failed" or error is None:
         return _WORDS.get(file["status"], str(file["status"]))
@@ -210,7 +209,7 @@ def state_in_words(file: StoreFileJson) -> str:
 
 
 def read_json(text: str, param: str) -> dict[str, object] | None:
-    """The JSON object of a text field. None for an empty field. Raises `InvalidRequest`."""
+    """Parse the JSON object in a text field. Returns None if the field is empty. Raises `InvalidRequest`."""
     if not text.strip():
         return None
     try:

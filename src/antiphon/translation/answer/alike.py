@@ -1,16 +1,15 @@
 """Learns the bytes around a chunk's text, so that the sidecar recognises later chunks that differ only in their text.
 
-Lives here: the code that finds the bytes around the text of a fully decoded chunk. Not here: cutting later chunks out
-of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), and the effect of a chunk's text (`stream.py`).
+This module finds the bytes around the text of a fully decoded chunk. `chunk.py` decodes a chunk, and `stream.py`
+applies a chunk's text. `translation/splice.py` cuts the texts out of later chunks.
 
-Servers send hundreds of chunks that each hold one text and are otherwise equal. The sidecar decodes the first chunk of
-such a run fully. From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the
-chunk. Without this shortcut, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under
-saturation.
+Servers send hundreds of chunks that differ only in one text. The sidecar decodes the first chunk of such a run fully.
+From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the chunk. Without this
+shortcut, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under saturation.
 
-Invariant: if a text is put between the learned bytes, the decoder reads the result as a chunk that holds only this
-text. `learn` proves this invariant: it decodes the learned bytes once around a test text. A text that is the whole
-inside of a JSON string cannot change the rest of the chunk.
+Invariant: between the learned bytes, any text makes a chunk that the decoder reads as a chunk with only this text.
+`learn` verifies this invariant: it puts a test text between the learned bytes and decodes the result. One test is
+enough, because the content of a JSON string cannot change the rest of the chunk.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class Alike(Struct, frozen=True, gc=False):
 
 
 def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike | None:
-    """The bytes that later chunks may share with this chunk. The result is None unless the chunk has exactly one text,
-    of the kind that `text_of` names. `data` is the bytes of the stream that hold the event. `payload` is the event's
-    data, and `chunk` is the decoded payload."""
+    """Return the bytes around the text of this chunk, which later chunks may repeat. The result is None unless the
+    chunk has exactly one text, of the kind that `text_of` names. `data` is the bytes of the stream that contain the
+    event. `payload` is the event's data, and `chunk` is the decoded payload."""
     found = _only_text(chunk)
     if found is None or found[0] is not text_of:
         return None
@@ -58,7 +57,7 @@ def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike |
 
 
 def _framing(data: bytes, payload: bytes) -> tuple[bytes, bytes] | None:
-    """The bytes before and after an event's data. None if the event is not a single `data` line."""
+    """Return the bytes before and after an event's data, or None if the event is not a single `data` line."""
     at = data.find(payload)
     before, behind = data[:at], data[at + len(payload) :]
     prefix = before[before.rfind(b"\n") + 1 :]
@@ -67,8 +66,8 @@ def _framing(data: bytes, payload: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _only_text(chunk: Chunk) -> tuple[TextOf, bytes, Raw] | None:
-    """The only text field of a chunk: its kind, its key and its value. None when the chunk has no text, several texts,
-    or any other field with an effect."""
+    """Return the only text field of a chunk: the kind, the key and the value. Returns None if the chunk has no text,
+    several texts, or another field with an effect."""
     if chunk.choices is None or len(chunk.choices) != 1 or _any_given(chunk.error, chunk.citations, chunk.x_groq):
         return None
     choice = chunk.choices[0]
@@ -102,7 +101,7 @@ def _only_text(chunk: Chunk) -> tuple[TextOf, bytes, Raw] | None:
 
 
 def _only_arguments(call: ToolCallDelta) -> bool:
-    """Whether the chunk continues a call that already has its name."""
+    """Whether the delta only adds arguments to a tool call whose name an earlier chunk contained."""
     function = call.function
     return (
         function is not None
@@ -119,8 +118,7 @@ def _any_given(*values: Raw) -> bool:
 
 
 def _is_read_so(head: bytes, tail: bytes, text_of: TextOf, name: bytes) -> bool:
-    """Whether the decoder reads a text between `head` and `tail` as the chunk's only text, in the field `name`. One
-    test text is proof for all texts, because the inside of a JSON string cannot change the rest of a chunk."""
+    """Whether the decoder reads a text between `head` and `tail` as the chunk's only text, in the field `name`."""
     if not (is_utf8(head) and is_utf8(tail)):
         return False
     try:

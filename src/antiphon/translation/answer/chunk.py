@@ -1,7 +1,7 @@
 """Reads a chat chunk or a whole completion: its fields, the data that comes with the text, and how the answer ends. The
 module tolerates values of the wrong type.
 
-Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. The fast decoder refuses
+This module has a fast typed decoder, and a slow path for chunks that the fast decoder refuses. The fast decoder refuses
 wrong types, content as an array of parts or as an object, invalid UTF-8, and lone surrogates. The module also reads:
 
 - annotations, in the form of OpenAI's `url_citation` (nested or flat) or of Perplexity's list `citations`. Each
@@ -11,14 +11,13 @@ wrong types, content as an array of parts or as an object, invalid UTF-8, and lo
 - the text in `reasoning_details`, and the details that the next request must return.
 - how an answer ended, with the many spellings of `finish_reason`.
 
-Not here: the effect of a chunk, and the decision how an answer ended (`stream.py`). Not here either: the events
-(`translation/events/builder.py`, which also seals details), and the client's response
-(`engine/exchange/client_answer.py`).
+`stream.py` applies a chunk and decides how an answer ended. `translation/events/builder.py` makes the events and seals
+reasoning details.
 
 Invariants: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
-`NotAChunk`. Every emitted annotation is a `url_citation` with all its keys, and its offsets lie in the text. Every
-returned entry of log probabilities has all four keys with the right types. `plain_finish` returns lower case, and maps
-every known reason for a cut answer to Chat Completions' name of that reason.
+`NotAChunk`. Every emitted annotation is a `url_citation` with all keys, and the annotation's offsets lie in the text.
+Every returned entry of log probabilities has all four keys with the right types. `plain_finish` returns a finish reason
+in lower case. Chat Completions' own name replaces other known names for a cut answer.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _decode: Final = msgspec.json.Decoder(Chunk).decode
 
 _TEXT_OR_NULL: Final = tuple(b'"n')
 _TEXTS: Final = frozenset({"content", "refusal", "reasoning_content", "reasoning", "text", "input"})
-"""Keys whose values are read as text. Other code reads the key `arguments`."""
+"""Keys whose values the slow path reads as text. `_arguments` reads the key `arguments`."""
 
 _Shape = TypeVar("_Shape", bound=Struct)
 
@@ -82,8 +81,8 @@ def decode_chunk(data: bytes) -> Chunk:
 
 
 def fragment(value: Raw) -> bytes:
-    """The content of a text field as a fragment, which is the text in JSON's escaped form. Empty when the field is
-    absent, null or the empty string."""
+    """Return the content of a text field as a fragment: the escaped text between the quotation marks of a JSON string.
+    The fragment is empty if the field is absent, null or an empty string."""
     if value is ABSENT:
         return b""
     data = bytes(value)
@@ -91,7 +90,8 @@ def fragment(value: Raw) -> bytes:
 
 
 def read_transcript(data: bytes) -> bytes:
-    """The transcript of an audio answer, as a fragment. The Responses API has no part for the sound itself."""
+    """Return the transcript of an audio answer, as escaped JSON text. The audio data is dropped, because the Responses
+    API has no content part for it."""
     transcript = decode_object(data).get("transcript")
     return fragment_of(transcript) if isinstance(transcript, str) else b""
 
@@ -115,7 +115,8 @@ def _plain(delta: Delta | None) -> bool:
 
 
 def _loose(kind: type[_Shape], value: object) -> _Shape | None:
-    """Make an object of this type from the members that fit its fields. None for a value that is not an object."""
+    """Make an object of the type `kind` from the JSON object `value`. Members of a wrong type are left out. Returns
+    None if `value` is not a JSON object."""
     if not isinstance(value, dict):
         return None
     found: dict[str, Any] = {name: read(value.get(name)) for name, read in _readers(kind)}
@@ -128,8 +129,8 @@ def _loose(kind: type[_Shape], value: object) -> _Shape | None:
 
 @lru_cache(maxsize=8)
 def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[object], object]], ...]:
-    """For each field of a type, the field's name and the function that reads the field. The field's type annotation
-    determines the function. For raw JSON, the field's name determines the function."""
+    """Return the name of each field of a type, with the function that reads the field. The field's type annotation
+    determines the function. For a field with raw JSON, the field's name determines the function."""
     return tuple((field.name, _reader(field.name, field.type)) for field in structs.fields(kind))
 
 
@@ -147,8 +148,8 @@ def _each(kind: type[_Shape], value: object) -> list[_Shape] | None:
 
 
 def _content(value: object) -> tuple[Raw, Raw]:
-    """The text and the reasoning in `content`: a string, an array of parts (seen: mistral), or parsed JSON (seen:
-    cloudflare)."""
+    """Return the text and the reasoning in `content`. Some servers send an array of parts (seen: mistral) or a JSON
+    value (seen: cloudflare) instead of a string."""
     if value is None or isinstance(value, str):
         return _text(value), ABSENT
     if not isinstance(value, list):
@@ -170,7 +171,7 @@ def _content(value: object) -> tuple[Raw, Raw]:
 
 
 def _arguments(value: object) -> Raw:
-    """The arguments of a call as text. Some servers send an object instead of a string with JSON."""
+    """Return the arguments of a call as text. Some servers send an object instead of a string with JSON."""
     return _text(value if value is None or isinstance(value, str) else encode(value).decode())
 
 
@@ -187,7 +188,7 @@ def _int(value: object) -> int | None:
 
 
 def _raw(value: object) -> Raw:
-    """Encode a leniently decoded value, which has no surrogates and only JSON's types."""
+    """Encode a value that the slow path decoded. The value has only JSON's types and no surrogates."""
     return ABSENT if value is None else Raw(encode(value))
 
 
@@ -195,7 +196,7 @@ _MAX_FOUND: Final = 1000
 
 
 class Annotations:
-    """The annotations of one answer. Annotations get their offsets when the text is complete."""
+    """The annotations of one answer. The class computes the annotations' offsets when the text is complete."""
 
     def __init__(self) -> None:
         self._found: list[dict[str, object]] = []
@@ -206,8 +207,8 @@ class Annotations:
         return bool(self._found) or self._sources is not ABSENT
 
     def receive(self, data: Raw) -> None:
-        """Read the `annotations` of a delta or message. The list may hold only new annotations, or all annotations so
-        far."""
+        """Read the `annotations` of a delta or message. Servers send either only the new annotations, or all
+        annotations so far."""
         for entry in _objects(_list(data)):
             inner = entry.get("url_citation")
             citation = inner if isinstance(inner, dict) else entry
@@ -226,8 +227,8 @@ class Annotations:
         self._sources, self._titles = urls, results
 
     def place(self, text: str) -> list[Raw]:
-        """The annotations of this text, in the form of the Responses API. The result leaves out the annotations of
-        earlier texts of the answer."""
+        """Return the annotations of this text, in the form of the Responses API. The result leaves out the annotations
+        of earlier texts of the answer."""
         found, self._placed = self._found[self._placed :], len(self._found)
         made = [self._citation(one, len(text)) for one in found]
         if not self._found:
@@ -275,7 +276,7 @@ def _objects(value: object) -> list[dict[str, object]]:
 
 
 def _decoded(data: Raw) -> object:
-    """The decoded value, or None if the data is not JSON."""
+    """Return the decoded value, or None if the data is not JSON."""
     try:
         return decode_any(bytes(data)) if data is not ABSENT else None
     except ValueError:
@@ -286,16 +287,16 @@ def _decoded(data: Raw) -> object:
 
 
 def read_logprobs(data: Raw) -> list[Raw]:
-    """The log probabilities of the tokens of the content, one entry per token. The result has no entries for reasoning
-    and refusals, because these entries belong to no text."""
+    """Return the log probabilities of the text's tokens, one entry per token. The result has no entries for the tokens
+    of reasoning and refusals."""
     value = _decoded(data)
     entries = value.get("content") if isinstance(value, dict) else None
     return [Raw(encode(made)) for entry in _objects(entries) if (made := _entry(entry)) is not None]
 
 
 def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
-    """The last entries of `entries`, whose tokens make up the text. Servers list the tokens of hidden reasoning before
-    the text's tokens."""
+    """Return the entries for the tokens of `text`, which are the last entries of the list. Servers list the tokens of
+    hidden reasoning first."""
     left = len(text.encode("utf-8", "replace"))
     number = len(entries)
     while number and left > 0:
@@ -329,13 +330,13 @@ _JOINED: Final = ("text", "summary")
 
 class ReasoningDetails:
     """The reasoning details that some servers send in addition to the reasoning's text. The next request must return
-    these details. The class joins streamed fragments of one detail."""
+    these details. If a server streams a detail in fragments, the class joins the fragments."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, object]] = []
 
     def receive(self, data: Raw) -> bytes:
-        """Add the details of a delta. Returns the text of the details as a fragment."""
+        """Add the details of a delta. Returns the text of the details, as escaped JSON text."""
         parts = []
         for detail in _objects(_decoded(data)):
             text = detail.get("text") or detail.get("summary")
@@ -345,7 +346,7 @@ class ReasoningDetails:
         return fragment_of("".join(parts))
 
     def take(self) -> list[Raw]:
-        """The details that the next request must return. Clears them."""
+        """Return the details that the next request must return, and clear the stored details."""
         kept, self._kept = self._kept, []
         return [Raw(encode(detail)) for detail in kept]
 
@@ -374,18 +375,18 @@ _FINISHES: Final = {
 
 
 def failed(message: str, code: str = "server_error") -> Ending:
-    """The ending of a failed answer, with the code and message that the client gets."""
+    """Return the ending of a failed answer, with the code and message that the client gets."""
     return Ending("failed", code=code, message=message)
 
 
 def reported(error: ApiError) -> Ending:
-    """The ending for an error that the upstream put into its answer."""
+    """Return the ending for an error that the upstream put into its answer."""
     code, message = as_event_failure(error)
     return Ending("failed", code=code, message=message, error=error)
 
 
 def ending_by(finish: str) -> Ending:
-    """The ending that a finish reason of Chat Completions means."""
+    """Convert a finish reason of Chat Completions to an ending."""
     if finish == "length":
         return Ending("incomplete", reason="max_output_tokens")
     if finish == "content_filter":
@@ -396,13 +397,13 @@ def ending_by(finish: str) -> Ending:
 
 
 def plain_finish(reason: str) -> str:
-    """The name that Chat Completions has for this finish reason. Some servers send the reason in upper case."""
+    """Return Chat Completions' name for this finish reason. Some servers send another name, or upper case."""
     reason = reason.lower()
     return _FINISHES.get(reason, reason)
 
 
 def finish_of(details: Raw) -> str:
-    """The finish reason in `finish_details`, which old vision models send. Empty if `finish_details` names no
-    reason."""
+    """Return the finish reason in `finish_details`, which old vision models send. The result is empty if
+    `finish_details` names no reason."""
     kind = decode_object(bytes(details)).get("type")
     return kind if isinstance(kind, str) else ""

@@ -1,6 +1,6 @@
 """Reads an event stream (server-sent events) as single events and as runs of similar chunks.
 
-Lives here: a parser for server-sent events, which follows the grammar of the HTML standard and works on bytes. The
+This module has a parser for server-sent events, which follows the grammar of the HTML standard and works on bytes. The
 parser handles CR, LF, CRLF, comments, several `data` lines, a byte order mark, and a stream that ends without its last
 blank line. The parser also accepts two kinds of lines outside the grammar:
 
@@ -9,16 +9,16 @@ blank line. The parser also accepts two kinds of lines outside the grammar:
 - A line that is a JSON object counts as an event, because some gateways label a whole JSON answer as an event stream
   (github.com/decolua/9router/issues/3492).
 
-`EventReader` decides whether the next bytes are a single event or a run, and when to learn the common pattern of
-chunks. Not here: the common pattern (`alike.py`), the code that cuts chunks (`translation/splice.py`), and the effect
-of events and chunks (`stream.py`).
+A run is a series of chunks that differ only in their text. `EventReader` decides whether the next bytes are a single
+event or a run, and when to learn the run's common pattern. `alike.py` finds the common pattern, `translation/splice.py`
+cuts the texts out of chunks, and `stream.py` applies events and chunks.
 
 Invariants:
 
-- the same bytes give the same events and runs, in the order of the bytes, however the upstream splits them;
+- the same bytes give the same events and texts in the same order, however the upstream splits the bytes;
 - the parser holds at most `limit` bytes;
 - the learned pattern stays valid until a different chunk comes;
-- a stream whose chunks are never similar costs only a few attempts to learn.
+- for a stream whose chunks are never similar, the reader makes only a few attempts to learn.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EventTooLarge(ValueError):
 
 
 class SseDecoder:
-    """The parser's state. Callers pass bytes to `feed` in any split, and get the completed events."""
+    """A parser for server-sent events. Callers pass chunks of any size to `feed`, and get the completed events."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -98,8 +98,8 @@ class SseDecoder:
         return events
 
     def take_line(self) -> bytes | None:
-        """Remove the incomplete first line of an event from the parser, and return this line. Returns None when the
-        parser holds more than that line, or when the stream has not begun."""
+        """Remove the incomplete first line of an event from the parser, and return this line. Returns None if the
+        parser holds bytes of an earlier line of the event, or if the stream has not begun."""
         if not self._started or self._data or self._type or self._after_cr:
             return None
         rest, self._rest = self._rest, b""
@@ -145,16 +145,17 @@ class SseDecoder:
 _TRIES = 16
 """After this many failed attempts in a row, the reader stops trying to learn a pattern."""
 _ALONE: Final = 4
-"""The number of events that the reader takes one by one from each read, so that it can learn a pattern from one of
-them."""
+"""The reader parses this number of events of each `feed` one by one. From one of these events, the reader can learn a
+pattern."""
 
 
 class EventReader:
-    """Splits a stream's bytes into events and runs. Callers pass bytes to `feed` in any split, and call `next` until it
-    returns None.
+    """Splits a stream's bytes into events and runs. Callers pass chunks of any size to `feed`, and call `next` until
+    `next` returns None.
 
-    When the bytes begin with chunks like the previous chunk, `next` returns their common pattern. After `next` returns
-    a pattern, the caller takes the matching chunks from the beginning of `data`, and reports their size with `took`.
+    If the bytes begin with a chunk that differs from the previous chunk only in its text, `next` returns the common
+    pattern of both. After `next` returns a pattern, the caller takes the matching chunks from the beginning of `data`,
+    and reports their size with `took`.
     """
 
     __slots__ = ("_alike", "_alone", "_event", "_events", "_in_full", "_limit", "_piece", "_sse", "_tries", "data")
@@ -180,8 +181,8 @@ class EventReader:
         self._alone = _ALONE
 
     def next(self) -> ServerSentEvent | Alike | None:
-        """The next event, or the pattern of the next run. None if the bytes hold no complete event. Raises
-        `EventTooLarge`."""
+        """Return the next event, or the pattern of the next run. Returns None if the bytes contain no complete event.
+        Raises `EventTooLarge`."""
         while True:
             if self._events:
                 self._alike = None
@@ -228,8 +229,8 @@ class EventReader:
         return len(self.data) <= self._limit
 
     def _apart(self) -> tuple[bytes, bytes]:
-        """Split the unread bytes into those to parse next, and the rest. The first `_ALONE` events of each read are
-        parsed one by one, so that the reader can learn a pattern from one of them."""
+        """Split the unread bytes into the bytes to parse next, and the remaining bytes. The reader parses the first
+        `_ALONE` events of each `feed` one by one, so that the reader can learn a pattern."""
         data = self.data
         if self._alone and self._tries:
             self._alone -= 1

@@ -1,12 +1,12 @@
 """Turns chat chunks into calls of the response builder.
 
-Lives here: the code that calls the builder for each field of a chunk, in the right order, and that decides how an
-answer ended. The module also limits the bytes that an upstream may send without output. Comments, empty deltas and
-fields that the client did not request never count as output. The module reads a whole completion as one chunk whose
-delta is the completion's message. Bytes: `sse.py`. Chunks: `chunk.py`. Events: `translation/events/builder.py`.
+This module calls the builder for each field of a chunk in the right order, and decides how an answer ended. The module
+also limits the bytes that an upstream may send without output. Comments, empty deltas and fields that the client did
+not request never count as output. The module reads a whole completion as one chunk whose delta is the completion's
+message. Bytes: `sse.py`. Chunks: `chunk.py`. Events: `translation/events/builder.py`.
 
 Invariants: a malformed chunk never raises an exception. `null` and the empty string never open an item. If a chunk
-carries reasoning under several keys, the sidecar uses only one of them.
+contains reasoning under several keys, the sidecar uses only one key.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _MAX_GARBAGE: Final = 1_000
 # Some servers report tiers with other names ("on_demand"), which OpenAI's clients do not know.
 _TIERS: Final = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
 _BLANK: Final = re.compile(rb"(?: |\\n|\\r|\\t)+")
-"""Matches a fragment that consists of blanks and escaped line ends."""
+"""Matches escaped JSON text that consists of blanks and line ends."""
 
 
 _BYTES_PER_BYTE: Final = 1024
-"""The number of bytes that an upstream may send for each byte of its output, in addition to a fixed allowance."""
+"""The number of bytes that an upstream may send for each byte of output, in addition to `limits.no_output_bytes`."""
 
 
 class IdleBytes:
@@ -73,8 +73,8 @@ class IdleBytes:
         self.idle = 0
 
     def exceeds(self, received: int, output: int) -> bool:
-        """Add the received bytes, and compare the output's size with the size at the last call. Returns whether too
-        many bytes carried no output."""
+        """Count `received` more bytes. `output` is the new size of the output. Returns whether the upstream has sent
+        too many bytes without output."""
         idle = self.idle + received
         if output != self.output:
             # New output raises the number of allowed bytes, because a token with all its metadata takes about a
@@ -85,7 +85,7 @@ class IdleBytes:
         return idle > self.limit
 
     def failure(self) -> Ending:
-        """The ending of an answer with too many bytes without output."""
+        """Return the ending of an answer with too many bytes without output."""
         limit = f"more than {self.limit} bytes (limits.no_output_bytes)"
         return failed(f"The upstream sent {limit} with almost no output.", "upstream_no_output")
 
@@ -143,7 +143,7 @@ class ChatStream:
         self.ended = False
 
     def receive_data(self, data: bytes) -> None:
-        """Read bytes of an event stream, in any split."""
+        """Read a chunk of an event stream, which may end in the middle of an event."""
         reader = self._reader
         reader.feed(data)
         try:
@@ -173,8 +173,8 @@ class ChatStream:
             self._finish = "stop"
 
     def end(self, cut: Ending | None = None) -> Ending:
-        """End the answer and close the open item. `cut` is the ending if the transport broke off. Returns how the
-        answer ended."""
+        """End the answer and close the open item. `cut` is the ending to report if the connection to the upstream
+        broke. Returns how the answer ended."""
         if cut is None and self._failure is None:
             try:
                 for event in self._reader.close():
@@ -249,8 +249,8 @@ class ChatStream:
             self._reader.learn(chunk, text_of)
 
     def _open_text(self, chunk: Chunk) -> TextOf | None:
-        """The kind of text that later chunks add, if they differ from this chunk only in their text. The result is None
-        if later chunks may have other effects."""
+        """Return the kind of this chunk's text, if a later chunk with the same pattern can only add text of this kind.
+        Returns None if such a chunk may have other effects."""
         text_of = self._builder.text_of
         if text_of is None or self._wants_logprobs or self._held or self._failure is not None:
             return None
@@ -263,7 +263,7 @@ class ChatStream:
 
     def _more(self, alike: Alike, data: bytes) -> int:
         """Add the texts of the similar chunks at the beginning of `data` to the open item. Returns the size of these
-        chunks in bytes, or 0 when they must be decoded fully."""
+        chunks in bytes, or 0 if the next chunk must be decoded fully."""
         # No check for a failure is needed, because a failed chunk is never learned as a pattern.
         if alike.text_of is TextOf.CALL:
             return self._calls.splice(data, alike.before, alike.behind)
@@ -393,7 +393,7 @@ class ChatStream:
             self._builder.text(text)
 
     def _cited_text(self, citations: Citations, text: bytes) -> None:
-        """Emit text, and emit an annotation in place of each citation mark in the text."""
+        """Emit text, and replace each citation mark in the text by an annotation."""
         for piece in citations.feed(text):
             if isinstance(piece, Raw):
                 self._builder.cite(piece)
@@ -407,8 +407,8 @@ class ChatStream:
             self._annotate()
 
     def _waits(self, say: Callable[[bytes], None], fragment: bytes) -> bool:
-        """Queue this output while a call is incomplete, because the rest of the call may follow (seen with GLM,
-        llama.cpp). Emit complete calls first. Returns whether the output was queued."""
+        """If a tool call is incomplete, queue this output and return True, because the rest of the call may follow
+        (seen: GLM, llama.cpp). Otherwise emit the complete calls and return False."""
         if self._held or (self._calls and self._calls.unfinished):
             self._held.append((say, fragment))
             return True
@@ -422,7 +422,7 @@ class ChatStream:
             say(said)
 
     def _end_calls(self) -> None:
-        """End the calls: emit them, and then the queued output."""
+        """End the tool calls: emit the calls, and then the queued output."""
         halved = bool(self._held) and self._calls.unfinished
         self._calls.flush()
         if halved:
@@ -445,7 +445,7 @@ class ChatStream:
         self._builder.reasoning(reasoning)
 
     def _content(self, tags: ThinkTags, content: bytes) -> None:
-        """Emit content that may still hold reasoning between tags."""
+        """Emit content that may contain reasoning between tags such as `<think>`."""
         reasoning, text = tags.feed(content)
         if tags.done:
             self._think = None
@@ -454,7 +454,7 @@ class ChatStream:
         self._text(text)
 
     def _end_thinking(self) -> None:
-        """Emit the text that the parser held back because the text could have been a tag."""
+        """Emit the text that the tag parser held back because the text looked like the beginning of a tag."""
         tags, self._think = self._think, None
         if tags is not None:
             reasoning, text = tags.end()
@@ -467,7 +467,7 @@ class ChatStream:
             self._text(text)
 
     def _end_details(self) -> None:
-        """Add the details of the reasoning, which has now ended. Does nothing while a call is incomplete."""
+        """Add the reasoning details after the end of the reasoning. Does nothing while a tool call is incomplete."""
         if self._calls.unfinished:
             return
         details, self._details = self._details, None
@@ -475,8 +475,8 @@ class ChatStream:
             self._builder.reasoning_details(kept)
 
     def _sign(self, call: ToolCallDelta) -> None:
-        """Put the signature of this call into the reasoning before the call, because later requests must return it to
-        the upstream."""
+        """Put the signature of this call into the reasoning before the call. Later requests must return the signature
+        to the upstream."""
         if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
             # Servers that sign calls send whole calls, so the previous call is complete.
             if self._calls:

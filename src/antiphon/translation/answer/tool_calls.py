@@ -1,9 +1,9 @@
 """Assembles tool calls from deltas and emits the calls one after another.
 
-Lives here: the code that assigns each delta to a call and decides when to open a call. At the end of an answer, the
-module finds errors in the calls. Chat servers interleave calls, omit the index, repeat an index with a new id, or send
-names late. Clients of the Responses API get one open item at a time. Not here: the events
-(`translation/events/builder.py`), and the code that finds the tool that a call names (`translation/tool_map.py`).
+This module assigns each delta to a call, and decides when to open a call. At the end of an answer, the module finds
+errors in the calls. Chat servers interleave calls, omit the index, repeat an index with a new id, or send names late.
+Clients of the Responses API get one open item at a time. `translation/events/builder.py` makes the events, and
+`translation/tool_map.py` finds the tool that a call names.
 
 Invariants:
 
@@ -30,8 +30,8 @@ from antiphon.types.json import text_of
 
 _LONGEST_ID: Final = 64
 _PLACEHOLDER: Final = [b"{}"]
-"""The empty arguments that some servers (Bedrock's and Gemini's models behind gateways) send first. Real arguments may
-follow the empty ones."""
+"""The empty arguments with which some servers begin a call (seen: Bedrock's and Gemini's models behind gateways). The
+real arguments may follow."""
 
 
 class TooManyToolCalls(Exception):
@@ -63,22 +63,22 @@ class ToolCalls:
         self._open: _OpenCall | None = None
         self._ids = set(tools.call_ids)
         self.broken = False
-        """Whether arguments came for a call that was already closed. If so, the emitted call is wrong."""
+        """Whether the upstream sent arguments for a call that was already closed. If so, the emitted call is wrong."""
         self.forbidden = ""
         """The name of a tool that the model called although the request does not allow it."""
         self.made = 0
-        """The number of emitted calls, including those of hosted tools."""
+        """The number of emitted calls, including calls of hosted tools."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
     @property
     def unfinished(self) -> bool:
-        """Whether a call that was begun still lacks arguments."""
+        """Whether the arguments of at least one call are incomplete."""
         return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
 
     def failure(self, *, refused: bool, answered: bool) -> Ending | None:
-        """The error in the calls of an otherwise complete answer, or None.
+        """Return the error in the tool calls of an otherwise complete answer, or None if the calls have no error.
 
         `refused`: whether the model declined to answer. `answered`: whether the model gave output that the client can
         see.
@@ -87,7 +87,7 @@ class ToolCalls:
             # A call without a name cannot be emitted.
             return failed("The upstream sent a tool call without a name.", "upstream_invalid")
         if self.broken:
-            return failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
+            return failed("The upstream continued a tool call after the end of the call.", "upstream_invalid")
         if self._tools.required and not self.made and not refused:
             called = f"called the tool '{self.forbidden[:64]}' instead" if self.forbidden else "called no tool"
             return failed(
@@ -164,7 +164,7 @@ class ToolCalls:
         self._open = None
 
     def _find(self, delta: ToolCallDelta, name: str, part: bytes) -> _OpenCall | None:
-        """The call that this delta continues, or None for a new call."""
+        """Return the call that this delta continues, or None if the delta begins a new call."""
         last = self._calls[-1] if self._calls else None
         if delta.index is None:
             if last is None or (delta.id and delta.id != last.id) or (name and not delta.id and last.name):
@@ -183,7 +183,8 @@ class ToolCalls:
 
     @staticmethod
     def _is_repetition(call: _OpenCall, part: bytes) -> bool:
-        """Whether a server repeats all arguments of a call at its end, or sends blanks after them."""
+        """Whether `part` repeats all arguments of the call, or has only blanks after the end of the arguments. Some
+        servers send such a part at the end of a call."""
         if not part.strip(b" ") and call.done:
             return True
         return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
@@ -203,8 +204,8 @@ class ToolCalls:
             self._first += 1
 
     def _emit(self, call: _OpenCall, last: bool) -> None:
-        """Emit the arguments of a call so far. `last`: whether no more arguments follow, because the next call has
-        begun or the last delta has come."""
+        """Emit the arguments of a call that have arrived. `last` is true if no more arguments follow, because the next
+        call has begun or the answer has ended."""
         if call.suppressed:
             call.sent += call.waiting
             call.waiting = []
@@ -239,7 +240,8 @@ class ToolCalls:
 
 
 def _is_another(call: _OpenCall, name: str, part: bytes) -> bool:
-    """Whether a name and arguments under a call's index begin another call, if they come without an id."""
+    """Whether a delta without an id begins a new call, although the delta has the index of an earlier call. `name` and
+    `part` are the delta's name and arguments."""
     had = b"".join((*call.sent, *call.waiting))
     if not (call.name and had and _is_whole(call)):
         # The server sends the name in fragments, repeats it, or sends it after the arguments.
@@ -254,7 +256,7 @@ def _is_usable(call_id: str) -> bool:
 
 
 def _is_whole(call: _OpenCall) -> bool:
-    """Whether the arguments are complete JSON, so that no more can follow."""
+    """Whether the arguments are complete JSON, so that no more arguments can follow."""
     if call.bare:
         return False
     try:

@@ -1,33 +1,29 @@
 """Maps an upstream's error to the error that the client receives.
 
-Lives here: the code that reads every known form of an error body. The module chooses the client's status, the code of a
-failed response, and the upstream's headers that the client gets.
+This module reads every known form of an error body. The module chooses the client's status, the code of a failed
+response, and the upstream's headers that the client gets.
 
-Not here:
-
-- the words with which servers name an error (`translation/error_words.py`);
-- retries, which Envoy performs;
-- the code that removes secrets from a text (`redaction.py`);
-- the error for an image if the server's profile says that the server accepts none (`translation/chat/content.py`);
-- the choice of the API key for a call, which the HTTP server, the ext_proc server or Envoy makes.
+`translation/error_words.py` lists the words by which Antiphon recognises an error in an upstream's message.
+`redaction.py` removes secrets from a text. `translation/chat/content.py` refuses an image if the server's profile
+states that the server accepts no images. Envoy performs retries.
 
 Statuses keep their meaning for a client: the client's own mistakes (4xx), limits (429), and an upstream that is broken,
 busy or slow (5xx). The sidecar changes two kinds of statuses. 402 (no credit) becomes OpenAI's 429
-`insufficient_quota`. A status that only a mistake of the gateway can cause becomes a 502: 405, 415 and the like,
-redirects, and a 404 about the path. A known error gets OpenAI's code, even if the upstream uses another code. Clients,
-above all Codex, decide by the code whether to retry.
+`insufficient_quota`. A status that only a mistake in the gateway's settings can cause becomes a 502. Examples are 405,
+415, redirects, and a 404 about the path. A known error gets OpenAI's code, even if the upstream uses another code.
+Clients such as Codex read the code to decide whether to retry.
 
-A refusal of an image or audio counts as an error in the client's input. Some servers report such a refusal as another
-error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this mapping, a client's SDK would send the same picture
-again and again. The mapping applies only when the request held an image or audio.
+A refusal of an image or audio counts as an error in the client's input. Some servers report such a refusal with another
+status: llama.cpp and Ollama answer 500, OpenRouter answers 404. Without this mapping, a client's SDK would send the
+same picture again and again. The mapping applies only when the request held an image or audio.
 
 An upstream's 401 is always about the API key. A 403 is about the key if its code or text clearly names the key. A 400
-is about the key if its body holds an error code for a bad key, as Gemini's does. Most other errors are about the model,
+is about the key if the body contains an error code for a bad key (seen: Gemini). Most other errors are about the model,
 the region or the content, which the client can change. An upstream's text about the gateway's key never reaches a
 client.
 
-Invariants: the outcome is always an OpenAI error object. The sidecar searches every upstream text for secrets before a
-client gets it, and cuts it to 2,000 characters.
+Invariants: the outcome is always an OpenAI error object. Before a client gets a text of the upstream, the sidecar
+removes secrets and cuts the text to 2,000 characters.
 """
 
 from __future__ import annotations
@@ -61,7 +57,7 @@ _MISCONFIGURED: Final = (
 def map_upstream_answer(
     status: int, headers: Headers, body: bytes, secrets: KnownSecrets = (), sent: Mapping[str, str] | None = None
 ) -> ApiError:
-    """The error for an upstream's non-2xx answer. The error's text contains none of the `secrets`.
+    """Return the error for an upstream's non-2xx answer. The error's text contains none of the `secrets`.
 
     `sent` has the paths of the request's images and audio, which some models refuse (`media_refusal`).
     """
@@ -83,7 +79,7 @@ def map_upstream_answer(
 
 
 def map_transport_error(error: UpstreamError) -> ApiError:
-    """The error for a call that failed in transport."""
+    """Return the error for a model call that failed in transport, for example by a timeout."""
     if error.fault in (UpstreamFault.TIMED_OUT, UpstreamFault.HELD):
         return UpstreamTimedOut("The upstream took too long to answer.", code="upstream_timeout")
     if error.fault is UpstreamFault.UNREACHABLE:
@@ -94,16 +90,18 @@ def map_transport_error(error: UpstreamError) -> ApiError:
 
 
 def read_stream_error(data: bytes, secrets: KnownSecrets = ()) -> ApiError:
-    """The error for an error object inside a 2xx answer. The client's status is the number in that error object, else
-    502."""
+    """Return the error for an error object inside a 2xx answer. If the error object contains an HTTP status, this
+    status decides the client's status. Otherwise the client's status is 502."""
     told = _read(data, secrets)
     return _judge(told.number or 0, told, told.message or "The upstream reported an error.", ())
 
 
 def as_event_failure(error: ApiError) -> tuple[str, str]:
-    """The (code, message) of a failed response, for an error after the HTTP response has begun.
+    """Return the code and the message of a failed response. The function serves errors that occur after the HTTP
+    response has begun.
 
-    Codex reads its waiting time from the words "try again in", so the message gets the seconds of `retry-after`.
+    Codex reads the time to wait from the words "try again in" in the message. Therefore the function adds these words
+    with the seconds of `retry-after`.
     """
     message = error.message
     code = error.code or ("rate_limit_exceeded" if error.status == 429 else "server_error")
@@ -118,7 +116,7 @@ def as_event_failure(error: ApiError) -> tuple[str, str]:
 
 
 def passed_headers(headers: Headers) -> Headers:
-    """The upstream's headers about the time of a retry and the remaining quota."""
+    """Return the upstream's headers about retries and rate limits."""
     return tuple(
         (name, value)
         for name, value in headers
@@ -161,7 +159,7 @@ class _Told:
 
 
 def _judge(status: int, told: _Told, message: str, headers: Headers) -> ApiError:
-    """Choose the client's status, type, code and param. `status` is 0 when the error came without a status."""
+    """Choose the client's status, type, code and param. `status` is 0 if the upstream sent no status with the error."""
     words = f"{told.code} {told.type}"
     text = f"{words} {message}"
     kind = told.type if told.type in said.KNOWN_TYPES else ""
@@ -213,7 +211,7 @@ def _error(status: int, message: str, kind: str, code: str | None, param: str | 
 
 
 def _retry_seconds(headers: Headers) -> str:
-    """The seconds of `retry-after-ms` or `retry-after`. Empty when neither header is a plain number."""
+    """Return the seconds in `retry-after-ms` or `retry-after`, or an empty text if neither header is a plain number."""
     headers = passed_headers(headers)
     milliseconds = header_value(headers, "retry-after-ms") or ""
     if milliseconds.isdecimal() and len(milliseconds) < 10:
@@ -263,7 +261,7 @@ def _read(body: bytes, secrets: KnownSecrets) -> _Told:
 
 
 def _take(told: _Told, source: dict[str, object]) -> None:
-    """Fill the empty fields of `told` with values of one JSON object."""
+    """Fill the empty fields of `told` with values of the JSON object `source`."""
     for name in ("code", "status", "status_code", "raw_status_code"):
         value = source.get(name)
         if isinstance(value, str) and value.isdecimal() and len(value) == 3:
@@ -300,7 +298,7 @@ def _message(source: dict[str, object]) -> str:
 
 
 def _message_in(value: dict[str, object]) -> str:
-    """The message of an error object inside another one."""
+    """Return the message of an error object that another error object contains."""
     inner = value.get("error")
     if isinstance(inner, str):
         return inner
@@ -308,8 +306,8 @@ def _message_in(value: dict[str, object]) -> str:
 
 
 def _words(value: object, depth: int = 0) -> list[str]:
-    """The texts in a message. A message may be a string, a list of problems (objects with `loc` and `msg`), or an
-    object."""
+    """Return the texts in a message. A message may be a string, a list of problems (objects with `loc` and `msg`), or
+    an object."""
     if isinstance(value, str):
         return [value] if value.strip() else []
     if depth > 3:
@@ -331,7 +329,8 @@ def _words(value: object, depth: int = 0) -> list[str]:
 
 
 def _our_param(name: str) -> str:
-    """The client's name for a parameter of the chat request. Empty when the value is not a valid name."""
+    """Convert the name of a chat request's parameter to the name in the client's request. The result is empty if `name`
+    is not a valid name."""
     if not _PARAM.fullmatch(name):
         return ""
     top = re.split(r"[.\[]", name, maxsplit=1)[0]
@@ -339,8 +338,8 @@ def _our_param(name: str) -> str:
 
 
 def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
-    """A short plain-text body, or an empty string. Servers and proxies answer `Unauthorized` or `404 page not
-    found`."""
+    """Return the body if it is a short plain text, or else an empty string. Some servers and proxies send only
+    `Unauthorized` or `404 page not found`."""
     kind = (header_value(headers, "content-type") or "").lower()
     if not 0 < len(body) <= _MAX_PLAIN or "html" in kind or "json" in kind or "xml" in kind:
         return ""
@@ -357,10 +356,10 @@ def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
 
 
 def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
-    """The client's error when the upstream's status and message say that the model accepts no images or no audio. None
-    for errors with other causes.
+    """Return the client's error if the upstream reports that the model accepts no images or no audio. Returns None for
+    any other error of the upstream.
 
-    `sent` has the path of the request's first part of each kind.
+    `sent` maps `image` and `audio` to the path of the request's first content part of that kind.
     """
     if status not in said.MEDIA_STATUSES:
         return None
@@ -392,7 +391,8 @@ def is_about_the_key(status: int, body: bytes) -> bool:
 
 
 def own_credentials_refused() -> ApiError:
-    """The error when the upstream refuses the gateway's own credentials, which no client can correct."""
+    """Return the error for an upstream that refuses the gateway's own credentials. A client cannot correct this
+    error."""
     return UpstreamFailed(
         "The upstream refused this gateway's own credentials, not yours. The gateway's operator must check "
         "'upstream.api_key'.",

@@ -1,13 +1,12 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: the code that builds all fields except messages and tools, in the form that the upstream's profile demands.
-The module also checks the items that a client adds to a conversation or a prompt, so that later requests do not fail.
-Not here: the code that reads and checks the fields and items of a request (`translation/request/body.py`), the messages
-(`messages.py`), and tools (`tools.py`).
+This module builds all fields except messages and tools, in the form that the upstream's profile demands. The module
+also checks the items that a client adds to a conversation or a prompt, so that later requests do not fail.
+`translation/request/body.py` reads and checks the request. `messages.py` makes the messages, and `tools.py` the tools.
 
 Invariants: a chat request has nothing that a strict server would refuse, such as an empty `tools`, a `tool_choice`
-without tools, `stream_options` without a stream. A checked item can fail later for two reasons only. The conversation
-has no call for an output, or the model's server does not accept the content (images, files).
+without tools, `stream_options` without a stream. A later request can refuse a checked item for two reasons only. Either
+the item is an output whose call is missing, or the model's server does not accept the content (images, files).
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _CHAT_REQUEST: Final = cast(
         omit_defaults=True,
     ),
 )
-"""`ChatRequest`, with additional members for the fields that go to the server unchanged."""
+"""The class `ChatRequest`, extended by a member for each request field that Antiphon sends to the server unchanged."""
 _USAGE: Final = Raw(b'{"include_usage":true}')
 _JSON_OBJECT: Final = Raw(b'{"type":"json_object"}')
 _SOME_OBJECT: Final = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
@@ -71,10 +70,10 @@ def translate_request(
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
-    - `items` is the history and the input, and `sources` holds the content that they refer to.
-    - `model` is the upstream's name of the model, if it differs from the client's.
+    - `items` are the items of the history and the input. `sources` has the content to which these items refer.
+    - `model` is the upstream's name for the model, if it differs from the name in the client's request.
     - `context_tokens` is the model's context size, if it is known.
-    - `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
+    - `hosted` maps the index of a tool that Antiphon runs to the functions of this tool.
     - `extra` has fields that the operator adds to every request for the model. Fields of the request override the
       fields in `extra`.
     """
@@ -151,8 +150,8 @@ _OTHERS: Final = [row for row in FORWARDED.values() if row.name not in SAMPLING]
 def _forward(
     rows: list[Field], request: CreateResponse, chat: ChatRequest, profile: UpstreamProfile, ignored: list[str]
 ) -> None:
-    """Put the fields of these rows into the chat request if the upstream accepts them. The names of other fields go
-    into `ignored`."""
+    """Copy the request fields in `rows` into the chat request if the upstream accepts them. Adds the names of the
+    fields that the upstream does not accept to `ignored`."""
     if not request.forwarded:
         return
     for row in rows:
@@ -172,8 +171,8 @@ def _more_members(
     extra: Mapping[str, Raw],
     ignored: list[str],
 ) -> dict[str, Raw]:
-    """The members of the chat request that are not fields of `ChatRequest`: parameters, and the operator's `extra`
-    fields."""
+    """Return the members of the chat request that are not fields of `ChatRequest`: parameters, and the operator's
+    `extra` fields."""
     asked: dict[str, Raw] = {}
     for name, value in request.parameters.items():
         if name in profile.parameters or name in request.allowed:
@@ -194,7 +193,8 @@ _PLACES: Final = {**{name: place for place, name in enumerate(EFFORTS)}, "defaul
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
-    """The server's effort value that is nearest to the requested effort. UNSET: Antiphon sends no effort."""
+    """Return the server's effort value that is nearest to the requested effort. Returns UNSET if Antiphon sends no
+    effort."""
     if reasoning is None or reasoning.effort is None or reasoning.effort not in EFFORTS:
         # The request's reader has already listed an unknown effort as ignored.
         return UNSET
@@ -205,7 +205,7 @@ def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignore
 
 
 def nearest_effort(effort: str, profile: UpstreamProfile) -> str:
-    """The effort that Antiphon sends to the server if the client requests `effort` (one of `EFFORTS`)."""
+    """Return the effort that Antiphon sends to the server if the client requests `effort` (one of `EFFORTS`)."""
     known = profile.effort_values
     if known is None or effort in known:
         return effort
@@ -227,9 +227,9 @@ def _or_unset(value: _T | None) -> _T | UnsetType:
 def _response_format(
     text: TextOptions | None, profile: UpstreamProfile, messages: list[ChatMessage]
 ) -> Raw | UnsetType:
-    """The chat form of `text.format`.
+    """Convert `text.format` to the field `response_format` of the chat request.
 
-    A server that accepts only weaker forms gets the strongest form of `text.format` that it accepts. The schema then
+    Some servers accept only JSON without a schema, or no `response_format` at all. For these servers, the schema
     becomes an instruction in the messages.
     """
     if text is None or text.format is None or text.format.type == "text":
@@ -257,8 +257,8 @@ _TAKES_ALL: Final = UpstreamProfile("any", images=True, files="part", audio_inpu
 
 
 def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
-    """Raise `InvalidRequest` for an item that no model can read. `tolerance` decides about unknown parts. The caller
-    has already removed items of unknown types (`only_known`)."""
+    """Raise `InvalidRequest` for an item that no model can read. `tolerance` decides whether unknown content parts are
+    ignored or refused. The caller has already removed items of unknown types (`only_known`)."""
     rules = ContentRules(_TAKES_ALL, {}, tolerance=tolerance)
     kind = item.type or ("message" if item.role is not None else None)
     if kind is None:
@@ -292,4 +292,4 @@ def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
     except FileNotFetched:
         pass  # the exchange fetches the file when a response needs it
     except (ValueError, RecursionError, msgspec.MsgspecError):
-        raise invalid_parameter(where, "its content cannot be read") from None
+        raise invalid_parameter(where, "Antiphon cannot read the item's content") from None

@@ -1,12 +1,11 @@
 """Converts call items and their outputs into chat messages, for client tools and for earlier calls of hosted tools.
 
-Lives here: the code that makes the chat form of each kind of call and output. Not here: the order of messages
-(`messages.py`), and chat names of tools (`translation/tool_map.py`). Not here either: the code that runs hosted tools,
-and the stored text that the model saw (`types/items.py`).
+`messages.py` decides the order of messages, and `translation/tool_map.py` makes the chat names of tools. Stored items
+contain the text that the model saw (`types/items.py`).
 
-A chat server knows only calls and their results. So the model sees an earlier search as a call with its result. Models
-read calls better than prose, and strict servers accept calls. The conversion drops only content that no model can read
-(images in base64, encrypted parts).
+A chat server knows only calls and their results. Therefore the model sees an earlier hosted search as a call with its
+result. Models read calls better than prose, and strict servers accept calls. The conversion drops only content that no
+model can read (images in base64, encrypted parts).
 
 Invariant: the arguments of a call are always a JSON object, even if the client or the model wrote something else. Chat
 servers parse the arguments and fail on any other value.
@@ -28,7 +27,7 @@ from antiphon.types.items import InputItem, shown_of
 from antiphon.types.json import decode_any, encode, first, fragment_of, given, quoted, raw, try_decode
 
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
-"""Outputs that a client may send without the id of a call. An output without an id has only the name of its tool, or no
+"""The types of outputs that a client may send without a call's id. Such an output has only the name of its tool, or no
 name."""
 
 APPROVED: Final = fragment_of("The user approved it.")
@@ -43,8 +42,8 @@ _STRING: Final = msgspec.json.Decoder(str)
 
 
 def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
-    """The call id, chat name and arguments (a JSON string) of a call item. An item without an id gets one from
-    `number`, its position in the conversation. Raises `InvalidRequest`."""
+    """Return the call id, the chat name and the arguments (a JSON string) of a call item. If the item has no id, the
+    function makes an id from `number`, the item's position in the conversation. Raises `InvalidRequest`."""
     kind = item.type or ""
     call_id = known_id(item) or f"call_{number}"
     if kind == "function_call":
@@ -62,8 +61,8 @@ def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
 
 
 def native_output(where: str, item: InputItem) -> bytes | None:
-    """The text of an output whose format is neither a string nor a list of parts, as a fragment. None for outputs in
-    the usual formats."""
+    """Return the text of an output in a special format, such as the output of a shell call, as escaped JSON text.
+    Returns None if the output is a string or a list of parts."""
     kind = item.type
     if kind == "tool_search_output":
         found = []
@@ -102,7 +101,8 @@ def native_output(where: str, item: InputItem) -> bytes | None:
 
 
 def _as_text(value: object) -> str:
-    """A tool's result as text. A string stays unchanged, None becomes empty, and any other value becomes JSON."""
+    """Convert a tool's result to text. A string stays unchanged, None becomes empty, and any other value becomes
+    JSON."""
     return value if isinstance(value, str) else "" if value is None else encode(value).decode()
 
 
@@ -123,8 +123,8 @@ def _shell_text(outputs: object) -> str:
 
 
 def sound_arguments(where: str, value: Raw) -> Raw:
-    """The arguments as a JSON string that holds an object, even if the model wrote something else. Raises
-    `InvalidRequest`."""
+    """Return the arguments as a JSON string that contains a JSON object. If the model wrote something else, the object
+    contains the model's text. Raises `InvalidRequest`."""
     if not given(value) or bytes(value) == b'""':
         return NO_ARGUMENTS
     if first(value) == b"{":
@@ -143,7 +143,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
 # Hosted items
 
 _OF_SERVERS: Final = frozenset({"mcp_call", "mcp_approval_request"})
-"""Calls, and requests for approval of calls, that carry the name of an MCP server's tool."""
+"""The types of items that contain the name of an MCP server's tool: calls, and requests for approval of a call."""
 _RESULTS: Final = ("results", "output", "outputs", "error", "tools", "revised_prompt")
 _NOT_SHOWN: Final = frozenset(
     {"type", "id", "call_id", "status", "result", "fingerprint", "approval_request_id", "container_id"}
@@ -153,8 +153,8 @@ _NOT_SEEN: Final = b"[There are images, which cannot be shown to you.]"
 
 
 def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, bytes]:
-    """The call id, chat function name, arguments and result of a hosted tool's item. Arguments and result are
-    fragments.
+    """Return the call id, chat function name, arguments and result of a hosted tool's item. Arguments and result are
+    escaped JSON text.
 
     Raises ValueError for an item that is nested too deeply.
     """
@@ -178,13 +178,14 @@ def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, by
 
 
 def known_id(item: InputItem) -> str | None:
-    """The id by which the model knows the call of this item. None when the item has no id."""
+    """Return the id that the model sees for the call of this item, or None if the item has no id."""
     shown = shown_of(item)
     return item.call_id or (shown.call_id if shown is not None else None) or item.id
 
 
 def told(where: str, output: bytes, images: tuple[str, ...], rules: ContentRules) -> tuple[bytes, list[Raw]]:
-    """The result of a hosted tool in the form that the model reads: a fragment, and the images that follow it."""
+    """Convert the result of a hosted tool to the form that the model reads: escaped JSON text, and the images that
+    follow the text."""
     if not images:
         return output, []
     if not rules.profile.images:
@@ -209,8 +210,7 @@ def _result(item: dict[str, object], kind: str) -> str:
 
 
 def _tool_of(item: dict[str, object]) -> str:
-    """The name by which the model knows this MCP tool when a request declares its server. Empty if the item has no
-    `name`."""
+    """Return the name of an MCP tool as the model sees it. The name is empty if the item has no `name`."""
     name, label = item.get("name"), item.get("server_label")
     if not isinstance(name, str) or not name:
         return ""

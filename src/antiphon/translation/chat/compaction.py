@@ -1,8 +1,8 @@
 """Compaction: replaces a conversation by a summary, and keeps the items that must stay unchanged.
 
-Lives here: the message that asks for a summary, the payload of a compaction, and the code that replaces a compaction by
-its payload. Not here: the decision to compact (`engine/exchange/loaded_request.py`), the model call
-(`engine/exchange/made_response.py`), and the code that seals the payload.
+This module makes the message that asks for a summary, and the payload of a compaction. The module also replaces a
+compaction by its payload. `engine/exchange/loaded_request.py` decides whether to compact, and
+`engine/exchange/made_response.py` makes the model call.
 
 The following items stay in addition to the summary:
 
@@ -55,8 +55,8 @@ _PAYLOAD: Final = msgspec.json.Decoder(SealedCompaction)
 
 
 def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[InputItem]]:
-    """Split the items into items to summarize and items that stay unchanged. With `latest`, the last user message stays
-    too, and so do the last outputs with their calls."""
+    """Split the items into items to summarize and items that stay unchanged. With `latest`, the last user message and
+    the last outputs with their calls also stay unchanged."""
     answered = {_answers(item) for _, item in items if item.type in OUTPUTS} - {None}
     kept = [
         item.type in _BROUGHT or (_is_call(item) and item.call_id not in answered and item.id not in answered)
@@ -75,18 +75,20 @@ def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[In
 
 
 def ask_for_summary() -> Named:
-    """The user message that asks the model for a summary. It is the last message of the model call."""
+    """Return the user message that asks the model for a summary. This message is the last message of the model call."""
     return "input", InputItem(type="message", role="user", content=raw(_REQUEST))
 
 
 def compaction_payload(summary: bytes, kept: Sequence[bytes], *, covers: bool) -> bytes:
-    """The payload of a compaction, before it is sealed. `summary` is a fragment, and `kept` are whole items as JSON."""
+    """Return the payload of a compaction, before Antiphon seals the payload. `summary` is escaped JSON text, and `kept`
+    are whole items as JSON."""
     return encode(SealedCompaction(quoted(summary), [Raw(item) for item in kept], covers))
 
 
 def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
-    """Insert the kept items of each compaction behind it, and remove the items that the latest compaction covers. Other
-    servers' compactions stay unchanged. Raises `InvalidRequest` for a compaction that cannot be opened."""
+    """Insert the kept items of each compaction after the compaction, and remove the items that the latest compaction
+    replaces. Other servers' compactions stay unchanged. Raises `InvalidRequest` for a compaction that cannot be
+    opened."""
     if not any(item.type in COMPACTIONS for _, item in items):
         return items
     brings = any(item.type == "additional_tools" for _, item in items)
@@ -104,7 +106,9 @@ def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
             continue
         except msgspec.DecodeError:
             raise InvalidRequest(
-                "The encrypted content is not that of a compaction.", param=param, code="invalid_encrypted_content"
+                "The encrypted content is not the content of a compaction.",
+                param=param,
+                code="invalid_encrypted_content",
             ) from None
         if payload.covers:
             expanded = [named for named in expanded if _outlasts(named[1])]
@@ -115,7 +119,7 @@ def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
 
 
 def latest_users(items: Sequence[Named]) -> list[InputItem]:
-    """The latest user messages, oldest first, up to about 20,000 tokens."""
+    """Return the latest user messages, oldest first, up to about 20,000 tokens."""
     found: list[InputItem] = []
     left = _USER_TOKENS
     for _, item in reversed(items):
@@ -146,7 +150,7 @@ def _keep_latest(items: Sequence[Named], kept: list[bool]) -> None:
 
 
 def _answers(item: InputItem) -> str | None:
-    """The id of the call that the output item `item` answers. None if the item names no call."""
+    """Return the id of the call to which the output item `item` belongs, or None if the item has no such id."""
     return item.call_id or item.approval_request_id or item.id
 
 

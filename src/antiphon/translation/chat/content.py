@@ -1,8 +1,8 @@
 """Converts content parts of Responses items into chat content.
 
-Lives here: the code that converts strings and parts, in messages and in tool outputs. The module also lists the files
-that the parts name, and decides which of these files may be missing. Not here: the code that builds the messages
-(`messages.py`), and the code that fetches and reads files (`engine/running/loading.py`).
+This module converts strings and parts, in messages and in tool outputs. The module also lists the files that the parts
+name, and decides which of these files may be missing. `messages.py` builds the messages, and
+`engine/running/loading.py` fetches and reads files.
 
 Invariant: the conversion copies text as raw JSON and never decodes it. If a part has no chat form, the client gets a
 400 that names the part.
@@ -65,11 +65,11 @@ _DETAILS: Final = ("low", "high", "auto", "original")
 
 
 class ContentRules:
-    """The content that a message may have. The rules hold the upstream's profile, and the files that were fetched by
-    URL or read by id.
+    """The rules for converting the content of messages. `profile` is the upstream's profile. `files` are the files that
+    Antiphon has fetched by URL or read by id.
 
-    `sent` records the paths of the first image and the first audio part, because not every model accepts them.
-    `tolerance` decides about unknown parts.
+    `sent` records the paths of the first image and the first audio part, because not every model accepts images and
+    audio. `tolerance` decides whether unknown parts are ignored or refused.
     """
 
     __slots__ = ("files", "profile", "sent", "tolerance")
@@ -87,8 +87,8 @@ class ContentRules:
         self.tolerance = Tolerance() if tolerance is None else tolerance
 
     def known(self, where: str, content: Raw) -> list[tuple[str, InputPart]]:
-        """The parts of known types, each with its path in the request, for error messages. In strict mode, raises
-        `InvalidRequest` for unknown parts and unknown members."""
+        """Return the parts of known types, each with the path of the part in the request. Error messages name this
+        path. In strict mode, raises `InvalidRequest` for unknown parts and unknown members."""
         parts: Sequence[InputPart]
         try:
             parts = _KNOWN_PARTS.decode(content)
@@ -122,8 +122,8 @@ class ContentRules:
 
 
 def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw | None:
-    """The chat content of a message. The content is a JSON string, or an array of parts for a user message with more
-    than text. The result is None if no part is of a known type."""
+    """Convert the content of a message to chat content. The result is a JSON string, or an array of parts for a user
+    message with more than text. The result is None if the message has no part of a known type."""
     if not given(content):
         raise missing_parameter(f"{where}.content")
     if first(content) == b'"':
@@ -148,12 +148,12 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
 
 
 def _says_something(parts: Raw | bytes) -> bool:
-    """Whether a list has any entry."""
+    """Whether a JSON array has at least one element."""
     return bool(bytes(parts)[1:-1].strip())
 
 
 def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
-    """The text of a tool output as a fragment, and its images as chat parts."""
+    """Return the text of a tool output as escaped JSON text, and the output's images as chat parts."""
     if not given(output):
         raise missing_parameter(f"{where}.output")
     data = bytes(output)
@@ -179,7 +179,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
         return fragment_of(ENCRYPTED_OUTPUT), []
     if not parts and _says_something(data):
         # A call waits for this output, so an output without its content would be wrong.
-        raise invalid_value(f"{where}.output", "none of its parts is of a type that is supported here")
+        raise invalid_value(f"{where}.output", "no content part has a supported type")
     for name, part in parts:
         if part.type in _TEXT:
             text.append(_text(name, part))
@@ -194,7 +194,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
 
 
 def joined_text(where: str, content: Raw, rules: ContentRules) -> bytes:
-    """All text of a reasoning item's content or summary, as a fragment."""
+    """Return all text of a reasoning item's content or summary, as escaped JSON text."""
     if first(content) != b"[":
         return b""
     parts = rules.known(where, content)
@@ -219,7 +219,7 @@ _SHOWN_BELOW: Final = b"(The output is in the next message.)"
 
 
 def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
-    """The chat form of one content part of a user message."""
+    """Convert one content part of a user message to a chat part."""
     kind = part.type
     if kind in _TEXT:
         return _text_part(_text(where, part))
@@ -243,7 +243,7 @@ def _text_part(fragment: bytes) -> Raw:
 
 
 def _inside(part: bytes) -> bytes:
-    """The text of a chat text part, as a fragment."""
+    """Return the text of a chat text part, as escaped JSON text."""
     return part[len(_TEXT_PART) : -2]
 
 
@@ -275,21 +275,21 @@ def _says(value: Raw) -> bool:
 
 
 def _check_source(where: str, **sources: bool) -> None:
-    """Raise if a part has more than one source, because the client's intention is unclear."""
+    """Raise an error if a part has more than one source, because it is unclear which source the client means."""
     sent = [name for name, there in sources.items() if there]
     if len(sent) > 1:
         raise mutually_exclusive(*(f"{where}.{name}" for name in sent[:2]))
 
 
 def _detail(where: str, detail: str | None, rules: ContentRules) -> str:
-    """The level of detail for an image, as a Chat Completions value."""
+    """Return the level of detail for an image, as a value of Chat Completions."""
     known = known_choice(f"{where}.detail", detail, _DETAILS, rules.tolerance)
     return "high" if detail == "original" else detail or "auto" if known else "auto"
 
 
 def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
-    """The chat form of a file. A text file becomes a text part. Other files become file parts if the server accepts
-    them."""
+    """Convert a file to a chat part. A text file becomes a text part. Other files become file parts if the server
+    accepts them."""
     by_url, by_id = part.file_url is not None, part.file_id is not None
     _check_source(where, file_data=_says(part.file_data), file_url=by_url, file_id=by_id)
     if part.file_url is not None:
@@ -312,8 +312,8 @@ def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
 
 
 def _brought(where: str, name: str, rules: ContentRules) -> FetchedFile:
-    """The file with this URL or id. Raises `FileNotFetched` if the file is not yet fetched, and `InvalidRequest` if the
-    fetch failed."""
+    """Return the file with the URL or id `name`. Raises `FileNotFetched` if the file is not yet fetched, and
+    `InvalidRequest` if the fetch failed."""
     found = rules.files.get(name)
     if found is None:
         raise FileNotFetched(where)
@@ -334,7 +334,7 @@ def _data_url(media_type: str, data: bytes) -> bytes:
 
 
 def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputPart, rules: ContentRules) -> Raw:
-    """The chat form of a data URL: an image part, or a file part."""
+    """Convert a data URL to an image part or a file part."""
     if media_type.startswith("image/") and rules.profile.images:
         return _image(where, InputPart(image_url=Raw(data), detail=part.detail), rules)
     if rules.profile.files != "part":
@@ -372,10 +372,10 @@ _STORED: Final = msgspec.json.Decoder(StoredParts)
 
 
 class FileNotFetched(InvalidRequest):
-    """The translation met a `file_url` or `file_id` without its file. The exchange then fetches the file and translates
-    the request again.
+    """The translation found a `file_url` or `file_id` whose file is not yet fetched. The exchange then fetches the file
+    and translates the request again.
 
-    A client gets this error only if the second translation still lacks the file.
+    A client gets this error only if the file is also missing in the second translation.
     """
 
     def __init__(self, where: str) -> None:
@@ -383,26 +383,26 @@ class FileNotFetched(InvalidRequest):
 
 
 def file_urls(items: Iterable[InputItem | StoredParts]) -> list[str]:
-    """The URLs of files in messages and tool outputs, in order, with duplicates."""
+    """Return the URLs of files in messages and tool outputs, in order, with duplicates."""
     return [part.file_url for part in _file_parts_of(items) if _is_fetched(part) and part.file_url]
 
 
 def file_ids(items: Iterable[InputItem | StoredParts]) -> list[str]:
-    """The ids of files, including images, in messages and tool outputs."""
+    """Return the ids of files, including images, in messages and tool outputs."""
     return [part.file_id for part in _file_parts_of(items) if part.file_id and not _is_fetched(part)]
 
 
 def stored_parts(bodies: Iterable[bytes]) -> list[StoredParts]:
-    """Decode stored items for their content parts."""
+    """Decode the content parts of stored items."""
     return [_STORED.decode(body) for body in bodies]
 
 
 def forgive_history(
     files: Mapping[str, FetchedFile | ApiError], input_names: Iterable[str]
 ) -> dict[str, FetchedFile | ApiError]:
-    """The files, with a note for the model in place of each missing file that only the history names. With the note, a
-    conversation continues after a signed URL has expired or a file was deleted. A missing file of the request's own
-    input stays an error."""
+    """Replace each missing file that only the history names by a short text for the model. Therefore a conversation can
+    continue after a signed URL has expired or a file was deleted. A missing file of the request's own input stays an
+    error."""
     named = set(input_names)
     return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}
 

@@ -1,26 +1,26 @@
 """Measures how much of a model's context a request takes, and drops the oldest parts of a conversation that is too
 long.
 
-Lives here: the path, the request and the response of each counting API, by the kind of server, and the object that the
-client gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). Not here: the list of
-servers with a counting API (`profiles/`), and the size of a model's context (the setting `context_tokens`). Without
-that setting Antiphon drops nothing, and lists the field `truncation` as ignored.
+This module describes the APIs by which some servers count the tokens of a request, and makes the object that the client
+gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). The profiles (`profiles/`)
+list the servers with a counting API. The setting `context_tokens` is the size of a model's context. Without that
+setting Antiphon drops nothing, and lists the field `truncation` as ignored.
 
-In this module, a turn is a user message with all items up to the next user message. If one turn contains a call and
-another contains the output of that call, Antiphon drops either both turns or neither. Instructions, system messages,
-developer messages, compactions, searches that found tools, and the latest turn always stay. Compactions stay because
-they summarize items that are no longer in the conversation.
+In this module, a turn is a user message with all items up to the next user message. If a call and its output are in
+different turns, Antiphon drops either both turns or no turn. Instructions, system messages, developer messages,
+compactions, searches that found tools, and the latest turn always stay. Compactions stay because they summarize items
+that are no longer in the conversation.
 
-The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture, whatever its size.
-The estimate is too high for code and JSON, and can be too low for other scripts. So operators should set
-`context_tokens` somewhat below the real limit.
+The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture of 1,000 tokens,
+whatever the size of the data. The estimate is too high for code and JSON, and can be too low for other scripts.
+Therefore operators should set `context_tokens` somewhat below the real limit.
 
 Sources: the `TokenCountsResource` of OpenAI's API; vLLM's tokenize endpoint; llama.cpp's
 `/v1/chat/completions/input_tokens` (tools/server/README.md, build 10434).
 
-Invariants: if the server's response holds no valid number, the client's request does not fail. The client then gets
+Invariants: if the server's response contains no valid number, the client's request does not fail. The client then gets
 Antiphon's estimate, and the header `antiphon-estimated` marks the number as an estimate. The remaining items keep their
-order. A chat server accepts the remaining items if it accepts the whole conversation.
+order. If a chat server accepts the whole conversation, the server also accepts the remaining items.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _MAX_COUNT: Final = 1 << 53
 class TokenCounter:
     """The API by which one kind of server counts a chat request's tokens, without running the model.
 
-    - `path` is appended to the base URL. If `above` is True, `path` replaces a `/v1` at the end of the URL,
+    - Antiphon appends `path` to the base URL. If `above` is True, `path` replaces a `/v1` at the end of the URL,
       because vLLM serves `/tokenize` outside `/v1`.
-    - `answer` is the response member that holds the number.
+    - `answer` is the response member that contains the number of tokens.
     - `added` are request members that the chat request does not have.
     """
 
@@ -61,12 +61,12 @@ class TokenCounter:
     added: Mapping[str, object] = field(default_factory=dict)
 
     def question(self, chat: bytes) -> bytes:
-        """The body of the request that counts this chat request's tokens."""
+        """Return the body of the request that counts the tokens of this chat request."""
         fields = _FIELDS.decode(chat)
         return encode({**{name: fields[name] for name in _ASKED if name in fields}, **self.added})
 
     def read(self, answer: bytes) -> int | None:
-        """The number of tokens in the server's response. None if the response holds no valid number."""
+        """Return the number of tokens in the server's response, or None if the response contains no valid number."""
         count = try_decode(_NUMBER, (try_decode(_FIELDS, answer) or {}).get(self.answer, ABSENT))
         return count if count is not None and 0 <= count < _MAX_COUNT else None
 
@@ -75,11 +75,11 @@ COUNTERS: Final[Mapping[str, TokenCounter]] = {
     "vllm": TokenCounter("/tokenize", "count", above=True, added={"add_generation_prompt": True}),
     "llamacpp": TokenCounter("/chat/completions/input_tokens", "input_tokens"),
 }
-"""The counting APIs, by the value of a profile's `tokenizer`."""
+"""Maps the values of a profile's field `tokenizer` to counting APIs."""
 
 
 def counted(tokens: int, *, estimated: bool) -> tuple[bytes, Headers]:
-    """The body and the headers of the client's response."""
+    """Return the body and the headers of the response that the client gets."""
     body = encode({"object": "response.input_tokens", "input_tokens": tokens})
     return body, _ESTIMATED if estimated else ()
 
@@ -100,7 +100,7 @@ Named = tuple[str, InputItem]
 
 
 def estimate_tokens(item: InputItem) -> int:
-    """The estimated number of tokens of an item."""
+    """Return the estimated number of tokens of an item."""
     size = pictures = 0
     for raw in (item.content, item.arguments, item.output, item.input, item.summary, item.action, item.operation):
         data = bytes(raw)
@@ -116,7 +116,7 @@ def estimate_tokens(item: InputItem) -> int:
 
 
 def estimate_body(body: bytes) -> int:
-    """The estimated number of tokens of a chat request, including its tools and instructions."""
+    """Return the estimated number of tokens of a chat request, including its tools and instructions."""
     pictures = 0
     if b'"data:' in body:
         body, pictures = _DATA.subn(b"", body)
@@ -124,8 +124,8 @@ def estimate_body(body: bytes) -> int:
 
 
 def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
-    """The items without the oldest turns, so that about `tokens` remain. The latest turn stays, even if it is
-    larger."""
+    """Drop the oldest turns, so that the remaining items have about `tokens` tokens. The latest turn stays, even if
+    this turn alone has more tokens."""
     sizes = [estimate_tokens(item) for _, item in items]
     excess = sum(sizes) - tokens
     if excess <= 0:
@@ -145,7 +145,8 @@ def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
 
 
 def _starts(items: Sequence[Named]) -> list[int]:
-    """The indexes at which turns begin: user messages that are not between a call and its output."""
+    """Return the indexes at which turns begin. A turn begins at each user message that is not between a call and its
+    output."""
     made: dict[str, int] = {}
     answered: dict[int, int] = {}
     for number, (_, item) in enumerate(items):

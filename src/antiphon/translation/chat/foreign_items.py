@@ -1,12 +1,13 @@
 """Converts items that other agents and servers made into messages that any model can read.
 
-Lives here: messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`). The
-module also puts a note for the model in the place of content that another server encrypted. Not here: the order of the
-messages (`messages.py`), items of hosted tools (`call_items.py`).
+This module converts messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`).
+The module also replaces content that another server encrypted by a note for the model. `messages.py` decides the order
+of the messages, and `call_items.py` converts items of hosted tools.
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's session files (rollouts) of July 2026 (`agent_reasoning`); Codex
 since 0.138. Since version 0.138, Codex puts a message between agents into an `encrypted_content` part, because OpenAI's
-server encrypts such messages. With another server, an `encrypted_content` part holds the model's plain text.
+server encrypts such messages. If the server is not OpenAI's, an `encrypted_content` part contains the model's plain
+text.
 
 Invariant: the model gets all text that is not encrypted. Antiphon replaces encrypted content by a note, or lists the
 content as ignored.
@@ -33,8 +34,8 @@ ENCRYPTED_PART: Final = "content.encrypted_content"
 """The name under which the response lists an encrypted part as ignored."""
 
 _CLOSED: Final = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
-"""Matches encrypted content, which cannot be a message between agents. Encrypted content is empty, or a token with the
-prefix of OpenAI's (Fernet) or Antiphon's encryption, or a token of at least 64 characters."""
+"""Matches encrypted content, in contrast to the plain text of a message between agents. Encrypted content is empty, or
+a token with the prefix of OpenAI's (Fernet) or Antiphon's encryption, or a token of at least 64 characters."""
 _PARTS: Final = msgspec.json.Decoder(list[Raw])
 
 
@@ -48,8 +49,8 @@ _SAID: Final = msgspec.json.Decoder(SaidText)
 
 
 def agent_content(item: InputItem) -> tuple[Raw, bool]:
-    """The content of the user message that stands for a message between agents, and whether a part of it is encrypted.
-    The content names the sender. Raises `msgspec.MsgspecError` for any other item."""
+    """Convert a message between agents to the content of a user message. The content names the sender. Also returns
+    whether a part of the message is encrypted. Raises `msgspec.MsgspecError` for any other item."""
     agents = _AGENTS.decode(item.source)
     between = f"from {agents.author or 'another agent'} to {agents.recipient or 'this agent'}"
     if first(item.content) == b'"':
@@ -63,8 +64,8 @@ def agent_content(item: InputItem) -> tuple[Raw, bool]:
 
 
 def _readable(part: Raw) -> Raw | None:
-    """The part, as text if its type is `encrypted_content` and its content is plain text. None for encrypted
-    content."""
+    """Return the part. A part of the type `encrypted_content` with plain text becomes a text part. Returns None if the
+    content is encrypted."""
     told = _PART.decode(part)
     if told.type != "encrypted_content":
         return part
@@ -74,7 +75,8 @@ def _readable(part: Raw) -> Raw | None:
 
 
 def agent_thought(item: InputItem) -> bytes:
-    """The text of an `agent_reasoning` item, as a fragment. Raises ValueError if the text is not a string."""
+    """Return the text of an `agent_reasoning` item, as escaped JSON text. Raises ValueError if the text is not a
+    string."""
     text = _SAID.decode(item.source).text
     if given(text) and first(text) != b'"':
         raise ValueError("the text of an agent_reasoning item is not a string")

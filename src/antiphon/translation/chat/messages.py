@@ -1,12 +1,12 @@
 """Converts items into chat messages, and decides the order and grouping of the messages.
 
-Lives here: the code that follows three rules for the messages.
+This module follows three rules:
 - The reasoning, text and calls of one answer of the model (a turn) become one assistant message.
 - The output of a call directly follows the call, even if the client sent it later.
-- System and developer messages become one system message at the beginning. Some servers accept several.
-Not here: content parts (`content.py`), calls and outputs (`call_items.py`), all other fields (`body.py`).
+- System and developer messages become one system message at the beginning, unless the profile allows several.
+`content.py` converts content parts, `call_items.py` calls and outputs, and `body.py` all other fields.
 Invariants:
-- Every tool message answers exactly one call before it, every call has an answer, and nothing else comes in between.
+- Every call has exactly one tool message, and the tool messages directly follow the message with their calls.
 - The output of a tool is always a tool message, so text from outside never has the authority of the user.
 - Later items only append messages to those that the model has seen (exceptions in `docs/explanation/exactness.md`).
 """
@@ -109,15 +109,15 @@ def translate_items(
     sent: dict[str, str] | None = None,
     tools: ToolMap | None = None,
 ) -> list[ChatMessage]:
-    """The chat messages for these items, oldest first. Raises `InvalidRequest`.
+    """Convert items to chat messages, oldest first. Raises `InvalidRequest`.
 
-    `items` pairs each item with its path for errors (`input[3]`, or the history). `sent` receives the
-    paths of the first image and audio (`ContentRules.sent`). `tools` names the functions that may answer later.
+    `items` pairs each item with the path that error messages name, for example `input[3]`. `sent` receives the paths of
+    the first image and audio (`ContentRules.sent`). `tools` names the functions whose outputs may come later.
     """
     entries = _Grouping(ContentRules(profile, sources.files, sent, sources.tolerance), sources, tools).group(items)
     if not entries and any(name.startswith("content.") for name in sources.tolerance.names):
         ignored = ", ".join(sources.tolerance.names)
-        raise invalid_value("input", f"Antiphon supports none of its content parts ({ignored})")
+        raise invalid_value("input", f"Antiphon supports no content part of the input ({ignored})")
     messages: list[ChatMessage] = []
     system: list[bytes] = [bytes(instructions)[1:-1]] if instructions is not None else []
     leading = True
@@ -172,7 +172,7 @@ class _Grouping:
                 self._add(where, item, number)
             except (ValueError, RecursionError, msgspec.MsgspecError):
                 # Raw content that is decoded only here turns out to be unreadable, or nested too deeply.
-                raise invalid_parameter(where, "its content cannot be read") from None
+                raise invalid_parameter(where, "Antiphon cannot read the item's content") from None
         self._put_off()
         for call_id in self._waiting:
             raise wrong_value(f"No tool output found for function call {call_id}.", "input")
@@ -202,7 +202,7 @@ class _Grouping:
 
     def _note_speaker(self, kind: str | None, item: InputItem) -> None:
         """Record whether the client or the model made the item. A model's item after a client's item shows that the
-        model has read all earlier items. Then calls of `async` or undeclared tools without output get placeholders."""
+        model has read all earlier items. Then calls of `async` or undeclared tools get placeholder outputs."""
         if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
             return
         if kind == "message":
@@ -216,8 +216,8 @@ class _Grouping:
         self._client_spoke = not models
 
     def _open_turn(self, *, fresh: bool) -> Turn:
-        """The turn for the next assistant item, with the reasoning before it. `fresh` starts a new turn if the current
-        turn has text and no call. Text behind a call without an output joins that call's turn."""
+        """Return the turn to which the next assistant item belongs. The turn gets the reasoning before this item.
+        `fresh` starts a new turn if the current turn has text and no call."""
         turn = self._turn
         if turn is None or turn.outputs or (fresh and turn.text and not turn.calls):
             turn = self._turn = Turn(answer=self._answer)
@@ -229,14 +229,14 @@ class _Grouping:
         return turn
 
     def _close_turn(self) -> None:
-        """End the turn. Drops reasoning without text or a call behind it: no chat message can carry it."""
+        """End the turn. Drop reasoning that precedes no text or call: no message can have only reasoning."""
         self._put_off()
         self._turn = None
         if self._thoughts or self._details or self._signature is not ABSENT:
             self._thoughts, self._details, self._signature = [], [], ABSENT
 
     def _unknown(self, where: str, kind: str | None, item: InputItem) -> None:
-        """Leave out an unknown item. Raises for a value that is no item."""
+        """Leave out an item of an unknown type. Raises an error for a value that is no item."""
         if kind is None or (kind == "item_reference" and not item.id):
             raise missing_parameter(f"{where}.{'type' if kind is None else 'id'}")
         self._sources.tolerance.leave_out(f"input.{kind}", unknown_item(where, kind))
@@ -273,7 +273,7 @@ class _Grouping:
         self._thoughts.append(text)
 
     def _unsealed(self, where: str, text: str, name: str) -> SealedReasoning:
-        """Decrypt reasoning, or leave it out and list it as ignored if another server encrypted it."""
+        """Decrypt reasoning. If another server encrypted the reasoning, leave it out and list it as ignored."""
         try:
             opened = self._sources.unseal(text, f"{where}.encrypted_content")
         except ForeignContent as error:
@@ -282,7 +282,7 @@ class _Grouping:
         return msgspec.json.decode(opened, type=SealedReasoning)
 
     def _compaction(self, where: str, item: InputItem) -> None:
-        """Add a user message with the summary that a compaction holds."""
+        """Add a user message with the summary in a compaction."""
         summary = self._unsealed(
             where, required(where, "encrypted_content", item.encrypted_content), f"input.{item.type}"
         )
@@ -322,7 +322,7 @@ class _Grouping:
             self._by_item[item.id] = call_id
 
     def _hosted(self, where: str, item: InputItem, number: int) -> None:
-        """Add a hosted call and its result, which share one item."""
+        """Add a hosted call and its result. One item contains the call and the result."""
         named, name, arguments, result = hosted_call(item, number)
         shown = shown_of(item)
         if shown is not None and shown.calls:
@@ -365,7 +365,7 @@ class _Grouping:
 
     def _answer_more(self, call_id: str, again: str, content: bytes, images: list[Raw], ran_in: str = "") -> None:
         """Add another output of a call. If the model has already read the first output, the method repeats the call
-        with the new id `again`. Otherwise the new output follows the first one."""
+        with the new id `again`. Otherwise the method appends the new output to the first output."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             self._show_again(owner, number, again, content, images, ran_in)
@@ -393,7 +393,7 @@ class _Grouping:
         turn.images.extend(images)
 
     def _fresh_turn(self) -> Turn:
-        """A new turn behind all earlier messages."""
+        """Begin a new turn after all earlier messages."""
         self._close_turn()
         turn = self._turn = Turn(answer=self._answer)
         self._entries.append(turn)
@@ -441,7 +441,7 @@ class _Grouping:
             self._answer_more(call_id, f"{call_id}_{number}", content, images)
 
     def _answered_call(self, item: InputItem) -> str | None:
-        """The id of the call that an output answers. None if the item names no call."""
+        """Return the id of the call to which an output belongs, or None if the output names no call."""
         if item.call_id:
             return self._named_by(item.call_id)
         if item.type in NAMED_OUTPUTS:
@@ -454,7 +454,7 @@ class _Grouping:
         return call_id and self._named_by(call_id)
 
     def _only_call(self, item: InputItem) -> str | None:
-        """The id of the only open call (of the output's tool, if it names one). None if several calls fit."""
+        """Return the id of the only waiting call (of the tool that the output names), or None if several fit."""
         name = flat_name(item.name, item.namespace) if item.name else None
         fitting = [
             call_id
@@ -464,8 +464,8 @@ class _Grouping:
         return fitting[0] if len(fitting) == 1 else None
 
     def _put_off(self, *, went_on: bool = False) -> None:
-        """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues.
-        `went_on`: the model has answered since, so calls of undeclared tools get placeholders too."""
+        """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues. If
+        `went_on` is true, the model has answered since, and calls of undeclared tools also get placeholders."""
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):
@@ -478,18 +478,18 @@ class _Grouping:
                 turn.outputs[number] = _BROKEN_OFF
 
     def _named_by(self, name: str) -> str:
-        """The id of the call that this name identifies: a call id, or the id of a call's item."""
+        """Return the id of the call that `name` identifies. `name` is the call's id, or the id of the call's item."""
         known = name in self._waiting or name in self._answered or name in self._put_off_calls
         return name if known else self._by_item.get(name, name)
 
 
 def _text_inside(sealed: SealedReasoning) -> Raw:
-    """The text of a decrypted payload, as a JSON string."""
+    """Return the text of a decrypted payload, as a JSON string."""
     return sealed.text if first(sealed.text) == b'"' else Raw(b'""')
 
 
 _MODELS: Final = CALLS | HOSTED | FOREIGN_REASONING | {"reasoning"}
-"""Types of items that the model or the server makes, not the client."""
+"""The types of items that only the model or a server makes."""
 _BROKEN_OFF: Final = fragment_of("The search was broken off.")
 _LATER: Final = fragment_of("The tool is at work; its output will follow.")
 

@@ -1,13 +1,12 @@
 """Converts tool declarations into chat functions.
 
-Lives here: the code that makes the chat declaration of every kind of tool, and the chat form of `tool_choice`. Not
-here: the chat names of tools (`translation/tool_map.py`), the code that reads declarations
-(`translation/request/tools.py`), and the code that converts calls back into items (`translation/call_arguments.py`,
-`translation/events/builder.py`).
+This module makes the chat declaration of every kind of tool, and the field `tool_choice` of the chat request.
+`translation/request/tools.py` reads declarations, and `translation/tool_map.py` makes the chat names of tools.
+`translation/call_arguments.py` and `translation/events/builder.py` convert calls back into items.
 
 A kind of tool that chat servers do not know becomes a function, whose schema describes the input of the client's tool.
 The function of a custom tool has one string argument, `input`, for the tool's text. The tool's grammar is part of the
-description, and the sidecar does not enforce it.
+description. The sidecar does not enforce the grammar.
 
 Invariant: the sidecar changes a schema in only two ways. An object without `properties` gets an empty `properties`,
 because servers refuse it otherwise. The sidecar removes the keyword `encrypted` from the schemas of properties. The
@@ -108,10 +107,10 @@ def make_chat_tools(
     limit: int,
     hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
 ) -> ChatTools:
-    """The members of the chat request that concern tools. Raises `InvalidRequest`.
+    """Return the members of the chat request that concern tools. Raises `InvalidRequest`.
 
     `items` is the whole input including the history, because `additional_tools` and `tool_search_output` items declare
-    tools. `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
+    tools. `hosted` maps the index of a tool that Antiphon runs to the functions of this tool.
     """
     # If the model may search, its search has to find the tools that the choice names before the model sees them.
     maker = _Maker(profile, choice if choice is not None and not choice.searches else None)
@@ -156,8 +155,8 @@ def make_chat_tools(
 
 
 def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str], profile: UpstreamProfile) -> None:
-    """Set the chat form of the tool choice. The model does not see tools that it must not call. `found`: names of tools
-    that a search returned."""
+    """Set the chat request's `tool_choice`. The function hides tools that the model must not call. `found` are the
+    names of the tools that a search returned."""
     made.map.required = choice.mode == "required"
     if choice.mode == "none":
         made.map.callable = frozenset()
@@ -190,8 +189,9 @@ def _is_meant(target: CallTarget, choice: ToolChoice | None) -> bool:
 
 
 class _Maker:
-    """Collects tool declarations under their chat names. `wanted` is a choice whose tools the model sees even if they
-    are deferred. `targets` are the tools that the model sees, and `deferred` are the tools that it does not see yet."""
+    """Collects tool declarations under their chat names. `wanted` is a tool choice: the model sees the tools of this
+    choice even if they are deferred (`defer_loading`). `targets` are the tools that the model sees, and `deferred` are
+    the tools that the model does not see yet."""
 
     def __init__(self, profile: UpstreamProfile, wanted: ToolChoice | None) -> None:
         self._profile = profile
@@ -280,8 +280,7 @@ class _Maker:
 
 
 def _with_skills(description: str, skills: list[str]) -> str:
-    """The description of a shell tool, followed by a list of the skills that the request names for the client's
-    machine."""
+    """Append to a shell tool's description a list of the skills that the request names for the client's machine."""
     if not skills:
         return description
     listed = "\n".join(f"- {skill}" for skill in skills)
@@ -289,7 +288,7 @@ def _with_skills(description: str, skills: list[str]) -> str:
 
 
 def _sound_schema(parameters: Raw) -> Raw:
-    """The schema. An object schema without `properties` gets an empty `properties`."""
+    """Return the schema. An object schema without `properties` gets an empty `properties`."""
     if not given(parameters):
         return _NO_PARAMETERS
     schema = _SCHEMA.decode(parameters)
@@ -303,7 +302,7 @@ def _sound_schema(parameters: Raw) -> Raw:
 
 
 def _plain_schema(parameters: Raw) -> tuple[Raw, bool]:
-    """The schema without `encrypted` in its properties, and whether a property had it."""
+    """Remove the keyword `encrypted` from the schema's properties. Also returns whether a property had this keyword."""
     if b'"encrypted"' not in bytes(parameters):
         return parameters, False
     schema = _SCHEMA.decode(parameters)

@@ -1,12 +1,8 @@
 """The builder: the only code that makes items, ids, indices, sequence numbers and events of a response.
 
-Lives here: the code that decides the order of a response's events: the response's lifecycle events, and the events of
-the one open item. Not here:
-
-- the events of an open item (`open_items.py`);
-- sequence numbers and bytes (`response_draft.py`);
-- the meaning of a chat chunk (`translation/answer/stream.py`);
-- the code that saves and sends a response (`engine/exchange/response_end.py`).
+This module decides the order of a response's events: the response's lifecycle events, and the events of the one open
+item. `open_items.py` makes the events of an open item, and `response_draft.py` their sequence numbers and bytes.
+`translation/answer/stream.py` interprets a chat chunk. `engine/exchange/response_end.py` saves and sends a response.
 
 Invariants: at most one item is open. Every opened item is closed exactly once, in order. `sequence_number` is 0, 1, 2,
 … without gaps. `response` always equals the state that a client computes from the events so far.
@@ -78,14 +74,14 @@ class ResponseBuilder:
 
     @property
     def seals(self) -> bool:
-        """Whether reasoning is sealed. Only sealed content carries the reasoning details that later requests must
-        return to the upstream."""
+        """Whether the builder seals the reasoning. Only sealed content contains the reasoning details that later
+        requests must return to the upstream."""
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """New calls since the last `take_hosted_calls`: calls of hosted tools, and calls of the client's tools that
-        follow these hosted calls. Each entry has the tool, the call's id and the arguments as text. The builder has not
-        yet emitted any of these calls."""
+        """Return the new calls since the last `take_hosted_calls`: calls of hosted tools, and calls of the client's
+        tools that follow these hosted calls. Each entry has the tool, the call's id and the arguments as text. The
+        builder has not yet emitted any of these calls."""
         calls, self.draft.hosted_calls = self.draft.hosted_calls, []
         self.draft.calling = False
         return calls
@@ -93,8 +89,8 @@ class ResponseBuilder:
     # Lifecycle
 
     def queue(self) -> None:
-        """Emit the events `response.created` and `response.queued`, with which the stream of a background response
-        begins before the response runs."""
+        """Emit the events `response.created` and `response.queued`. The stream of a background response begins with
+        these events, before the response runs."""
         self.response.status = "queued"
         self.draft.emit(ev.ResponseCreated(self.draft.next(), self.response))
         self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
@@ -140,7 +136,8 @@ class ResponseBuilder:
     # Message items
 
     def text(self, fragment: bytes, logprobs: Sequence[Raw] = ()) -> None:
-        """Add text to the answer. `logprobs` has the log probabilities of its tokens, if the request asked for them."""
+        """Add text to the answer. `logprobs` has the log probabilities of the text's tokens, if the request asked for
+        log probabilities."""
         item = self._open
         if item.__class__ is not OpenText:
             item = self._open_text()
@@ -155,15 +152,15 @@ class ResponseBuilder:
         self._open_text()
 
     def annotate(self, make: Callable[[str], Sequence[Raw]]) -> None:
-        """Add annotations to the open text. `make` gets the text so far and returns the annotations. Does nothing when
-        no text is open."""
+        """Add annotations to the open text. The builder calls `make` with the open text, and `make` returns the
+        annotations. Does nothing if no text is open."""
         item = self._open
         if isinstance(item, OpenText):
             for annotation in make(item.text()):
                 item.annotate(annotation)
 
     def cite(self, annotation: Raw) -> None:
-        """Add an annotation at the end of the text so far."""
+        """Add an annotation at the current end of the open text."""
         item = self._open
         if not isinstance(item, OpenText):
             item = self._open_text()
@@ -208,7 +205,7 @@ class ResponseBuilder:
         return item
 
     def _open_reasoning(self) -> OpenReasoning:
-        """The open reasoning item, or a new one."""
+        """Return the open reasoning item, or open a new reasoning item."""
         item = self._open
         if not isinstance(item, OpenReasoning):
             self._close("completed")
@@ -218,9 +215,9 @@ class ResponseBuilder:
     # Calls
 
     def open_call(self, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
-        """Begin a call of this tool. The caller passes the call's arguments to the method `arguments`. `bare`: the
-        arguments are the input itself instead of JSON around it. A bare call becomes a custom tool's call, whatever the
-        kind of `target`."""
+        """Begin a call of this tool. The caller passes the call's arguments to the method `arguments`. If `bare` is
+        true, the arguments are the tool's input itself, without JSON around it. Such a call becomes a custom tool's
+        call, whatever the kind of `target`."""
         if isinstance(self._open, OpenMessage):
             self._open.phase = "commentary"
         self._close("completed")
@@ -238,7 +235,7 @@ class ResponseBuilder:
         return OPEN_CALLS[target.kind](self.draft, call_id, target)
 
     def emit_later(self, target: CallTarget, call_id: str, arguments: str) -> None:
-        """Emit a call of the client's tool that waited for a hosted tool."""
+        """Emit a call of a client tool that waited for the end of a hosted tool."""
         self._close("completed")
         draft = self.draft
         told = draft.later.pop(call_id)
@@ -251,7 +248,7 @@ class ResponseBuilder:
         item.close(told.status)
 
     def emit_all_later(self) -> None:
-        """Emit the waiting calls of the client's tools, because no more hosted tool runs."""
+        """Emit the waiting calls of client tools, because no hosted tool runs any more."""
         for target, call_id, arguments in self.take_hosted_calls():
             if call_id in self.draft.later:
                 self.emit_later(target, call_id, arguments)
@@ -266,20 +263,20 @@ class ResponseBuilder:
 
     @property
     def text_of(self) -> TextOf | None:
-        """The kind of the open text, if the builder emits its fragments immediately. The caller may use
-        `ResponseDraft.splice` only if this property is not None."""
+        """The kind of the open text, if the builder emits each text fragment immediately. Otherwise None. The caller
+        may use `ResponseDraft.splice` only if this property is not None."""
         return None if self._open is None else self._open.text_of
 
     # Hosted tools
 
     def hosted(self, item: HostedItem) -> None:
-        """Begin the item of a hosted tool that starts to run. `item` has the members that are known before the tool
-        ends."""
+        """Begin the item of a hosted tool that starts to run. `item` has the members whose values are known before the
+        tool ends."""
         self._close("completed")
         self._open = OpenHostedItem(self.draft, item)
 
     def hosted_done(self, item: HostedItem) -> None:
-        """End the item of the hosted tool that began last. `item` has all members."""
+        """End the item of the hosted tool that began last. `item` is the complete item."""
         open_item, self._open = self._open, None
         assert isinstance(open_item, OpenHostedItem), "no tool runs"
         open_item.end(item)
@@ -303,7 +300,7 @@ def _reasoning_form(options: BuilderOptions) -> type[OpenReasoning]:
 
 
 def event_error_type(code: str) -> str:
-    """The `type` in an `error` event, for a failed response's code."""
+    """Return the `type` of an `error` event for the code of a failed response."""
     if code == "rate_limit_exceeded":
         return "too_many_requests"
     if code == "insufficient_quota":

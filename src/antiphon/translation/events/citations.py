@@ -1,12 +1,11 @@
 """Turns citation marks in the model's text into annotations.
 
-Lives here: the form of a mark, the parser that removes marks from the text as it streams, and the annotation that
-replaces a mark. Not here: annotations that the upstream makes itself (`translation/answer/chunk.py`), and the code that
-runs tools.
+This module defines the form of a mark. A parser removes the marks from the text while the text streams, and makes an
+annotation for each mark. `translation/answer/chunk.py` reads annotations that the upstream makes itself.
 
 A tool's result shows each source with its mark, `【3】`, and the model repeats the mark after text from that source.
-Models write variants of the mark (`【3†source】`, `【3, 4】`), which the parser accepts too. Text that only looks like
-a mark stays.
+Models write variants of the mark (`【3†source】`, `【3, 4】`), which the parser accepts too. Text that only looks
+like a mark stays in the answer.
 
 Invariant: no text is lost. The parser holds back text that may begin a mark, and emits it with a later fragment or at
 the end.
@@ -40,7 +39,7 @@ class Source:
 
 
 def mark(number: int) -> str:
-    """The mark with which a model cites the source that has this number."""
+    """Return the mark with which a model cites the source that has this number."""
     return f"{_OPEN}{number}{_CLOSE}"
 
 
@@ -50,22 +49,24 @@ def _lenient(fragment: bytes) -> str:
 
 
 def unmarked(text: str) -> str:
-    """Text from outside, changed so that it holds nothing that the parser reads as a mark."""
+    """Replace the characters of marks in a text from outside, so that the parser finds no mark in this text."""
     return text.replace(_OPEN, "[").replace(_CLOSE, "]").replace("{cite:", "{cite :")
 
 
 class Citations:
-    """The sources of one response, and the marks in one message's text."""
+    """Stores the sources of one response, and parses the citation marks in a message's text."""
 
     def __init__(self, known: int = 0) -> None:
-        """Start with the numbers after `known`, the highest citation number of the conversation's earlier responses.
-        A mark whose number is at most `known` gets no annotation, because this object has no source for it."""
+        """`known` is the highest citation number of the conversation's earlier responses. New sources get the numbers
+        after `known`. A mark whose number is at most `known` gets no annotation, because this object has no source for
+        it."""
         self._known = known
         self._sources: list[Source] = []
         self._held = ""
         self._length = 0
         self._tail = ""
-        """The last sentence so far. A citation annotates the last sentence before its mark."""
+        """The last sentence of the text that the parser has read. A citation annotates the last sentence before its
+        mark."""
 
     @property
     def highest(self) -> int:
@@ -93,7 +94,7 @@ class Citations:
         yield from self._cut(text)
 
     def end(self) -> bytes:
-        """End the message. Returns the text that the parser held back, which turns out to be plain text."""
+        """End the message. Returns the text that the parser held back. This text contains no mark."""
         held, self._held = self._held, ""
         self._length, self._tail = 0, ""
         return fragment_of(held)

@@ -1,9 +1,8 @@
 """Encodes events as server-sent events, in bytes.
 
-Lives here: the encoding, and the pre-rendered templates of the frequent delta events. Not here: the choice of the
-events and their order (`builder.py`).
+This module has pre-rendered templates for the frequent delta events. `builder.py` chooses the events and their order.
 
-Invariant: one framed event, with its blank line, is one bytes object, so that no write can end inside it. A delta
+Invariant: one framed event, with its blank line, is one bytes object, so that no write can end inside an event. A delta
 rendered from its template equals the event encoded by its class, byte for byte.
 """
 
@@ -35,12 +34,14 @@ def frame(event: Event) -> bytes:
 
 
 def padded(event: bytes, padding: bytes) -> bytes:
-    """Add `obfuscation` to a framed delta event: letters that hide the length of its text from network observers."""
+    """Add the member `obfuscation` to a framed delta event. Its letters hide the length of the event's text from
+    network observers."""
     return b'%b,"obfuscation":"%b"}\n\n' % (event[: -len(_EVENT_END)], padding)
 
 
 class DeltaTemplate:
-    """A delta event of one open part, rendered once. Each delta replaces only the sequence number and the text."""
+    """The rendered bytes of one item's delta events. For each delta, the template replaces only the sequence number and
+    the text."""
 
     __slots__ = ("_head", "_middle", "_tail")
 
@@ -53,19 +54,20 @@ class DeltaTemplate:
         self._middle, self._tail = rest.split(bytes(_DELTA)[1:-1], 1)
 
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
-        """The framed event for this text fragment."""
+        """Return the framed event for this text fragment."""
         return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)
 
     def splice(
         self, sequence_number: int, data: bytes, before: bytes, behind: bytes, refused: bytes
     ) -> tuple[bytes, bytes, int, int]:
-        """Make the framed events for the texts of similar chunks, beginning with this sequence number (see
-        `splice.splice`)."""
+        """Make the framed events for the texts of similar chunks (see `splice.splice`). `sequence_number` is the number
+        of the first event."""
         return splice(data, before, behind, self._head, self._middle, self._tail, sequence_number, refused)
 
 
 class PaddedTemplate(DeltaTemplate):
-    """A template whose events have `obfuscation`. `padding` makes the letters for a fragment."""
+    """A template whose events have `obfuscation`. The function `padding` returns the letters of `obfuscation` for a
+    fragment."""
 
     __slots__ = ("_padding",)
 
@@ -74,10 +76,10 @@ class PaddedTemplate(DeltaTemplate):
         self._padding = padding
 
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
-        """The framed event for this text fragment, with `obfuscation`."""
+        """Return the framed event for this text fragment, with `obfuscation`."""
         return padded(super().render(sequence_number, fragment), self._padding(fragment))
 
     def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
-        """The framed events for these text fragments, each with `obfuscation`. The first event has this sequence
-        number."""
+        """Return the framed events for these text fragments, each with `obfuscation`. `sequence_number` is the number
+        of the first event."""
         return b"".join([self.render(number, one) for number, one in enumerate(fragments, sequence_number)])

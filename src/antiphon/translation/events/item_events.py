@@ -1,18 +1,18 @@
 """Makes the events of whole items: the items of hosted tool calls, and the items of a stored response that answers a
 repeated request.
 
-Lives here: the events of hosted calls at their start and end, in the order observed from OpenAI's service. The module
-also makes the event stream of a finished response, for a request that repeats an earlier idempotency key. Not here: the
-decision when a tool runs (`engine/exchange/tool_turns.py`), sequence numbers and output indices of a running response
-(`builder.py`). Not here: stored streams of background responses, and the streams of models.
+This module makes the events of hosted calls at their start and end, in the order observed from OpenAI's service. The
+module also makes the event stream of a finished response, for a request that repeats an earlier idempotency key.
+`engine/exchange/tool_turns.py` decides when a tool runs. `builder.py` assigns the sequence numbers and output indices
+of a running response. The module does not read stored streams of background responses.
 
-The event `response.output_item.added` of a hosted call has an empty item. The item's content follows in the later
-events and in `response.output_item.done`.
+The item in the event `response.output_item.added` of a hosted call has no content. The content follows in later events
+and in `response.output_item.done`.
 
 Invariants: the deltas of a hosted call together equal the finished item's text. In the stream that answers a repeated
 request, sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that
-applies the events gets the stored object. The stored object does not hold the first stream's deltas, so each text is
-one delta. In that stream, a hosted call has no events between `response.output_item.added` and
+applies the events gets the stored response. Antiphon does not store the original deltas, so each text is one delta. In
+the stream that answers a repeated request, a hosted call has no events between `response.output_item.added` and
 `response.output_item.done`.
 """
 
@@ -42,7 +42,7 @@ _AT_THE_BEGINNING: Final[dict[str, object]] = {
 
 
 def replayed(response: bytes) -> bytes:
-    """All events of the response, without the sentinel `[DONE]`."""
+    """Return all events of a stored response, without the sentinel `[DONE]`."""
     whole: dict[str, Any] = decode_any(response)
     begun = whole | {name: value for name, value in _AT_THE_BEGINNING.items() if name in whole}
     begun.pop("prompt_cache_diagnostics", None)
@@ -80,7 +80,7 @@ def _item(item: dict[str, object], index: int) -> Iterator[Made]:
 
 
 def _objects(value: dict[str, object], name: str) -> list[dict[str, object]]:
-    """The objects in the list `name` of `value`, which is a part of a stored response. Empty if there is no list."""
+    """Return the objects in the list `name` of `value`. The result is empty if `value` has no such list."""
     found = value.get(name)
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
@@ -128,7 +128,7 @@ def _reasoning(item: dict[str, object], index: int) -> Iterator[Made]:
 
 
 def _part(place: dict[str, object], part: dict[str, object], whole: str, piece: str, name: str) -> Iterator[Made]:
-    """The events of a part with one text. `name` is the part's member that holds the text."""
+    """Yield the events of a content part. `name` is the part's member that contains the text."""
     yield f"response.{whole}.added", {**place, "part": {**part, name: ""}}
     yield f"response.{piece}.delta", {**place, "delta": part[name]}
     yield f"response.{piece}.done", {**place, name: part[name]}
@@ -136,7 +136,8 @@ def _part(place: dict[str, object], part: dict[str, object], whole: str, piece: 
 
 
 HostedEvent = tuple[Callable[..., ev.Event], tuple[str, ...]]
-"""An event's class, and the values of its members after the sequence number, item id and output index."""
+"""An event's class, and the values of the event's members. The members `sequence_number`, `item_id` and `output_index`
+come before these values."""
 
 _BEGUN: Final[dict[type, dict[str, object]]] = {
     it.FileSearchCall: {"status": "in_progress", "queries": [], "results": None},
@@ -148,7 +149,7 @@ _BEGUN: Final[dict[type, dict[str, object]]] = {
     it.HostedToolSearchCall: {"status": "in_progress", "arguments": Raw(b"{}")},
     it.HostedToolSearchOutput: {"status": "in_progress", "tools": Raw(b"[]")},
 }
-"""The values of members in each kind of item's added event, before the tool has run."""
+"""For each kind of hosted item: the members that have other values in the event `response.output_item.added`."""
 
 _BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
     it.FileSearchCall: ((ev.FileSearchInProgress, ""), (ev.FileSearchSearching, "")),
@@ -166,8 +167,8 @@ _BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
         (ev.McpCallArgumentsDone, "arguments"),
     ),
 }
-"""The events after an item's added event. Each entry has the event's class and the item's member that the event
-carries."""
+"""For each kind of hosted item: the events before the tool runs. An entry has the event's class, and the name of the
+item's member that the event contains."""
 
 _AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
     it.FileSearchCall: (ev.FileSearchCompleted, ev.FileSearchCompleted),
@@ -176,16 +177,17 @@ _AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
     it.McpListTools: (ev.McpListToolsCompleted, ev.McpListToolsFailed),
     it.McpCall: (ev.McpCallCompleted, ev.McpCallFailed),
 }
-"""The last event before an item's done event, after success and after failure."""
+"""For each kind of hosted item: the event after the tool has run. The first class is for success, the second for
+failure."""
 
 
 def opened(item: it.HostedItem) -> it.HostedItem:
-    """The item for the event `response.output_item.added`, without the content that follows later."""
+    """Return the item for the event `response.output_item.added`, without the content that follows in later events."""
     return msgspec.structs.replace(item, **_BEGUN[type(item)])
 
 
 def begun(item: it.HostedItem) -> Iterator[HostedEvent]:
-    """The events after `response.output_item.added` and before the tool runs."""
+    """Yield the events after `response.output_item.added` and before the tool runs."""
     for event, told in _BEFORE.get(type(item), ()):
         if not told:
             yield event, ()
@@ -194,7 +196,7 @@ def begun(item: it.HostedItem) -> Iterator[HostedEvent]:
 
 
 def ended(item: it.HostedItem) -> Iterator[HostedEvent]:
-    """The events after the tool has run and before `response.output_item.done`."""
+    """Yield the events after the tool has run and before `response.output_item.done`."""
     if (events := _AFTER.get(type(item))) is not None:
         failed = (
             item.error is not UNSET if isinstance(item, it.McpListTools) else getattr(item, "status", "") == "failed"

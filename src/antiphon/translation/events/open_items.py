@@ -1,18 +1,15 @@
 """The open item of a response: one class for each kind of item, from its event `response.output_item.added` to its
 event `response.output_item.done`.
 
-Lives here: the events of each kind of item, and the item's final text. Not here:
+This module makes the events of each kind of item, and the item's final text. `builder.py` decides when to open an item.
+`response_draft.py` assigns sequence numbers, and stores bytes and counts. `translation/call_arguments.py` makes the
+events of finished native calls, and `item_events.py` the events of hosted tools.
 
-- the decision to open an item (`builder.py`);
-- sequence numbers, bytes and counts (`response_draft.py`);
-- the events of finished native calls (`translation/call_arguments.py`);
-- the events of hosted tools (`item_events.py`).
-
-Text comes as fragments (`types/json.py`), which are escaped JSON and are never decoded. The events and their fields
-follow OpenAI's service (`types/events.py`).
+Text consists of fragments of escaped JSON (`types/json.py`), which this module never decodes. The events and their
+fields follow OpenAI's service (`types/events.py`).
 
 Invariants: constructing an object emits the event `response.output_item.added`. `close` emits
-`response.output_item.done`, and nothing follows. The deltas between the events `response.output_item.added` and
+`response.output_item.done`, the item's last event. The deltas between the events `response.output_item.added` and
 `response.output_item.done`, concatenated, are the item's text.
 """
 
@@ -64,15 +61,15 @@ class OpenItem:
     """An output item that has begun and is not yet complete. Callers pass the item's text to `add`, and call `close`
     once.
 
-    The `ResponseDraft` holds the text itself, because only one item is open at a time. So the draft receives every
-    token, whatever the item's class. The class is not an abstract base class (ABC), because `isinstance` runs for each
-    token, and would take four times as long with an ABC. The type checker sees that each kind has a `close`.
+    The `ResponseDraft` stores the item's text, because only one item is open at a time. The class is not an abstract
+    base class (ABC), because `isinstance` runs for each token, and would take four times as long with an ABC. The type
+    checker sees that each kind has a `close`.
     """
 
     __slots__ = ("_draft", "_index")
 
     text_of: ClassVar[TextOf | None] = None
-    """The kind of the item's text, if each fragment goes unchanged to the draft. Otherwise None."""
+    """The kind of the item's text, if the item passes each fragment to the draft unchanged. Otherwise None."""
 
     def __init__(self, draft: ResponseDraft) -> None:
         self._draft = draft
@@ -85,14 +82,15 @@ class OpenItem:
     @abstractmethod
     def close(self, status: str) -> None:
         """End the item with the status `completed` or `incomplete`. Emits the item's last events and adds the item to
-        the output. Never fails, because the limits were checked before."""
+        the output. Never fails, because `add` has already checked the limits."""
 
 
 # Message items
 
 
 class OpenMessage(OpenItem):
-    """The base class of messages. The builder sets `phase` before it closes the message, if the phase is known then."""
+    """The base class of messages. If the builder knows the message's `phase`, it sets `phase` before it closes the
+    message."""
 
     __slots__ = ("phase",)
 
@@ -126,13 +124,13 @@ class OpenText(OpenMessage):
         draft.emit_delta(delta, fragment)
 
     def annotate(self, annotation: Raw) -> None:
-        """Add an annotation of the text so far, with its event."""
+        """Add an annotation of the item's text, and emit the annotation's event."""
         draft, number = self._draft, len(self._annotations)
         self._annotations.append(annotation)
         draft.emit(ev.OutputTextAnnotationAdded(draft.next(), self._item.id, self._index, 0, number, annotation))
 
     def text(self) -> str:
-        """The text so far."""
+        """The item's current text."""
         return text_of(bytes(self._draft.text))
 
     def close(self, status: str) -> None:
@@ -271,7 +269,7 @@ class OpenSummary(OpenReasoning):
 
 
 class OpenFunctionCall(OpenItem):
-    """A call of a function. The item emits the call's arguments as they come."""
+    """A call of a function. The item emits the call's arguments as soon as they arrive."""
 
     __slots__ = ("_item",)
 
@@ -305,8 +303,8 @@ class OpenFunctionCall(OpenItem):
 
 
 class OpenCustomCall(OpenItem):
-    """A call of a custom tool. The item emits the text inside the call's arguments. `bare`: the arguments are that
-    text."""
+    """A call of a custom tool. The item emits the text inside the call's arguments. If `bare` is true, the arguments
+    are this text itself, without JSON around it."""
 
     __slots__ = ("_input", "_item")
 
@@ -325,7 +323,7 @@ class OpenCustomCall(OpenItem):
         draft.begin_text(ev.CustomToolCallInputDelta(0, self._item.id, self._index, EMPTY))
 
     def add(self, fragment: bytes) -> None:
-        """Add arguments, and emit the text inside them. Raises `OutputTooLarge`."""
+        """Add arguments, and emit the text inside the arguments. Raises `OutputTooLarge`."""
         if piece := self._input.feed(fragment):
             super().add(piece)
 
@@ -367,7 +365,7 @@ class OpenNativeCall(HeldCall):
     __slots__ = ()
 
     def close(self, status: str) -> None:
-        """Emit the call as its native item, or as a function call if its arguments do not have that item's form."""
+        """Emit a native item. If the arguments do not have the form of a native call, emit a function call instead."""
         draft, kind = self._draft, self._target.kind
         made: NativeCall | None = None
         if status == "completed":
@@ -414,7 +412,7 @@ class OpenLaterCall(HeldCall):
         self._bare = bare
 
     def close(self, status: str) -> None:
-        """End the call, and queue it behind the hosted calls."""
+        """End the call, and append it to the queue of hosted calls."""
         draft = self._draft
         fragment = draft.take_text()
         draft.written += len(fragment)
@@ -428,7 +426,7 @@ class OpenLaterCall(HeldCall):
 
 
 class OpenHostedItem(OpenItem):
-    """The item of a hosted tool that runs. `item` has the members that are known before the tool ends."""
+    """The item of a hosted tool that runs. `item` has the members whose values are known before the tool ends."""
 
     __slots__ = ("_item",)
 
@@ -440,7 +438,7 @@ class OpenHostedItem(OpenItem):
             draft.emit(event(draft.next(), item.id, self._index, *more))
 
     def end(self, item: HostedItem) -> None:
-        """End the item after the tool has ended. `item` has all members."""
+        """End the item after the tool has ended. `item` is the complete item."""
         draft = self._draft
         for event, more in ended(item):
             draft.emit(event(draft.next(), item.id, self._index, *more))

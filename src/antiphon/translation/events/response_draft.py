@@ -1,15 +1,15 @@
 """Holds the response under construction: its initial form, its event numbers and bytes, its finished items, and their
 counts.
 
-Lives here: the code that makes the Response object from a request's fields, with OpenAI's defaults for absent fields. A
-response repeats some fields of its request. The module decides the order of the response's members. It also makes the
-repeated fields that `translation/request/fields.py` cannot describe in a row of its table. The builder and its open
-items share the state in `ResponseDraft`. Not here: the order of events (`builder.py`, `open_items.py`), and the code
-that encodes an event as bytes (`encode.py`).
+This module makes the Response object from a request's fields, with OpenAI's defaults for absent fields. A response
+repeats some fields of its request. The module decides the order of the response's members. The module also makes the
+repeated fields that the table in `translation/request/fields.py` cannot describe. The builder and its open items share
+the state in `ResponseDraft`. `builder.py` and `open_items.py` decide the order of events, and `encode.py` encodes an
+event as bytes.
 
 Source: the observed responses of OpenAI, with the two differences below. If a request omits a function's `strict`, the
-response shows it as null, because Antiphon rewrites no schema. At the end, `service_tier` is the upstream's value, or
-`default`.
+response shows `strict` as null, because Antiphon rewrites no schema. At the end, `service_tier` is the upstream's
+value, or `default`.
 
 Invariants: `sequence_number` has no gaps. If the text of the response exceeds `max_bytes`, the draft raises
 `OutputTooLarge`.
@@ -34,15 +34,15 @@ from antiphon.types.request import CreateResponse, TextOptions, ToolDeclaration
 from antiphon.types.response import ConversationReference, Response
 
 EMPTY: Final = Raw(b'""')
-"""The text of a part that has just begun."""
+"""The text of a content part that has just begun."""
 
 _PADDED_TO: Final = 16
 
 
 class LaterCall(NamedTuple):
-    """A call of a client's tool that waits for a hosted tool. `status` is the call's status when it is emitted. `bare`:
-    the call's arguments are the input itself. `size` is the call's size in bytes, which `ResponseDraft.size` already
-    includes."""
+    """A call of a client's tool that waits for a hosted tool. `status` is the status that the emitted call gets. If
+    `bare` is true, the arguments are the tool's input itself, without JSON around it. `size` is the call's size in
+    bytes, which `ResponseDraft.size` already includes."""
 
     status: str
     bare: bool
@@ -54,7 +54,7 @@ class OutputTooLarge(Exception):
 
 
 class ResponseDraft:
-    """The response under construction, to which all its items write.
+    """The response under construction. All items of the response write their text and events to this object.
 
     - `events`: whether the draft makes events.
     - `obfuscate`: whether deltas get padding that hides their length.
@@ -88,31 +88,31 @@ class ResponseDraft:
         self.max_bytes = max_bytes
         self.number = number
         self.out: list[bytes] = []
-        """Framed events that are not yet sent."""
+        """The framed events that `ResponseBuilder.take` has not yet returned."""
         self.output: list[OutputItem] = []
         """The finished items, in order."""
         # A bytearray instead of a list, because a token has only a few bytes and a separate object would need many
         # more.
         self.text = bytearray()
-        """The text of the open item so far: its fragments, concatenated."""
+        """The current text of the open item: the concatenated fragments."""
         self.template: DeltaTemplate | None = None
         """The template of the open item's deltas."""
         self.size = 0
-        """Bytes of output so far, including open items and log probabilities."""
+        """The current size of the output in bytes, including open items and log probabilities."""
         self.written = 0
-        """Bytes of text in all closed items, including calls of hosted tools."""
+        """The size in bytes of the text in all closed items, including calls of hosted tools."""
         self.reasoned = 0
-        """Bytes of reasoning among the bytes in `written`."""
+        """The part of `written` that is reasoning, in bytes."""
         self.hosted_calls: list[tuple[CallTarget, str, str]] = []
         """Complete calls of hosted tools: the tool, the call's id, and the arguments as text. Calls of the client's
         tools that follow a hosted call wait in the same list."""
         self.later: dict[str, LaterCall] = {}
-        """The state of each waiting call of a client's tool, by its call id."""
+        """Maps the call id of each waiting call of a client tool to the call's state."""
         self.calling = False
         """Whether the model calls tools in the current model call. If so, the text of this model call is not the final
         answer."""
         self.cut_calls = False
-        """Whether a call is incomplete because its arguments have no valid form."""
+        """Whether the response has an incomplete call, because the call's arguments have no valid form."""
 
     def next(self) -> int:
         """Return the sequence number of the next event, and increment the counter."""
@@ -131,7 +131,7 @@ class ResponseDraft:
             self.out.append(padded(frame(event), self.padding(fragment)) if self.obfuscate else frame(event))
 
     def padding(self, fragment: bytes) -> bytes:
-        """Letters of padding for a fragment. The length of fragment and padding together is a multiple of 16."""
+        """Return letters that pad a fragment. The length of fragment and padding together is a multiple of 16."""
         letters = self.new_id("pad").removeprefix("pad_").encode() * _PADDED_TO
         return letters[: -len(fragment) % _PADDED_TO]
 
@@ -152,8 +152,8 @@ class ResponseDraft:
         self.append(fragment)
 
     def append(self, fragment: bytes) -> None:
-        """Add text with a delta event, without a check of the limit. The caller has already counted the text, or the
-        text has only a few bytes. There is no check because the end of an item must not fail."""
+        """Add text with a delta event. The method checks no limit, because the end of an item must not fail. The caller
+        has already counted the text, or the text has only a few bytes."""
         self.text += fragment
         template = self.template
         if template is not None:
@@ -206,7 +206,7 @@ class ResponseDraft:
         return text
 
     def take_text(self) -> bytes:
-        """Remove and return the whole text so far. The text's size stays counted, because the caller adds the text
+        """Remove and return the open item's text. `size` still includes this text, because the caller adds the text
         again."""
         text = bytes(self.text)
         self.text = bytearray()
@@ -250,8 +250,8 @@ _NO_REASONING: Final = Raw(b'{"effort":null,"summary":null}')
 
 
 def _with_echoes() -> type[Response]:
-    """The response type with a member for each field that responses repeat. The order is OpenAI's: alphabetical, except
-    for five members."""
+    """Make the response type, with a member for each field that responses repeat. The members have OpenAI's order: five
+    members have fixed positions, the others are sorted by name."""
     own = {
         field.name: (field.name, field.type) if field.required else (field.name, field.type, field.default)
         for field in msgspec.structs.fields(Response)
@@ -270,7 +270,7 @@ _HELD: Final = tuple(ECHOED.keys() - FORWARDED.keys())
 
 
 def start_response(request: CreateResponse, response_id: str, created_at: float) -> Response:
-    """The response at its beginning, with the status `in_progress` and without output and usage."""
+    """Return the initial response, with the status `in_progress` and without output and usage."""
     return WHOLE_RESPONSE(
         id=response_id,
         created_at=int(created_at),
@@ -297,7 +297,7 @@ def echo_configuration(response: Response, request: CreateResponse) -> None:
 
 
 def with_fallback(metadata: Raw, upstream: str) -> Raw:
-    """The metadata with the name of the fallback upstream that answered instead of the first upstream."""
+    """Add the name of the fallback upstream that answered instead of the first upstream to the metadata."""
     return _with_pair(metadata, _FALLBACK, upstream)
 
 
@@ -313,8 +313,7 @@ def _metadata(request: CreateResponse) -> Raw:
 
 
 def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
-    """The metadata with an additional key-value pair from Antiphon, unless the client's pairs reach the maximum
-    number."""
+    """Add a key-value pair to the metadata, unless the client's metadata already has the maximum number of pairs."""
     pairs = msgspec.json.decode(metadata, type=dict[str, Raw])
     if key not in pairs and len(pairs) >= _MOST_METADATA:
         return metadata
@@ -322,8 +321,8 @@ def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
 
 
 def _instructions(request: CreateResponse) -> Raw | None:
-    """The request's instructions. If a prompt has messages, the value is a list that ends with these messages, as in
-    OpenAI's responses."""
+    """Return the request's instructions. If the request's prompt has messages, the result is a list that ends with
+    these messages, as in OpenAI's responses."""
     if not request.prompt_messages:
         return request.instructions
     said: list[object] = [item.source for item in request.prompt_messages]
@@ -334,8 +333,8 @@ def _instructions(request: CreateResponse) -> Raw | None:
 
 
 def _tool(tool: ToolDeclaration) -> Raw:
-    """A tool in the form that the response repeats. A function and a tool search get every key that OpenAI's responses
-    have, with null for missing values. Other tools stay as the client declared them, because they contain no secret."""
+    """Return a tool's declaration as the response repeats it. A function and a tool search get every key that OpenAI's
+    responses have, with null for missing values. Declarations of other tools contain no secret and stay unchanged."""
     if tool.type == "mcp":
         return _mcp(tool.source)
     if tool.type not in ("function", "tool_search"):
@@ -355,7 +354,7 @@ def _tool(tool: ToolDeclaration) -> Raw:
 
 
 def _mcp(source: Raw) -> Raw:
-    """An MCP server's declaration without its credentials."""
+    """Return an MCP server's declaration without the credentials."""
     shown = msgspec.json.decode(source, type=dict[str, Raw])
     shown.pop("authorization", None)
     return raw({"allowed_tools": None, "require_approval": "always", **shown, "headers": None})

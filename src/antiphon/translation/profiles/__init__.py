@@ -1,17 +1,13 @@
 """Chooses the profile of an upstream. A profile describes the particularities of a chat server as data.
 
-Lives here: the table of all profiles, and the code that chooses a profile. The code chooses by the profile's name, by
-the host name, or by marks in a server's list of models. Not here:
-
-- the profile type, and the families of models (`profile.py`);
-- the vendors (`vendors.py`);
-- the code that fetches a server's list (`upstream/identity.py`, and `antiphon doctor`, which tries more paths);
-- code that acts on the flags (the translators).
+This module has the table of all profiles. The module chooses a profile by its name, by the upstream's host name, or by
+the list of models that the upstream returns. `profile.py` defines the profile type and the families of models, and
+`vendors.py` the vendors. `upstream/identity.py` and `antiphon doctor` fetch a server's list of models.
 
 To add a vendor, add a row to `vendors.py`, with a reason next to each flag.
 
-Invariants: a profile never changes. The translators read the flags of a profile, never its name. A server whose list of
-models has no known mark gets the name `""`, never a guess.
+Invariants: a profile never changes. The translators read the flags of a profile, never its name. If a server's list of
+models identifies no profile, `named_by_list` returns an empty name instead of a guess.
 """
 
 from __future__ import annotations
@@ -34,8 +30,8 @@ DEMO_OWNER = "antiphon-demo"
 
 
 def choose_profile(name: str, host: str, profiles: Mapping[str, UpstreamProfile] = PROFILES) -> UpstreamProfile:
-    """The profile with this name. `auto` chooses the profile for this host, or `generic`. Raises KeyError for an
-    unknown name."""
+    """Return the profile with this name. For `auto`, returns the profile whose host names match `host`, or else
+    `generic`. Raises KeyError for an unknown name."""
     if name == "auto":
         return next((profile for profile in profiles.values() if profile.serves(host.lower())), PROFILES["generic"])
     return profiles[name]
@@ -48,8 +44,8 @@ _SERVERS = {profile.server: profile.name for profile in VENDORS if profile.serve
 
 
 def named_by_list(listed: object, server: str) -> str:
-    """The name of the profile that a server's list of models identifies, or `""`. `listed` is the decoded body of the
-    list, and `server` is the value of the response's `server` header."""
+    """Return the name of the profile that a server's list of models identifies, or an empty name. `listed` is the
+    decoded body of the list, and `server` is the value of the response's `server` header."""
     entries = listed.get("data") if isinstance(listed, dict) else None
     for entry in entries if isinstance(entries, list) else ():
         owner = entry.get("owned_by") if isinstance(entry, dict) else None

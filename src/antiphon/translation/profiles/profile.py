@@ -1,11 +1,11 @@
 """Defines the profile type: all flags that the translation may read about an upstream. The module also defines how
 Antiphon can treat a part of a request.
 
-Lives here: the flags, their defaults, and the changes for some models. The module also has the families of models. A
-family's flags belong to the model (its chat template, its tokenizer) and not to the server. The module defines the four
-kinds of support for a part of a request, and how a rule depends on the profile. Not here: any vendor (`vendors.py`),
-and the rows of the support table (`translation/request/fields.py`, `translation/request/field_support.py`,
-`translation/item_kinds.py`).
+This module has the flags, their defaults, and the changes for some models. The module also has the families of models.
+A family's flags belong to the model (its chat template, its tokenizer) and not to the server. The module defines the
+four kinds of support for a part of a request, and how a rule depends on the profile. `vendors.py` has the vendors.
+`translation/request/fields.py`, `translation/request/field_support.py` and `translation/item_kinds.py` have the rows of
+the support table.
 
 Invariants: the defaults work with every recorded server. A profile sets a flag only where its server needs another
 value than the default. Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that
@@ -27,7 +27,8 @@ from antiphon.translation.request.parameters import EVERY_PARAMETER
 
 @dataclass(frozen=True, slots=True)
 class ModelNote:
-    """Changes of the profile for models whose name (in lower case) matches one of the globs."""
+    """Flags that differ for some models. The flags apply to models whose name (in lower case) matches one of the glob
+    patterns."""
 
     patterns: tuple[str, ...]
     changes: tuple[tuple[str, object], ...]
@@ -38,7 +39,7 @@ class ModelNote:
 
 
 def on_models(*patterns: str, **changes: object) -> ModelNote:
-    """The flags that differ for the models that match these globs, for example `on_models("qwen/*",
+    """Return the flags that differ for models whose names match these glob patterns, for example `on_models("qwen/*",
     logprobs=False)`."""
     return ModelNote(patterns, tuple(changes.items()))
 
@@ -80,8 +81,8 @@ class UpstreamProfile:
       stronger form of `text.format`, Antiphon adds an instruction for the model.
     - `json_object` says whether the server also accepts the form `json_object`.
     - `json_object_schema` says whether the server obeys `json_object` only with a schema.
-    - `named_tool_choice` says how a request demands one tool. With `required`, the model sees only the chosen tool, and
-      must call a tool.
+    - `named_tool_choice` says how a chat request names the tool that the model must call. With `required`, Antiphon
+      sends only the chosen tool, and `tool_choice: required`.
     - `passed_fields` are the request fields that Antiphon forwards under their Responses name.
     - `parameters` are forwarded fields that the Responses API does not have (sampling, guided decoding).
     - `seed_field` is the server's name for `seed`.
@@ -96,17 +97,17 @@ class UpstreamProfile:
 
     - `logprobs` says whether the server returns log probabilities.
     - `end_without_finish` is the status of a stream that ends after useful output without a `finish_reason`.
-    - `think` says where the content holds reasoning (`off`: nowhere). With `tagged`, an answer may begin with reasoning
-      between `<think>` and `</think>`. With `opened`, the reasoning ends at `</think>`, because the chat template wrote
-      the opening tag.
+    - `think` says where the answer's text contains reasoning. With `off`, the text contains no reasoning. With
+      `tagged`, an answer may begin with reasoning between `<think>` and `</think>`. With `opened`, the reasoning ends
+      at `</think>`, because the chat template wrote the opening tag.
     - `stream_usage` says whether Antiphon asks for usage in streams.
 
     `tokenizer` is the API by which the server counts the tokens of a request (`translation/chat/context_size.py`).
 
     `by_model` has the flags that differ for some models. `overrides` has the operator's flags (`with_flags`).
 
-    Profiles are compared by identity, because every request looks up its profile (`for_model`). Hashing all flags would
-    cost too much.
+    Two profiles are equal only if they are the same object. This makes the cache of `for_model` fast, because a hash of
+    all flags would cost too much for every request.
     """
 
     name: str
@@ -150,7 +151,7 @@ class UpstreamProfile:
         return any(fnmatchcase(host, pattern) for pattern in self.hosts)
 
     def for_model(self, model: str) -> UpstreamProfile:
-        """This profile with the changes for one model. Returns the same object when no flag differs."""
+        """Return this profile with the changes for one model. Returns the same object if no flag differs."""
         return _narrowed(self, model)
 
 
@@ -194,7 +195,8 @@ def read_flags(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def with_flags(profile: UpstreamProfile, flags: Mapping[str, object]) -> UpstreamProfile:
-    """The profile with these flags, for every model. The flags override the profile's flags and those of its models."""
+    """Return a copy of the profile with the operator's flags. These flags override the profile's flags, and also the
+    flags in `by_model`."""
     if not flags:
         return profile
     overrides: dict[str, Any] = {**dict(profile.overrides), **flags}
@@ -209,12 +211,12 @@ class Support:
     """The treatment of one element of a request.
 
     - `sent`: the chat request has the element, in the form that chat servers know.
-    - `handled` means that Antiphon does the work itself, or gets the same effect with other features of the chat
-      server.
+    - `handled` means that Antiphon does the work itself, or that another feature of the chat server has the same
+      effect.
     - `ignored` means that Antiphon serves the request without the element, and lists it in `antiphon-ignored`.
     - `rejected`: the request gets a 400 that names the element.
 
-    `note` gives details. `note` is empty where the kind says enough.
+    `note` gives details, and is empty if the kind needs no explanation.
     """
 
     kind: SupportKind
@@ -238,7 +240,7 @@ def handled(note: str) -> Support:
 
 
 def ignored(note: str) -> Support:
-    """The element has no effect. `note` names the exceptions."""
+    """The element has no effect. `note` names cases in which the element has an effect."""
     return Support("ignored", note)
 
 
@@ -248,6 +250,6 @@ def rejected(note: str) -> Support:
 
 
 def logprobs(profile: UpstreamProfile) -> Support:
-    """The support for log probabilities. A request can ask for log probabilities with `include` or with
+    """Return the support for log probabilities. A request can ask for log probabilities with `include` or with
     `top_logprobs`."""
     return SENT if profile.logprobs else rejected("this server returns no log probabilities")

@@ -1,7 +1,7 @@
 """Describes the chat server of each vendor as a profile.
 
-Lives here: one row for each vendor, with a reason next to each flag: a recording (under `tests/recordings/chat`) or a
-page of documentation. Not here: flags of a family of models that hold on every server (`profile.py`).
+This module has one row for each vendor. Next to each flag is the reason: a recording (under `tests/recordings/chat`) or
+a page of documentation. `profile.py` has the flags of a family of models that apply on every server.
 """
 
 from __future__ import annotations

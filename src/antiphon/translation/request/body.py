@@ -1,15 +1,11 @@
 """Reads a create-response body into a `CreateResponse`, or raises an error that says what the client must change.
 
-Lives here: the code that checks the types and the combinations of fields, and the rule for a field that Antiphon cannot
-translate. Antiphon either ignores and lists such a field, or answers 400. The module also reads lists of items, which
-conversations and prompts use.
+This module checks the types and the combinations of fields. If Antiphon cannot translate a field, the response lists
+the field as ignored, or the request gets a 400. The module also reads lists of items, which conversations and prompts
+use.
 
-Not here:
-
-- plain fields and their limits (`fields.py`, one row for each);
-- tools (`tools.py`);
-- the response object (`translation/events/response_draft.py`);
-- the chat request (`translation/chat/body.py`).
+`fields.py` reads plain fields and checks their limits, with one row for each field. `tools.py` reads tools.
+`translation/events/response_draft.py` makes the response object, and `translation/chat/body.py` the chat request.
 
 Invariant: for any bytes, the outcome is a valid `CreateResponse`, a `PromptNotLoaded` or an `InvalidRequest`. The error
 has `param` unless the body is not a JSON object. Every field that Antiphon drops is listed in `ignored`.
@@ -88,13 +84,13 @@ _MANNER: Final = msgspec.json.Decoder(Manner)
 
 
 def read_model(body: bytes) -> str | None:
-    """The model that a body names, without checking any other field. None when the body names no model."""
+    """Return the model that a body names, or None if the body names no model. The function checks no other field."""
     found = try_decode(_ONLY_MODEL, body)
     return found.model if found is not None else None
 
 
 def read_manner(body: bytes) -> Manner:
-    """The client's choice of stream and background, from a body that was fully read and checked before."""
+    """Return the fields `stream` and `background` of a body that `read_request` has already checked."""
     return try_decode(_MANNER, body) or Manner()
 
 
@@ -114,10 +110,10 @@ def read_request(
     - `hosted` are the types of tools that Antiphon runs.
     - `prompt` is the template that the request's `prompt` refers to. The template with its variables may take at most
       `max_prompt_bytes`.
-    - `strict`: refuse unknown parts.
-    - `refuse_tools`: refuse a request with tools that Antiphon does not run.
+    - `strict`: whether to refuse unknown parts of the request.
+    - `refuse_tools`: whether to refuse a request with hosted tools that Antiphon does not run.
 
-    Raises `InvalidRequest`, and `PromptNotLoaded` for a body that refers to a prompt when `prompt` is None.
+    Raises `InvalidRequest`, and `PromptNotLoaded` if the body refers to a prompt and `prompt` is None.
     """
     fields = _read_object(body)
     tolerance = Tolerance(strict=strict, refuse_tools=refuse_tools)
@@ -212,10 +208,10 @@ def read_request(
 
 
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
-    """Forward the additional fields that the operator allows, whatever the server's profile. Leave out the fields that
-    are neither known nor allowed. With `strict`, raises `InvalidRequest` for such unknown fields."""
+    """Forward the additional fields that the operator allows, even if the server's profile does not have them. Leave
+    out fields that are neither known nor allowed. With `strict`, raises `InvalidRequest` for such unknown fields."""
     for name in request.unknown.unknown(request.others, names | IGNORED_FIELDS):
-        error = unknown_parameter(name[:128], "This version does not know the parameter. Leave it out.")
+        error = unknown_parameter(name[:128], "This version does not know the parameter. Leave the parameter out.")
         request.unknown.leave_out(name, error)
     request.allowed = names
     allowed = {name: value for name, value in request.others.items() if name in names}
@@ -225,7 +221,7 @@ def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
 
 
 def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
-    """The error for a request that gives the model nothing to answer. `left_out` names the request's unknown parts."""
+    """Return the error for a request without any input for the model. `left_out` names the request's unknown parts."""
     unknown = [name for name in left_out if name.startswith("input.")]
     if unknown:
         return missing_value(
@@ -238,15 +234,14 @@ _INSIDE: Final = {
     **{place: names for row in FIELDS.values() for place, names in row.members()},
     **dict.fromkeys(("tool_choice", "tool_choice.tools[]"), CHOICE_MEMBERS),
 }
-"""The known members of objects in fields, by the path of the object."""
+"""Maps the path of each object inside a field to the members that Antiphon knows."""
 _WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for place in _INSIDE)
 
 
 def _brought_tools(
     items: list[InputItem], declared: list[ToolDeclaration], limit: int, tolerance: Tolerance
 ) -> tuple[list[ToolDeclaration], list[str]]:
-    """The tools that items of the input add to the declared tools (Codex, tool searches), and the names of ignored
-    tools."""
+    """Return the tools that items of the input declare (Codex, tool searches), and the names of ignored tools."""
     servers = {tool.server_label for tool in declared if tool.type == "mcp"}
     tools: list[ToolDeclaration] = []
     left_out: list[str] = []
@@ -278,7 +273,8 @@ def _read_object(body: bytes) -> dict[str, Raw]:
 
 
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
-    """The dotted names of unknown keys in fields whose values are objects, without duplicates and up to a limit."""
+    """Return the dotted names of unknown keys in fields whose values are objects. The result has no duplicates and at
+    most `MAX_NAMES` names."""
     if _WITH_MEMBERS.isdisjoint(fields):
         return []
     unknown = {
@@ -292,7 +288,8 @@ def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
 
 
 def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]]:
-    """The objects at a path: one for `text.format`, or one for each list entry of `tool_choice.tools[]`."""
+    """Yield the objects at a path: one object for `text.format`, or one object for each list entry of
+    `tool_choice.tools[]`."""
     name, *further = path
     value = fields.get(name.removesuffix("[]"), ABSENT)
     inner = _SOURCES.decode(value) if name.endswith("[]") and first(value) == b"[" else [value]
@@ -302,7 +299,8 @@ def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]
 
 
 def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
-    """The known values of `include` that have no effect, because they belong to tools that Antiphon does not run."""
+    """Return the known values of `include` that have no effect, because they belong to tools that Antiphon does not
+    run."""
     return [
         f"include:{include}"
         for include in values.get("include") or ()
@@ -320,8 +318,8 @@ def _read_model(value: Raw) -> str:
 
 
 def _read_conversation(value: Raw, previous: str | None) -> str | None:
-    """The conversation's id, which the request gives as a string or in an object. None when the request names no
-    conversation."""
+    """Return the conversation's id, or None if the request names no conversation. The request contains the id as a
+    string or in an object."""
     if not given(value):
         return None
     if previous:
@@ -371,8 +369,8 @@ _ITEM: Final = msgspec.json.Decoder(InputItem)
 
 
 def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
-    """The items of a list, each with its `source`. Null or an absent value gives an empty list. Raises
-    `InvalidRequest`."""
+    """Return the items of a list, each with its JSON text as `source`. The result is empty if the list is null or
+    absent. Raises `InvalidRequest`."""
     if not given(value):
         return []
     sources = read_value(name, _SOURCES, value)

@@ -42,8 +42,8 @@ _KINDS: Final = {
 
 
 def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
-    """The error for a value of the wrong type, or for an object that lacks a key. `name` is the path of the decoded
-    value (empty for the whole body), and the error appends the path inside that value."""
+    """Return the error for a value of the wrong type, or for an object that lacks a key. `name` is the path of the
+    decoded value, and is empty for the whole body. The error's `param` also has the path inside the value."""
     problem, _, path = str(error).partition(" - at `$")
     param = (name + path.removesuffix("`").replace("[...]", "")).lstrip(".")
     if found := _MISSING.fullmatch(problem):
@@ -67,17 +67,17 @@ def read_value(name: str, decoder: msgspec.json.Decoder[_Value], value: Raw) -> 
     except msgspec.ValidationError as error:
         raise wrong_type(name, error) from None
     except RecursionError:
-        raise invalid_parameter(name, "it is nested too deeply") from None
+        raise invalid_parameter(name, "the value is nested too deeply") from None
 
 
 def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
-    """Raise unless the value is None or one of `allowed`."""
+    """Raise `InvalidRequest` unless the value is None or one of `allowed`."""
     if value is not None and value not in allowed:
         raise _not_among(name, value, allowed)
 
 
 def known_choice(name: str, value: str | None, allowed: tuple[str, ...], tolerance: Tolerance) -> bool:
-    """Whether the value is None or one of `allowed`. Any other value goes into the list of ignored values. Raises
+    """Return whether the value is None or one of `allowed`. The response lists any other value as ignored. Raises
     `InvalidRequest` in strict mode."""
     if value is None or value in allowed:
         return True
@@ -111,9 +111,9 @@ def has_half_characters(data: bytes) -> bool:
 
 
 def not_json(data: bytes, problem: str = "", what: str = "The request body") -> InvalidRequest:
-    """The error for bytes that are not JSON. `problem` is the parser's message. For an unpaired surrogate, the error
-    has a separate message, since the parser would wrongly report truncated input. JavaScript clients write an unpaired
-    surrogate when they cut a text."""
+    """Return the error for bytes that are not JSON. `problem` is the parser's message. For an unpaired surrogate, the
+    error has a separate message, since the parser would wrongly report truncated input. JavaScript clients write an
+    unpaired surrogate when they cut a text."""
     if (found := _UNPAIRED.search(data)) is not None:
         problem = (
             f"an unpaired surrogate at byte {found.start(1)} ('{found[1].decode()}'), which is half a character. Send "
@@ -123,7 +123,7 @@ def not_json(data: bytes, problem: str = "", what: str = "The request body") -> 
 
 
 def not_utf8(error: UnicodeDecodeError) -> InvalidRequest:
-    """The error for a body that is not valid UTF-8."""
+    """Return the error for a body that is not valid UTF-8."""
     return InvalidRequest(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json")
 
 
@@ -135,9 +135,10 @@ def required(where: str, name: str, value: str | None) -> str:
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Raise unless there are at most 16 pairs, with keys of at most 64 and values of at most 512 characters."""
+    """Raise `InvalidRequest` unless there are at most 16 pairs, with keys of at most 64 and values of at most 512
+    characters."""
     if len(metadata) > 16:
-        raise invalid_parameter("metadata", "it may have at most 16 pairs", "object_above_max_properties")
+        raise invalid_parameter("metadata", "the object may have at most 16 pairs", "object_above_max_properties")
     for key, value in metadata.items():
         if len(key) > 64 or len(value) > 512:
             raise invalid_parameter(

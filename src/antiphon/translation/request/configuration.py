@@ -1,13 +1,13 @@
 """Applies `configuration_update` items, which change the settings of later responses in a conversation.
 
-Lives here: the code that reads `configuration_update` items and applies them to the request. Not here: the effect of
-the settings (`translation/chat/body.py`).
+This module reads `configuration_update` items and changes the request accordingly. `translation/chat/body.py` applies
+the settings to the chat request.
 
 Source: OpenAI's `ResponseConfigurationUpdateItemParam`. An item sets the reasoning effort or the text format until a
 later item replaces it.
 
-Invariant: the last update of a setting wins, and also overrides the request's own field. Clients do not change the
-request's own effort and format during a conversation, so that the model server's prefix cache stays valid.
+Invariant: the last update of a setting overrides earlier updates, and also the request's own field. Clients do not
+change the request's own effort and format during a conversation, so that the model server's prefix cache stays valid.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Configuration:
 
 
 def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:
-    """The settings that result from all `configuration_update` items. Each item comes with its path in the request, for
-    error messages. Raises `InvalidRequest`."""
+    """Return the settings that result from all `configuration_update` items. `items` pairs each item with its path in
+    the request, which error messages name. Raises `InvalidRequest`."""
     found = Configuration()
     for where, item in items:
         if item.type == CONFIGURATION:

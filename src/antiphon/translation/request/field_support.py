@@ -1,10 +1,10 @@
-"""Holds the table of request fields, tools and items: how Antiphon treats each of them for a profile.
+"""Defines the table of request fields, tools and items. For each of them, the table says how Antiphon treats it with a
+given profile.
 
 The docs page `docs/reference/compatibility.md` and the endpoint `GET /v1/antiphon/capabilities` show this table.
 
-Lives here: the treatment of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
-the fields (`fields.py`) and of items (`translation/item_kinds.py`), and the code that handles them (`body.py`,
-`translation/chat/body.py`, `translation/chat/tools.py`, `translation/chat/messages.py`, `translation/chat/content.py`).
+This module has the rows of every `include` value, tool, form of `tool_choice` and content part. `fields.py` has the
+rows of the fields, and `translation/item_kinds.py` the rows of the items.
 
 Invariant: the table agrees with the code that handles the fields, tools and items.
 `tests/unit/translation/test_field_support.py` sends a request for each row.
@@ -36,7 +36,8 @@ _SET_UP: Final = ignored(
 )
 _CHOSEN: Final = rejected("handled if the settings enable the tool")
 HOSTED_SUPPORT: Final = handled("Antiphon runs the tool between two turns of the model")
-"""The support for a tool, a choice, an item or an `include` value, if the operator has configured the tool."""
+"""How Antiphon treats a hosted tool that the operator has enabled. The value also applies to the tool's items, its
+`include` values and its form of `tool_choice`."""
 _FUNCTION: Final = handled("the model gets a function; Antiphon returns its calls as items of the tool's type")
 _LATER: Final = handled(
     "Antiphon gives a call without output a placeholder output; when the real output arrives, Antiphon repeats the call"
@@ -91,7 +92,7 @@ _NEVER_HERE: Final = ("image_generation", "computer", "computer_use_preview", "p
 
 
 def _all(group: str, names: Iterable[str], rule: Rule) -> dict[str, Rule]:
-    """One rule for several names of a group."""
+    """Return the same rule for several names of a group."""
     return {f"{group}.{name}": rule for name in names}
 
 
@@ -132,7 +133,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         ),
         "tools.apply_patch": _FUNCTION,
         "tools.tool_search": handled(
-            "the model gets a function; with `execution: client` the client searches, else Antiphon"
+            "the model gets a function; with `execution: client` the client runs the search, otherwise Antiphon runs it"
         ),
         **_all("tools", (*WEB_SEARCHES, "file_search"), _SET_UP),
         **_all("tools", _NEVER_HERE, _HOSTED),
@@ -179,19 +180,19 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
 }
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {group: tuple(rows) for group, rows in _TABLE.items()}
-"""The names of all rows of the support table in a readable order, by group."""
+"""The names of all rows of the support table, by group. The order is the order of the documentation."""
 
 _RULES: Final = {name: rule for rows in _TABLE.values() for name, rule in rows.items()}
 
 
 def all_names() -> Iterator[str]:
-    """Every name of the table."""
+    """Return every name in the table."""
     return iter(_RULES)
 
 
 def support_of(profile: UpstreamProfile, name: str, *, context_tokens: int | None = None) -> Support:
-    """Antiphon's treatment of this name with an upstream of this profile. `context_tokens` is the model's context size,
-    if the settings contain it. Raises KeyError for a name that is not in the table."""
+    """Return how Antiphon treats the request part `name` for an upstream with this profile. `context_tokens` is the
+    model's context size, if the settings contain it. Raises KeyError for a name that is not in the table."""
     if name == "truncation.auto" and context_tokens is not None:
         return handled(f"Antiphon drops the oldest turns beyond about {context_tokens} tokens")
     rule = _RULES[name]

@@ -1,7 +1,7 @@
 """Holds the table of create-response fields, with one row for each field.
 
-A row has a field's type and limits, its treatment, and the form in which a response repeats it. The following code uses
-the rows:
+A row has a field's type and limits, and how Antiphon treats the field. A row also has the form in which a response
+repeats the field. The following code uses the rows:
 
 - reading (`body.py`) and checks;
 - the chat request (`translation/chat/body.py`);
@@ -9,13 +9,12 @@ the rows:
 - the API's OpenAPI document;
 - the table of supported fields, with its page in the docs.
 
-Lives here: the values of `include`, the checks of limits, and the members of `text`, `reasoning` and
-`context_management`.
+This module also has the values of `include`, and checks limits.
 
 A field that goes to the chat server unchanged needs only a row in the table. A field that Antiphon acts on also has an
 attribute of `CreateResponse`, and code that reads that attribute.
 
-Not here: fields that only chat servers know (`parameters.py`), items, tools and content parts.
+`parameters.py` has the fields that only chat servers know.
 
 Invariants: a field without a row is unknown, so Antiphon ignores or rejects it (`types/tolerance.py`). Every error
 names its field in `param`.
@@ -54,8 +53,8 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a create-response request. `kind` is the field's type, or None if separate code reads the field. A
-    null counts as an absent field.
+    """One field of a create-response request. `kind` is the field's type, or None if `body.py` reads the field with
+    special code. A null counts as an absent field.
 
     Limits:
 
@@ -65,14 +64,15 @@ class Field:
 
     Treatment:
 
-    - `forward` decides whether a server with a profile gets the field unchanged. If the server does not get the field,
-      the response lists it as ignored.
+    - `forward` is a function that decides by the server's profile whether the server gets the field unchanged. If the
+      server does not get the field, the response lists the field as ignored.
     - `unsent` are values that ask for the server's default behaviour, so Antiphon does not send them.
-    - `fate` is the treatment of a field without `forward`. `fate` maps members or values to treatments if the
-      treatments differ.
+    - `fate` says how Antiphon treats a field without `forward`. If Antiphon treats the field's members or values
+      differently, `fate` maps them to treatments.
 
     `echo` is the value that a response shows when the request lacks the field. If `echo` is `UNSET`, responses omit the
-    field, or other code sets it. `template`: whether a prompt's template can set the field.
+    field, or `translation/events/response_draft.py` sets the field. `template` is true if a prompt's template can set
+    the field.
     """
 
     name: str
@@ -94,7 +94,8 @@ class Field:
         return self.kind | None if self.echo is None else self.kind
 
     def rules(self) -> Mapping[str, Rule]:
-        """The treatment of the field and of its values, by the names in the table of supported fields."""
+        """Return how Antiphon treats the field and its values. The keys are the names in the table of supported
+        fields."""
         if self.forward is not None:
             return {self.name: self._forwarded}
         if isinstance(self.fate, Mapping):
@@ -102,11 +103,12 @@ class Field:
         return {self.name: self.fate}
 
     def forwarded_to(self, profile: UpstreamProfile) -> bool:
-        """Whether a server of this profile gets the field unchanged."""
+        """Whether a server with this profile gets the field unchanged."""
         return self.forward is not None and self.forward(profile, self.name)
 
     def members(self) -> Iterator[tuple[str, frozenset[str]]]:
-        """The keys of each object that the field holds, by the object's path: `text.format`, `context_management[]`."""
+        """Yield the path and the known keys of each object in the field. Examples of paths are `text.format` and
+        `context_management[]`."""
         if get_origin(self.kind) is list:
             yield from _members(f"{self.name}[]", get_args(self.kind)[0])
         else:
@@ -312,7 +314,7 @@ _ROWS: Final = (
     Field("tool_choice", fate={}, template=True),
 )
 FIELDS: Final = {row.name: row for row in _ROWS}
-"""The rows of the table by field name, in a readable order."""
+"""Maps field names to rows of the table. The order is the order of the documentation."""
 
 FORWARDED: Final = {row.name: row for row in _ROWS if row.forward is not None}
 ECHOED: Final = {row.name: row for row in _ROWS if row.echo is not UNSET}
@@ -331,10 +333,11 @@ OF_CHAT: Final = {
     "verbosity": "'text.verbosity'",
     "logprobs": "'include' with 'message.output_text.logprobs', and 'top_logprobs'",
 }
-"""Fields of Chat Completions, which get a 400, and the fields of the Responses API to use instead."""
+"""Maps fields of Chat Completions to the fields of the Responses API that replace them. A request with such a field
+gets a 400."""
 
 REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED_FIELDS
-"""Request members that Antiphon acts on or refuses."""
+"""The request fields that have an effect, and the fields that Antiphon refuses."""
 
 SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
 """The fields that have the same meaning inside `extra_body`."""
@@ -351,7 +354,7 @@ INCLUDES: Final[dict[str, Rule]] = {
     "computer_call_output.output.image_url": IGNORED,
     "code_interpreter_call.outputs": _HOSTED,
 }
-"""The values of `include`, and the treatment of each."""
+"""Maps each value of `include` to the way in which Antiphon treats it."""
 
 
 # Limits. The checks do not use msgspec's constraints (`Meta`, `Literal`). msgspec's errors name neither the value nor
@@ -368,7 +371,8 @@ _MOST_ENTRIES: Final = 32
 def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
     """Raise `InvalidRequest` for the first value outside its range or length. `values` are decoded fields.
 
-    Removes unknown choices from `values`. An unknown effort stays, because the response repeats it.
+    Removes a field from `values` if the field's value is not one of the known `words`. An unknown reasoning effort
+    stays, because the response repeats it.
     """
     for name, value in tuple(values.items()):
         row = FIELDS[name]
@@ -381,7 +385,9 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
         if row.words and not known_choice(name, value, row.words, tolerance):
             del values[name]
         if row.longest is not None and len(value) > row.longest:
-            raise invalid_parameter(name, f"it may have at most {row.longest} characters", "string_above_max_length")
+            raise invalid_parameter(
+                name, f"the value may have at most {row.longest} characters", "string_above_max_length"
+            )
     text: TextOptions | None = values.get("text")
     if text is not None:
         _check_text(text, tolerance)
@@ -397,8 +403,8 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
 
 
 def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
-    """The number of tokens from which Antiphon compacts a conversation. 0 means that the model's context size decides.
-    None means that no entry asks for compaction."""
+    """Return the number of tokens from which Antiphon compacts a conversation. Returns 0 if the threshold depends on
+    the model's context size, and None if no entry asks for compaction."""
     if len(entries) > _MOST_ENTRIES:
         raise array_too_long("context_management", _MOST_ENTRIES, len(entries))
     threshold = None
@@ -423,8 +429,8 @@ def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
 
 
 def check_format(where: str, form: TextFormat) -> None:
-    """Raise `InvalidRequest` unless a text format is complete. Antiphon refuses an unknown format, because the client
-    relies on the format."""
+    """Raise `InvalidRequest` if a text format is unknown or lacks a required key. Antiphon refuses an unknown format,
+    because the client relies on the format."""
     check_choice(f"{where}.type", form.type, FORMATS)
     if form.type == "json_schema":
         if not form.name:

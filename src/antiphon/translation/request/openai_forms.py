@@ -1,12 +1,12 @@
 """Checks schemas and grammars for forms that OpenAI refuses, although most chat servers accept them.
 
-Lives here: the checks that the setting `strict: true` adds. Not here: unknown fields and values (`types/tolerance.py`),
-and requests that no server can accept (`fields.py`, `tools.py`).
+The setting `strict: true` adds these checks. `types/tolerance.py` refuses unknown fields and values, and `fields.py`
+and `tools.py` refuse requests that no server can accept.
 
 Sources: the guides of OpenAI to structured outputs ("Supported schemas") and to custom tools, and the texts of OpenAI's
 errors. `docs/reference/limits.md` lists the checks of this module, and the rules that it does not check.
 
-Invariant: every error names the schema's path in the request, and the path inside the schema.
+Invariant: every error names the path of the schema in the request, and the path of the problem inside the schema.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def check_json_word(messages: Iterable[ChatMessage]) -> None:
 
 
 def _declared(where: str, tools: Iterable[ToolDeclaration]) -> Iterator[tuple[str, ToolDeclaration]]:
-    """All tools, including those in namespaces, each with its path in the request."""
+    """Yield all tools, including the tools in namespaces, each with its path in the request."""
     for number, tool in enumerate(tools):
         place = f"{where}[{number}]"
         yield place, tool
@@ -100,7 +100,7 @@ def _check_root(schema: object) -> None:
 
 
 def _check_one(place: Place, schema: dict[str, object], depth: int) -> int:
-    """Check one schema, but not the schemas inside it. Returns the schema's number of properties."""
+    """Check one schema without its nested schemas. Returns the schema's number of properties."""
     if depth > _DEEPEST:
         raise _Unfit(place[:8], f"a schema may be nested at most {_DEEPEST} levels deep")
     for name in _FORBIDDEN:
@@ -128,7 +128,7 @@ def _check_one(place: Place, schema: dict[str, object], depth: int) -> int:
 
 
 def _inside(place: Place, schema: dict[str, object], depth: int) -> Iterator[tuple[Place, object, int]]:
-    """The schemas directly inside a schema, each with its path and depth."""
+    """Yield the schemas that a schema directly contains, each with its path and depth."""
     for holder in ("properties", "$defs", "definitions"):
         held = schema.get(holder)
         for name, one in held.items() if isinstance(held, dict) else ():
@@ -156,4 +156,6 @@ def _check_grammar(where: str, form: CustomFormat) -> None:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise invalid_parameter(where, f"it is not a valid regular expression ({error})", "invalid_grammar") from None
+        raise invalid_parameter(
+            where, f"the definition is not a valid regular expression ({error})", "invalid_grammar"
+        ) from None

@@ -1,9 +1,9 @@
 """Reads the chat server parameters that the Responses API does not have: parameters for sampling, chat templates and
 guided decoding.
 
-Lives here: the names and types of the parameters, and the code that reads a client's `extra_body`. The module also
-merges the operator's parameters with the client's. Not here: the parameters that each server accepts (`profiles/`), and
-the fields of the Responses API (`fields.py`).
+This module defines the names and types of the parameters, and reads a client's `extra_body`. The module also merges the
+operator's parameters with the client's. The profiles (`profiles/`) list the parameters that each server accepts, and
+`fields.py` the fields of the Responses API.
 
 Invariant: no parameter can set a value that Antiphon decides (`DECIDED_HERE`). Antiphon decides the model, the
 messages, the tools, the stream, storage and the length of the answer.
@@ -62,7 +62,7 @@ _DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in PARAMETER
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 PARAMETERS: Final = tuple(PARAMETER_KINDS)
-"""The names of the parameters, in a readable order."""
+"""The names of the parameters, in the order of the documentation."""
 
 EVERY_PARAMETER: Final = frozenset(PARAMETERS)
 """The parameters for an operator's server without a known profile. Such a server ignores parameters that it does not
@@ -83,18 +83,20 @@ DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_ef
     *("functions", "function_call", "n", "n_predict", "store", "metadata", "modalities", "audio", "prompt"),
     "extra_body",
 }
-"""Members of a chat request that no client or operator can add, because Antiphon cannot read or honour their effect."""
+"""The members of a chat request that neither a client nor an operator can add. Antiphon sets these members itself, or
+cannot handle their effect."""
 
 
 def read_parameter(name: str, value: Raw) -> Raw | None:
-    """The unchanged value, or None for null. Raises `InvalidRequest` when the value's type is wrong."""
+    """Return the unchanged value, or None if the value is null. Raises `InvalidRequest` when the value's type is
+    wrong."""
     return value if read_value(name, _DECODERS[name], value) is not None else None
 
 
 def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[dict[str, Raw], list[str]]:
     """Add the members of the request's `extra_body` object to the request. Returns the new request, and the names of
     members of `extra_body` without effect. A member of `extra_body` has no effect if the request itself has a member of
-    the same name. A member whose name is in `apart` has no effect either, because it is an API field. Raises
+    the same name. A member whose name is in `apart` also has no effect, because this name is a field of the API. Raises
     `InvalidRequest`.
     """
     extra = fields["extra_body"]
@@ -110,8 +112,8 @@ def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[di
 
 
 def laid_over(below: Mapping[str, Raw], above: Mapping[str, Raw]) -> dict[str, Raw]:
-    """Merge two sets of members. `above` overrides `below`. If both values of a member are objects, the function merges
-    the two objects."""
+    """Merge the members of two JSON objects. `above` overrides `below`. If both values of a member are objects, the
+    function merges the two objects."""
     laid = {**below, **above}
     for name in below.keys() & above.keys():
         if first(below[name]) == first(above[name]) == b"{":

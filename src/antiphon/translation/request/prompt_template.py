@@ -1,8 +1,7 @@
 """Fills a prompt template: replaces its variables by the values in a request.
 
-Lives here: the code that replaces `{{name}}` in instructions and in the text of messages by texts, images and files.
-Not here: the effect of the template's other fields, which are fields of a create-response request (`body.py`), and the
-store of prompts.
+This module replaces `{{name}}` in instructions and in the text of messages by texts, images and files. The template's
+other fields are fields of a create-response request, which `body.py` reads.
 
 A template's messages come first, like instructions. A template's messages are not part of the response's stored input
 or of later responses. A field of the request overrides the same field of the template.
@@ -45,7 +44,8 @@ _TEXT_KINDS: Final = ("input_text", "output_text", "text")
 
 
 class PromptNotLoaded(Exception):
-    """A request refers to a prompt. The caller must load the prompt before it can read the rest of the request."""
+    """The request refers to a prompt that is not loaded. The caller must load the prompt, and then read the request
+    again."""
 
     def __init__(self, reference: PromptReference) -> None:
         super().__init__(reference.id)
@@ -75,18 +75,18 @@ def read_reference(value: Raw) -> PromptReference | None:
 
 
 def show_reference(reference: PromptReference, prompt: PromptTemplate) -> Raw:
-    """A request's `prompt` in the form that the response repeats, with the version that was used."""
+    """Return a request's `prompt` in the form that the response repeats, with the version that Antiphon used."""
     return raw({"id": reference.id, "version": str(prompt.version), "variables": reference.variables})
 
 
 def pin_prompt(body: bytes, shown: Raw) -> bytes:
-    """The request body with a fixed version of its prompt, so that a process that parses this body later uses the same
-    version. `shown` is the response's form of the prompt."""
+    """Set a fixed version of the prompt in the request body. A process that parses this body later then uses the same
+    version. `shown` is the result of `show_reference`."""
     return encode({**_FIELDS.decode(body), "prompt": shown})
 
 
 def variables_of(template: bytes) -> tuple[str, ...]:
-    """The names of a template's variables, in order of their first use. Raises `InvalidRequest`."""
+    """Return the names of a template's variables, in order of their first use. Raises `InvalidRequest`."""
     seen = _Values({}, collect=True)
     seen.fill(template)
     return tuple(dict.fromkeys(seen.names))
@@ -96,7 +96,7 @@ def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[li
     """Insert the values into the template, a JSON object. Returns the template's messages, and the request fields that
     the template sets.
 
-    Raises `InvalidRequest`. Raises `RequestTooLarge` instead of building a result above the limit.
+    Raises `InvalidRequest`. Raises `RequestTooLarge` if the result would have more than `max_bytes` bytes.
     """
     seen = _Values({}, collect=True)
     seen.fill(template)
@@ -188,7 +188,8 @@ class _Values:
         return raw({**fields, "content": content})
 
     def _part(self, part: Raw, where: str, *, user: bool) -> list[object]:
-        """The parts that one content part becomes. An image or file inside its text splits the part into several."""
+        """Replace the variables in one content part. If the value of a variable is an image or a file, the part becomes
+        several parts."""
         read = try_decode(_VALUE, part)
         if read is None or read.type not in _TEXT_KINDS or read.text is None:
             return [part]
@@ -196,8 +197,8 @@ class _Values:
         return _parts(list(self._pieces(read.text, where, parts=user)), fields)
 
     def _pieces(self, text: str, where: str, *, parts: bool) -> Iterable[str | Raw]:
-        """Split a text at its variables. Yields the text between variables, and the value of each variable. `parts`: a
-        value may be an image or a file."""
+        """Split a text at its variables. Yields the text between variables, and the value of each variable. If `parts`
+        is true, a value may be an image or a file."""
         at = 0
         for found in _VARIABLE.finditer(text):
             yield text[at : found.start()]
@@ -220,7 +221,7 @@ class _Values:
 
 
 def _parts(pieces: list[str | Raw], like: dict[str, object]) -> list[object]:
-    """The content parts for these texts, images and files. Adjacent texts become one part with the keys of `like`."""
+    """Make content parts from these texts, images and files. Adjacent texts become one part with the keys of `like`."""
     parts: list[object] = []
     text = ""
     for piece in pieces:

@@ -1,7 +1,7 @@
 """Reads `tool_choice`: its forms, the tools that each form allows, and the form in which a response repeats it.
 
-Lives here: the code that reads `tool_choice`. Not here: the chat form of the choice (`translation/chat/tools.py`), and
-the code that drops calls that the choice forbids (`translation/answer/tool_calls.py`).
+`translation/chat/tools.py` makes the field `tool_choice` of the chat request. `translation/answer/tool_calls.py` drops
+calls that the choice forbids.
 
 Invariant: a returned choice names only callable tools, or tools that the history may declare.
 """
@@ -27,7 +27,7 @@ _KnownTool = tuple[str | None, str | None, str | None]
 MODES: Final = ("auto", "none", "required")
 
 _ONE_FUNCTION: Final = frozenset({"web_search", "file_search", "code_interpreter"})
-"""Hosted tools that the model sees as one function with the tool's name."""
+"""The hosted tools that the model sees as a single function with the tool's name."""
 
 
 CHOICE_MEMBERS: Final = frozenset(AnyToolChoice.__struct_fields__)
@@ -46,11 +46,12 @@ def read_tool_choice(
     continued: bool = False,
     hosted: frozenset[str] = frozenset(),
 ) -> ToolChoice | None:
-    """The choice, or None when the request has no `tool_choice`. Raises `InvalidRequest`.
+    """Return the tool choice, or None if the request has no `tool_choice`. Raises `InvalidRequest`.
 
-    - `tools` are the callable tools among the `declared` ones, and the tools that items of the input declare.
+    - `declared` are the tools in the request's field `tools`. `tools` are those of them that the model can call, and
+      the tools that items of the input declare.
     - `limit` is the maximal number of tools that the choice may name.
-    - `continued`: earlier requests may have declared tools, so the choice may name unknown tools.
+    - `continued` is true if earlier requests may have declared tools. The choice may then name unknown tools.
       `translation/chat/tools.py` checks unknown names a second time, with the tools that the history declares.
     """
     if not given(value):
@@ -101,8 +102,8 @@ def read_tool_choice(
 
 
 def _hosted_pair(named: NamedTool | AnyToolChoice, *, whole: bool = False) -> tuple[str | None, str | None]:
-    """The (name, namespace) pair of a hosted tool. An MCP server counts as a namespace. A tool of an extension package
-    counts as a namespace too."""
+    """Return the name and the namespace of a hosted tool. An MCP server counts as a namespace. A tool of an extension
+    package also counts as a namespace."""
     if named.type == "mcp":
         return (None if whole else named.name, named.server_label)
     name = hosted_name(named.type or "")

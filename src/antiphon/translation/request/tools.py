@@ -1,11 +1,11 @@
 """Reads tools from a create-response body, and from items that declare tools.
 
-Lives here: the code that decides which tools the model can call, which tools Antiphon ignores, and which tools it
-rejects. Not here: the choice among tools (`tool_choice.py`), and the chat form of tools (`translation/chat/tools.py`).
+This module decides which tools the model can call, which tools Antiphon ignores, and which tools Antiphon rejects.
+`tool_choice.py` reads the choice among tools, and `translation/chat/tools.py` converts tools to chat functions.
 
-The model can call the tools that the client runs: functions, custom tools, namespaces of both, the shells, apply_patch
-and the client's tool search. A hosted tool that this sidecar cannot run does not fail the request, unless the answer
-would be wrong without that tool.
+The model can call the tools that the client runs: functions, custom tools, namespaces with such tools, shells,
+apply_patch and the client's tool search. If this sidecar cannot run a hosted tool, the request still succeeds without
+the tool. The sidecar refuses the request only if the answer would be wrong without that tool.
 
 Invariant: every tool in the result has a valid name and, within one list, appears once.
 """
@@ -52,22 +52,23 @@ WEB_SEARCHES: Final = (
 """The versions of the hosted web search tool."""
 
 _REFUSED: Final = {
-    "code_interpreter": "the operator has not set it up ('code_interpreter.sandbox')",
-    "mcp": "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')",
+    "code_interpreter": "the operator has not enabled the tool ('code_interpreter.sandbox')",
+    "mcp": "the server lacks the extra 'mcp', or the operator has disabled the tool ('mcp.enabled')",
 }
-"""Hosted tools without which an answer would be wrong. If Antiphon does not run such a tool, it refuses the request.
-The values are the reasons, with the setting that enables the tool."""
+"""The hosted tools without which an answer would be wrong. If Antiphon does not run such a tool, Antiphon refuses the
+request. The values are the reasons, with the setting that enables the tool."""
 
-_NONE: Final = "this server does not implement it"
+_NONE: Final = "this server does not implement the tool"
 _NOT_HERE: Final = {
-    "web_search": "the operator has not set it up ('web_search.provider')",
-    "file_search": "the operator has switched it off ('vector_stores.enabled')",
+    "web_search": "the operator has not enabled the tool ('web_search.provider')",
+    "file_search": "the operator has disabled the tool ('vector_stores.enabled')",
     "image_generation": _NONE,
     "computer": _NONE,
     "computer_use_preview": _NONE,
     "programmatic_tool_calling": _NONE,
 }
-"""Known hosted tools that Antiphon leaves out if it does not run them, each with the reason."""
+"""The other known hosted tools. If Antiphon does not run such a tool, Antiphon leaves the tool out. The values are the
+reasons."""
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME: Final = 128
@@ -84,7 +85,8 @@ _NESTED: Final = " In the Responses API, the fields of a function stand next to 
 
 
 def decode_tools(where: str, value: Raw) -> list[ToolDeclaration]:
-    """The declarations in an array, each with its undecoded source. Raises `InvalidRequest`."""
+    """Return the declarations in a JSON array, each with its undecoded JSON text as `source`. Raises
+    `InvalidRequest`."""
     if not given(value):
         return []
     sources = read_value(where, _RAW_LIST, value)
@@ -97,7 +99,8 @@ def decode_tools(where: str, value: Raw) -> list[ToolDeclaration]:
 
 
 def found_on_servers(tools: Sequence[ToolDeclaration]) -> list[tuple[str, str]]:
-    """The tools of MCP servers among those that a search has found: the server's label and the name of each tool."""
+    """Return the tools of MCP servers among the tools that a search has found. A result has the server's label and the
+    tool's name."""
     found = []
     for tool in tools:
         if tool.type == "mcp" and tool.server_label is not None:
@@ -107,12 +110,13 @@ def found_on_servers(tools: Sequence[ToolDeclaration]) -> list[tuple[str, str]]:
 
 
 def hosted_name(kind: str) -> str:
-    """The name by which a choice refers to a hosted tool, the same for all versions of the tool."""
+    """Return the name by which a tool choice refers to a hosted tool. All versions of a tool have the same name."""
     return "web_search" if kind.startswith("web_search") else kind
 
 
 def why_not_here(kind: str) -> str:
-    """The reason why Antiphon does not run a hosted tool of this type, with the setting that enables the tool."""
+    """Return the reason why Antiphon does not run a hosted tool of this type, with the setting that enables the
+    tool."""
     return _REFUSED.get(kind) or _NOT_HERE.get(hosted_name(kind), _NONE)
 
 
@@ -130,11 +134,12 @@ def read_tools(
     *,
     brought: str | None = None,
 ) -> tuple[list[ToolDeclaration], list[str]]:
-    """The callable tools, and the names of ignored tools (`tools.web_search`). Raises `InvalidRequest`.
+    """Return the tools that the model can call, and the names of ignored tools (`tools.web_search`). Raises
+    `InvalidRequest`.
 
-    `hosted` are the types of tools that Antiphon runs. `tolerance` decides about unknown members. `brought` is the type
-    of the item that declares the tools. Antiphon never runs tools that an item declares, except tools of MCP servers
-    that a search found (`found_on_servers`).
+    `hosted` are the types of tools that Antiphon runs. `tolerance` decides whether unknown members are ignored or
+    refused. `brought` is the type of the item that declares the tools. Antiphon never runs tools that an item declares,
+    except tools of MCP servers that a search found (`found_on_servers`).
     """
     if len(tools) > limit:
         raise _too_many(where, len(tools), limit)
@@ -190,7 +195,7 @@ def read_tools(
 
 
 def _too_many(where: str, count: int, limit: int) -> InvalidRequest:
-    return too_many_entries(where, count, limit, "entries, those of namespaces included")
+    return too_many_entries(where, count, limit, "entries, including the tools in namespaces")
 
 
 def _unsupported(param: str, message: str) -> InvalidRequest:
@@ -271,17 +276,18 @@ _INSIDE: Final = {
     "file_search": {"ranking_options": frozenset({"ranker", "score_threshold", "hybrid_search"})},
     "code_interpreter": {"container": frozenset({"type", "file_ids", "memory_limit", "network_policy"})},
 }
-"""The known members of objects in a tool's declaration, by the tool's type."""
+"""For each tool type: the objects inside the tool's declaration, with the members that Antiphon knows."""
 
 
 def _unused(
     where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], tolerance: Tolerance | None
 ) -> list[str]:
-    """The known members of a declaration that have no effect. The function records unknown members in `tolerance`.
+    """Return the names of the known members of a declaration that have no effect. The function records unknown members
+    in `tolerance`.
 
     The list is empty for a tool of an extension package, since only that package knows the tool's members. The list is
-    also empty without a `tolerance`, because then an earlier call of `read_tools` for the same tools has already listed
-    the members.
+    also empty if `tolerance` is None. In that case, an earlier call of `read_tools` has already listed the members of
+    the same tools.
     """
     known = TOOL_MEMBERS.get(tool.type)
     if known is None or tolerance is None:
@@ -311,14 +317,14 @@ def _unused(
 
 
 def _for_programs_too(tool: ToolDeclaration) -> bool:
-    """Whether the model and also programs that the model writes may call a tool."""
+    """Whether a tool may be called by the model, and also by programs that the model writes."""
     return (
         first(tool.allowed_callers) == b"[" and may_be_called(tool) and len(_RAW_LIST.decode(tool.allowed_callers)) > 1
     )
 
 
 def may_be_called(tool: ToolDeclaration) -> bool:
-    """Whether the model may call this tool directly. A tool that only programs of the model may call is useless here,
+    """Whether the model may call this tool directly. Antiphon drops a tool that only programs of the model may call,
     because Antiphon runs no such programs."""
     callers = tool.allowed_callers
     if first(callers) != b"[":
@@ -333,7 +339,9 @@ def _unknown(place: str, tool: ToolDeclaration) -> InvalidRequest:
 
     near = difflib.get_close_matches(tool.type[:64], TOOL_MEMBERS, n=1, cutoff=0.8)
     meant = (
-        f"Did you mean '{near[0]}'?" if near else ("This version of Antiphon does not support this tool. Leave it out.")
+        f"Did you mean '{near[0]}'?"
+        if near
+        else ("This version of Antiphon does not support this tool. Leave the tool out.")
     )
     return wrong_value(f"Unknown type of tool: {tool.type[:64]!r}. {meant}", f"{place}.type")
 
@@ -349,14 +357,14 @@ def _is_callable(tool: ToolDeclaration) -> bool:
 
 
 def _environment(value: Raw) -> str | None:
-    """The type of a shell's environment. The result is None for a shell without an environment, because the client runs
-    such a shell."""
+    """Return the type of a shell's environment, or None if the shell has no environment. The client runs a shell
+    without an environment."""
     found = try_decode(_ENVIRONMENT, value) if given(value) else ToolEnvironment()
     return found.type if found is not None else "unknown"
 
 
 def local_skills(where: str, environment: Raw) -> list[str]:
-    """The skills that the request names for a client's shell, one line of text for each skill. Raises
+    """Return the skills that the request names for a client's shell, one line of text for each skill. Raises
     `InvalidRequest`."""
     if not given(environment):
         return []
@@ -366,8 +374,8 @@ def local_skills(where: str, environment: Raw) -> list[str]:
 
 
 def _check(where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], *, spaced: bool = False) -> str:
-    """Check a declaration, and return the tool's name. `members` are the tools of a namespace. `spaced`: the tool is
-    inside a namespace."""
+    """Check a declaration, and return the tool's name. `members` are the tools of a namespace. `spaced` is true if the
+    tool is inside a namespace."""
     if given(tool.parameters) and first(tool.parameters) != b"{":
         raise invalid_type(f"{where}.parameters", "expected an object")
     if tool.type in UNNAMED:
