@@ -100,8 +100,8 @@ the settings file has changed. `antiphon up` validates the new settings as it do
 variables and flags with which `antiphon up` was started still override the file.
 
 `antiphon up` then starts a second set of processes: workers, and Envoy with `--door envoy`. When the new set is ready,
-it accepts all new connections. The old set finishes its requests and exits. These two log lines show an accepted and a
-refused change:
+it accepts all new connections. The old processes finish their requests and exit. These two log lines show an accepted
+and a refused change:
 
 ```json
 {"because":"the file has changed","changed":["limits.owner_requests"],"level":"info","message":"settings_reloaded"}
@@ -122,18 +122,18 @@ After an accepted change, the old set of processes logs `draining` and `drained`
 - **Envoy's log.** A hot restart logs `shutting down admin due to child startup` and `terminating parent process`. These
   lines are expected, and requests in flight continue.
 - **Requests in flight.** A request keeps the settings that it started with, for at most `timeouts.response`.
-- **Open connections.** A client may send one more request to the old set over an open connection. The response to this
-  request has `connection: close`. The old set closes a connection that is idle for two seconds.
-- **WebSockets.** The old set closes idle WebSockets immediately with code 1001. The old set closes a busy WebSocket
-  when the response in progress has ended.
+- **Open connections.** A client may send one more request over an open connection to the old processes. The
+  response to this request has `connection: close`. The old processes close a connection that is idle for two seconds.
+- **WebSockets.** The old processes close idle WebSockets immediately with code 1001. They close a busy WebSocket when
+  the response in progress has ended.
 - **Responses with `store: false`.** A WebSocket's responses with `store: false` exist only in the memory of the
   connection. If the client continues such a response after the close, the request gets `previous_response_not_found`.
   The client must then send the whole input.
-- **Background responses.** The old set finishes its running background responses and starts no queued ones.
-- **Code interpreter.** A reload loses the variables of code interpreters, because the old set's workers hold them in
+- **Background responses.** The old processes finish their running background responses and start no queued ones.
+- **Code interpreter.** A reload loses the variables of code interpreters, because the old workers hold them in
   memory. The containers' files stay.
-- **One old set at a time.** A change during a reload waits for the old set to exit (log line `settings_wait`). Until
-  the old set exits, both sets use memory and database connections.
+- **One old set of processes at a time.** A change during a reload waits for the old processes to exit (log line
+  `settings_wait`). Until they exit, both sets of processes use memory and database connections.
 - **Metrics.** `antiphon_config_reloads_total`, `antiphon_config_last_reload_successful` and
   `antiphon_settings_loaded_timestamp_seconds` report reloads. Counters include the values of the old set of processes.
 

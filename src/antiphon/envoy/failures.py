@@ -232,8 +232,9 @@ def early_ends() -> Config:
 
 def failed_tries(upstream: str, head_seconds: float) -> Config:
     """Build the access log of one upstream in a list. The log has the failures that make Envoy try the next upstream.
-    On the internal listener of this upstream, a timeout looks like a client that disconnects after `head_seconds`. An
-    earlier disconnect comes from the real client, and Envoy does not log it."""
+    If the upstream sends no response head within `head_seconds`, Envoy itself closes the connection to the upstream's
+    internal listener. This listener then logs a disconnect of its client. An earlier disconnect comes from the real
+    client, and the log leaves it out."""
     silent = f"(response.code_details.startsWith('downstream') && {_SECONDS} >= {head_seconds * _NEARLY:.3f})"
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",

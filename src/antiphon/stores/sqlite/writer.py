@@ -159,7 +159,7 @@ class SqliteWriter:
 
     @property
     def waiting(self) -> int:
-        """The number of units in the queue, which no transaction has started yet."""
+        """The number of queued units that are not part of a transaction yet."""
         return len(self._waiting)
 
     async def start(self) -> None:
