@@ -131,7 +131,8 @@ def read_declaration(tool: HostedTool) -> McpDeclaration:
         raise invalid_value(f"{where}.server_label", "use 1 to 64 letters, digits, underscores or dashes")
     if declared.tunnel_id is not None:
         raise unsupported_parameter(
-            "Antiphon does not support tunnels to MCP servers. Use 'server_url' or 'connector_id'.", f"{where}.tunnel_id"
+            "Antiphon does not support tunnels to MCP servers. Use 'server_url' or 'connector_id'.",
+            f"{where}.tunnel_id",
         )
     if (declared.server_url is None) == (declared.connector_id is None):
         error = missing_value if declared.server_url is None else wrong_value
