@@ -166,7 +166,7 @@ class Reading:
         request. Raises `NotFound`."""
         found = await self.journal.get(request_id, owner)
         if found is None:
-            raise NotFound(f"There is no request '{request_id[:80]}' in the console's journal.", code="not_found")
+            raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
         return found
 
     async def in_flight(self, owner: str) -> tuple[LiveSnapshot, ...]:

@@ -11,7 +11,7 @@ blank line. The parser also accepts two kinds of lines outside the grammar:
 
 A run is a series of chunks that differ only in their text. `EventReader` decides whether the next bytes are a single
 event or a run, and when to learn the run's common pattern. `alike.py` finds the common pattern, `translation/splice.py`
-cuts the texts out of chunks, and `stream.py` applies events and chunks.
+cuts the texts out of chunks, and `stream.py` interprets events and chunks.
 
 Invariants:
 

@@ -88,7 +88,7 @@ class ResponseDraft:
         self.max_bytes = max_bytes
         self.number = number
         self.out: list[bytes] = []
-        """The framed events that `ResponseBuilder.take` has not yet returned."""
+        """The encoded server-sent events that `ResponseBuilder.take` has not yet returned."""
         self.output: list[OutputItem] = []
         """The finished items, in order."""
         # A bytearray instead of a list, because a token has only a few bytes and a separate object would need many
