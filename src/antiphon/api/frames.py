@@ -104,7 +104,7 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Fra
         return FrameReply(_not_injected(fields))
     if kind is None or (kind != "response.create" and strict):
         shown = f"'{kind[:64]}'" if kind is not None else "none"
-        raise wrong_value(f"Invalid event type: {shown}. Supported is 'response.create'.", "type")
+        raise wrong_value(f"Invalid event type: {shown}. The only supported type is 'response.create'.", "type")
     if kind != "response.create":
         return _left_out(kind, fields)
     lane = fields.pop("stream_id", None)

@@ -232,11 +232,11 @@ def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiRe
 
 
 async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str | None]]) -> OnceOnly | None:
-    """Return the request's `Idempotency-Key`, or None without a key.
+    """Return the request's `Idempotency-Key`, or None if the request has no key.
 
-    Raises `AlreadyMade` if an earlier identical request with this key has created an object, which `made` looks up. A
-    handler reads the key before it reads the objects that the request refers to, because these objects may be deleted
-    since the first request:
+    `made` looks up the object that an earlier identical request with this key has created. Raises `AlreadyMade` if
+    there is such an object. A handler reads the key before it reads the objects to which the request refers. These
+    objects may have been deleted since the earlier request. An example of a handler:
 
         try:
             once = await once_of(request, store.made)

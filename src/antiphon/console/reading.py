@@ -129,14 +129,14 @@ class Warned(msgspec.Struct, frozen=True):
 class Reading:
     """The data that the views read.
 
-    `chain` returns the overview of a response's chain (`ResponseStore.chain`), and `queued` the overview of the
-    background responses (`JobStore.queued`). `handle` answers requests of the API. `unstored` returns a recording that
-    is only in this process's memory, or None. `own` returns this process's requests in flight. `so_far` returns the
-    contents of such a request that are recorded so far. `settings` are the effective settings without secrets, as YAML.
-    `facts` maps labels to facts about the deployment. `models` are the models in the settings. `window` returns a
-    model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of an owner's
-    compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this process,
-    newest first. `process` is the id of this process.
+    `chain` returns key facts of the responses in a chain (`ResponseStore.chain`). `queued` returns key facts of the
+    background responses in the queue (`JobStore.queued`). `handle` answers requests of the API. `unstored` returns a
+    recording that is only in this process's memory, or None. `own` returns this process's requests in flight. `so_far`
+    returns the contents of such a request that are recorded so far. `settings` are the effective settings without
+    secrets, as YAML. `facts` maps labels to facts about the deployment. `models` are the models in the settings.
+    `window` returns a model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of
+    an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
+    process, newest first. `process` is the id of this process.
     """
 
     journal: JournalStore
@@ -166,7 +166,7 @@ class Reading:
         request. Raises `NotFound`."""
         found = await self.journal.get(request_id, owner)
         if found is None:
-            raise NotFound(f"There is no request '{request_id[:80]}' in the console's journal.", code="not_found")
+            raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
         return found
 
     async def in_flight(self, owner: str) -> tuple[LiveSnapshot, ...]:

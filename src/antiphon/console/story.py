@@ -170,8 +170,8 @@ def why_no_contents(entry: Entry) -> str:
         return "The contents of this request were recorded, but are deleted by now."
     if entry.door == PASSED:
         return (
-            "Antiphon forwards requests to this path unchanged, so it records no contents of them. The client has the "
-            "upstream's answer."
+            "Antiphon forwards requests to this path unchanged, so it records no contents of them. The client has "
+            "received the upstream's answer."
         )
     if entry.fault == "client" and not entry.response_id and not entry.detail.upstream_status:
         return (
@@ -181,12 +181,12 @@ def why_no_contents(entry: Entry) -> str:
     if not entry.stored:
         return (
             "The contents are not recorded. The request set store: false or ended before it was stored, so Antiphon "
-            f"keeps only these facts. To record such requests in memory for {HELD_SECONDS / 60:.0f} minutes, set "
-            "console.record and console.record_unstored."
+            f"keeps only the facts on this page. To record such requests in memory for {HELD_SECONDS / 60:.0f} "
+            "minutes, set console.record and console.record_unstored."
         )
     return (
-        "The chat side of this request is not recorded. Set console.record to 'failures' or 'all' to see it for later "
-        "requests."
+        "Antiphon did not record the model server's side of this request. To record it for later requests, set "
+        "console.record to 'failures' or 'all'."
     )
 
 

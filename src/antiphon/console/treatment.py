@@ -18,7 +18,7 @@ from antiphon.engine.ports.idempotency import HEADER as IDEMPOTENCY
 from antiphon.translation.request.tools import why_not_here
 
 _GROUPS: Final = ("fields", "parameters", "include", "tools", "tool_choice", "items", "content")
-_NO_NOTE: Final = "the model server does not support it"
+_NO_NOTE: Final = "the model server does not support this part"
 _OTHERS: Final = {
     "tools": ("any other tool", "any other member of a tool"),
     "input": ("any other item", "any other member of an item"),
@@ -26,7 +26,7 @@ _OTHERS: Final = {
 }
 """Maps the first word of an unknown name to two rows of the table. The first row is for an unknown part, the second for
 an unknown member of a part."""
-_UNKNOWN: Final = "Antiphon does not know it; "
+_UNKNOWN: Final = "Antiphon does not know this name; "
 
 
 class Treated(NamedTuple):

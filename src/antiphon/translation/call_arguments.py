@@ -242,7 +242,7 @@ class CustomInput:
         return fragment_of(json.loads(f'"{text[:end]}"', strict=False)) if end else b""
 
     def _judge_whole(self) -> bytes:
-        """Parse the complete arguments, because their beginning was unusual: another key, other quotes, or no value."""
+        """Parse the complete arguments. This is necessary if they begin with another key, other quotes or no value."""
         try:
             value = json.loads(self._text, strict=False)
         except (ValueError, RecursionError):

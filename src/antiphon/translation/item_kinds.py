@@ -55,8 +55,8 @@ _SHOWN: Final = handled("the model gets a function call and its result")
 _OUTPUT: Final = handled("the model gets a tool message")
 _CALL: Final = handled("the model gets a function call")
 _ANSWERS: Final = (
-    "Antiphon sends the output's images in a user message after the output; an output without `call_id` belongs to "
-    "the only call without output (of the tool `name`, if given), or becomes a message"
+    "images of the output follow in a user message; an output without `call_id` answers the only call that waits "
+    "(of the tool `name`, if given), or becomes a message"
 )
 _OPENED: Final = (
     "Antiphon decrypts its own compaction items, and the model gets the summary; for another server's compaction item "
@@ -66,8 +66,8 @@ _SAID: Final = (
     "the model gets a user message that names the sender; Antiphon ignores content that another server encrypted"
 )
 _APPROVAL: Final = (
-    "the model gets the approval, with its `reason`, as the result of the requested call; the request gets a 400 if "
-    "`tools` lacks the MCP server of an approved call"
+    "the model gets the approval, with its `reason`, as the result of the call that the user approved or "
+    "refused; 400 if `tools` lacks the MCP server of an approved call"
 )
 
 ITEMS: Final = {
@@ -113,7 +113,7 @@ ITEMS: Final = {
     "computer_call_output": ItemKind(
         "output",
         "cuo",
-        handled("Antiphon adds the output to the result of its call, and sends the screenshot as an image"),
+        handled("Antiphon adds the output to the result of the `computer_call`, and sends the screenshot as an image"),
         ("acknowledged_safety_checks",),
     ),
     "mcp_call": ItemKind("hosted", "mcp", _SHOWN, ("server_label", "error")),
@@ -124,7 +124,7 @@ ITEMS: Final = {
     "mcp_approval_response": ItemKind("output", "mcpa", handled(_APPROVAL)),
     "program": ItemKind("hosted", "cm", _SHOWN),
     "program_output": ItemKind(
-        "output", "cmo", handled("Antiphon adds the output to the result of its program"), ("result",)
+        "output", "cmo", handled("Antiphon adds the output to the result of the `program` item"), ("result",)
     ),
     "compaction_trigger": ItemKind(
         "trigger",

@@ -91,8 +91,8 @@ class ThinkTags:
 
     @property
     def unclosed(self) -> bytes:
-        """All text that the parser returned as reasoning, if the answer is *opened* and the end tag is missing. Empty
-        in all other cases."""
+        """All text that the parser returned as reasoning, if the answer is *opened* and the end tag is missing. In all
+        other cases, the value is empty."""
         return b"".join(self._unclosed or ()) if self._state is _ThinkState.THINKING else b""
 
     def _think(self, data: bytes) -> tuple[bytes, bytes]:

@@ -1,15 +1,15 @@
 """Learns the bytes around a chunk's text, so that the sidecar recognises later chunks that differ only in their text.
 
-This module finds the bytes around the text of a fully decoded chunk. `chunk.py` decodes a chunk, and `stream.py`
-applies a chunk's text. `translation/splice.py` cuts the texts out of later chunks.
+This module finds the bytes around the text of a fully decoded chunk. `chunk.py` decodes a chunk, and `stream.py` passes
+the chunk's text to the response builder. `translation/splice.py` cuts the texts out of later chunks.
 
-Servers send hundreds of chunks that differ only in one text. The sidecar decodes the first chunk of such a run fully.
-From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the chunk. Without this
-shortcut, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under saturation.
+Servers send hundreds of chunks that differ only in one text. The sidecar decodes the first chunk of such a series
+fully. From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the chunk.
+Without this shortcut, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under saturation.
 
-Invariant: between the learned bytes, any text makes a chunk that the decoder reads as a chunk with only this text.
-`learn` verifies this invariant: it puts a test text between the learned bytes and decodes the result. One test is
-enough, because the content of a JSON string cannot change the rest of the chunk.
+Invariant: if any text stands between the learned bytes, the decoder reads a chunk with only this text. `learn` verifies
+this invariant: it puts a test text between the learned bytes and decodes the result. One test is enough, because the
+content of a JSON string cannot change the rest of the chunk.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ wrong types, content as an array of parts or as an object, invalid UTF-8, and lo
 - the text in `reasoning_details`, and the details that the next request must return.
 - how an answer ended, with the many spellings of `finish_reason`.
 
-`stream.py` applies a chunk and decides how an answer ended. `translation/events/builder.py` makes the events and seals
-reasoning details.
+`stream.py` passes a chunk's content to the response builder, and decides how an answer ended.
+`translation/events/builder.py` makes the events and seals reasoning details.
 
 Invariants: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
 `NotAChunk`. Every emitted annotation is a `url_citation` with all keys, and the annotation's offsets lie in the text.
@@ -115,8 +115,8 @@ def _plain(delta: Delta | None) -> bool:
 
 
 def _loose(kind: type[_Shape], value: object) -> _Shape | None:
-    """Make an object of the type `kind` from the JSON object `value`. Members of a wrong type are left out. Returns
-    None if `value` is not a JSON object."""
+    """Make an object of the type `kind` from the JSON object `value`. The function leaves out members of a wrong type.
+    Returns None if `value` is not a JSON object."""
     if not isinstance(value, dict):
         return None
     found: dict[str, Any] = {name: read(value.get(name)) for name, read in _readers(kind)}

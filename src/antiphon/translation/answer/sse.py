@@ -1,8 +1,8 @@
 """Reads an event stream (server-sent events) as single events and as runs of similar chunks.
 
 This module has a parser for server-sent events, which follows the grammar of the HTML standard and works on bytes. The
-parser handles CR, LF, CRLF, comments, several `data` lines, a byte order mark, and a stream that ends without its last
-blank line. The parser also accepts two kinds of lines outside the grammar:
+parser handles CR, LF, CRLF, comments, several `data` lines, a byte order mark, and a stream that ends without a blank
+line. The parser also accepts two kinds of lines outside the grammar:
 
 - A line `error: …` counts as an event of type `error`, because one family of servers (seen: gpustack) writes that line
   instead of an event.
@@ -11,7 +11,7 @@ blank line. The parser also accepts two kinds of lines outside the grammar:
 
 A run is a series of chunks that differ only in their text. `EventReader` decides whether the next bytes are a single
 event or a run, and when to learn the run's common pattern. `alike.py` finds the common pattern, `translation/splice.py`
-cuts the texts out of chunks, and `stream.py` applies events and chunks.
+cuts the texts out of chunks, and `stream.py` interprets events and chunks.
 
 Invariants:
 

@@ -7,9 +7,9 @@ Clients of the Responses API get one open item at a time. `translation/events/bu
 
 Invariants:
 
-- the sidecar opens calls in the order in which they first appeared;
+- the sidecar opens calls in the order of their first deltas;
 - the sidecar opens a call only once it knows the call's name;
-- the emitted arguments are the concatenation of the fragments received for that call;
+- the emitted arguments are the concatenation of all received fragments of the call;
 - the sidecar never emits a call that `tool_choice` or `parallel_tool_calls` forbids.
 """
 

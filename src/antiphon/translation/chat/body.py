@@ -288,7 +288,9 @@ def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
         elif kind == CONFIGURATION:
             read_updates([(where, item)], tolerance)
         elif kind in ("item_reference", "compaction_trigger"):
-            raise invalid_value(f"{where}.type", f"items of type {kind!r} are not supported here")
+            raise invalid_value(
+                f"{where}.type", f"items of type {kind!r} are not allowed in a conversation or a prompt"
+            )
     except FileNotFetched:
         pass  # the exchange fetches the file when a response needs it
     except (ValueError, RecursionError, msgspec.MsgspecError):

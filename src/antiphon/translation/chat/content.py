@@ -1,11 +1,11 @@
 """Converts content parts of Responses items into chat content.
 
-This module converts strings and parts, in messages and in tool outputs. The module also lists the files that the parts
-name, and decides which of these files may be missing. `messages.py` builds the messages, and
+This module converts strings and parts, in messages and in tool outputs. The module also lists the files to which the
+parts refer, and decides which of these files may be missing. `messages.py` builds the messages, and
 `engine/running/loading.py` fetches and reads files.
 
-Invariant: the conversion copies text as raw JSON and never decodes it. If a part has no chat form, the client gets a
-400 that names the part.
+Invariant: the conversion copies text as raw JSON and never decodes it. If Chat Completions has no equivalent of a part,
+the client gets a 400 that names the part.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ class _Grouping:
 
     def _note_speaker(self, kind: str | None, item: InputItem) -> None:
         """Record whether the client or the model made the item. A model's item after a client's item shows that the
-        model has read all earlier items. Then calls of `async` or undeclared tools get placeholder outputs."""
+        model has read all earlier items. Then open calls of `async` or undeclared tools get placeholder outputs."""
         if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
             return
         if kind == "message":
@@ -296,7 +296,7 @@ class _Grouping:
         self._plain("user", message_content(where, "user", content, self._rules))
 
     def _say(self, text: bytes) -> None:
-        """Add a user message for an item that has no chat form. The text never contains a tool's output."""
+        """Add a user message for an item without a chat equivalent. The text never contains a tool's output."""
         self._plain("user", quoted(text))
 
     def _call(self, where: str, item: InputItem, number: int) -> None:

@@ -40,7 +40,7 @@ from antiphon.types.response import Response, ResponseError
 
 
 class ResponseBuilder:
-    """Builds one response. Methods append framed events, which `take` returns."""
+    """Builds one response. Methods append encoded server-sent events, which `take` returns."""
 
     def __init__(self, response: Response, options: BuilderOptions, new_id: IdFactory) -> None:
         self.response = response
@@ -59,7 +59,7 @@ class ResponseBuilder:
         response.output = self.draft.output
 
     def take(self) -> bytes:
-        """Return all framed events since the last call, as bytes."""
+        """Return all events since the last call, encoded as server-sent events."""
         draft = self.draft
         out = draft.out
         if not out:
@@ -96,8 +96,8 @@ class ResponseBuilder:
         self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
 
     def start(self) -> None:
-        """Emit `response.created` and `response.in_progress`. A second call does nothing. The stream of a queued
-        response already has `response.created`."""
+        """Emit `response.created` and `response.in_progress`. A second call does nothing. For a queued response, the
+        method emits only `response.in_progress`, because the stream already has the other event."""
         if self._started:
             return
         self._started = True

@@ -70,7 +70,7 @@ class Citations:
 
     @property
     def highest(self) -> int:
-        """The highest citation number that the model has seen."""
+        """The highest citation number in the conversation."""
         return self._known + len(self._sources)
 
     def add(self, sources: tuple[Source, ...], output: str) -> str:

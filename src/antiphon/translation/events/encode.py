@@ -34,7 +34,7 @@ def frame(event: Event) -> bytes:
 
 
 def padded(event: bytes, padding: bytes) -> bytes:
-    """Add the member `obfuscation` to a framed delta event. Its letters hide the length of the event's text from
+    """Add the member `obfuscation` to an encoded delta event. Its letters hide the length of the event's text from
     network observers."""
     return b'%b,"obfuscation":"%b"}\n\n' % (event[: -len(_EVENT_END)], padding)
 
@@ -54,14 +54,14 @@ class DeltaTemplate:
         self._middle, self._tail = rest.split(bytes(_DELTA)[1:-1], 1)
 
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
-        """Return the framed event for this text fragment."""
+        """Return the encoded delta event for this text fragment."""
         return b"%b%d%b%b%b" % (self._head, sequence_number, self._middle, fragment, self._tail)
 
     def splice(
         self, sequence_number: int, data: bytes, before: bytes, behind: bytes, refused: bytes
     ) -> tuple[bytes, bytes, int, int]:
-        """Make the framed events for the texts of similar chunks (see `splice.splice`). `sequence_number` is the number
-        of the first event."""
+        """Make the encoded delta events for the texts of similar chunks (see `splice.splice`). `sequence_number` is the
+        number of the first event."""
         return splice(data, before, behind, self._head, self._middle, self._tail, sequence_number, refused)
 
 
@@ -76,10 +76,10 @@ class PaddedTemplate(DeltaTemplate):
         self._padding = padding
 
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
-        """Return the framed event for this text fragment, with `obfuscation`."""
+        """Return the encoded delta event for this text fragment, with `obfuscation`."""
         return padded(super().render(sequence_number, fragment), self._padding(fragment))
 
     def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
-        """Return the framed events for these text fragments, each with `obfuscation`. `sequence_number` is the number
-        of the first event."""
+        """Return the encoded delta events for these text fragments, each with `obfuscation`. `sequence_number` is the
+        number of the first event."""
         return b"".join([self.render(number, one) for number, one in enumerate(fragments, sequence_number)])

@@ -1,4 +1,4 @@
-"""Makes the events of whole items: the items of hosted tool calls, and the items of a stored response that answers a
+"""Makes the events of whole items. Such items belong to hosted tool calls, or to a stored response that answers a
 repeated request.
 
 This module makes the events of hosted calls at their start and end, in the order observed from OpenAI's service. The

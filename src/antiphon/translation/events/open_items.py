@@ -45,8 +45,8 @@ from antiphon.types.items import (
 from antiphon.types.json import encode, quoted, text_of
 
 _Shape = type[Any]
-"""A class of parts or events. Classes with the same role differ in the names of their members, but not in the order of
-the members."""
+"""A class of content parts or of events. Classes with the same role differ in the names of their members, but not in
+the order of the members."""
 
 
 class TextOf(Enum):
@@ -445,7 +445,7 @@ class OpenHostedItem(OpenItem):
         draft.done(self._index, item)
 
     def close(self, status: str) -> None:
-        """End the item of a tool that did not end. The item keeps its initial members."""
+        """End the item although the tool has not ended. The item keeps its initial members."""
         self._draft.done(self._index, self._item)
 
 

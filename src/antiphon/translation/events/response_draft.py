@@ -88,7 +88,7 @@ class ResponseDraft:
         self.max_bytes = max_bytes
         self.number = number
         self.out: list[bytes] = []
-        """The framed events that `ResponseBuilder.take` has not yet returned."""
+        """The encoded server-sent events that `ResponseBuilder.take` has not yet returned."""
         self.output: list[OutputItem] = []
         """The finished items, in order."""
         # A bytearray instead of a list, because a token has only a few bytes and a separate object would need many
@@ -180,7 +180,8 @@ class ResponseDraft:
         return text, used
 
     def _add_cut(self, template: PaddedTemplate | None, texts: list[bytes], used: int) -> tuple[bytes, int]:
-        """Add texts as `splice` does, for a draft without events, or with separate padding for each delta."""
+        """Add `texts`. `splice` calls this method if the draft makes no events, or if each delta needs separate
+        padding."""
         text = b"".join(texts)
         size = self.size + len(text)
         if size > self.max_bytes:

@@ -75,8 +75,8 @@ class UpstreamProfile:
     - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether Antiphon sends
       the field.
     - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. If
-      `effort_values` is None, Antiphon sends every effort unchanged. `default` stands for all efforts between none and
-      high.
+      `effort_values` is None, Antiphon sends every effort unchanged. The value `default` stands for every effort above
+      `none`: some models can only switch reasoning on or off.
     - `structured_output` is the strongest form of `text.format` that the server accepts. If a request asks for a
       stronger form of `text.format`, Antiphon adds an instruction for the model.
     - `json_object` says whether the server also accepts the form `json_object`.

@@ -34,7 +34,7 @@ _REFUSED_TOOL: Final = rejected(
 _SET_UP: Final = ignored(
     "Antiphon drops the tool (a 400 with `tools.unavailable: refuse`) unless the settings enable it"
 )
-_CHOSEN: Final = rejected("handled if the settings enable the tool")
+_CHOSEN: Final = rejected("Antiphon accepts the choice if the settings enable the tool")
 HOSTED_SUPPORT: Final = handled("Antiphon runs the tool between two turns of the model")
 """How Antiphon treats a hosted tool that the operator has enabled. The value also applies to the tool's items, its
 `include` values and its form of `tool_choice`."""
@@ -99,7 +99,7 @@ def _all(group: str, names: Iterable[str], rule: Rule) -> dict[str, Rule]:
 _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Fields": {
         **{name: rule for row in FIELDS.values() for name, rule in row.rules().items()},
-        "extra_body": handled("Antiphon treats the members of `extra_body` as top-level fields, as SDKs send them"),
+        "extra_body": handled("Antiphon treats the members of `extra_body` as top-level fields of the request"),
         "any other field": ignored(
             "with the setting `field_allow` Antiphon sends the field; with the setting `strict` the request gets a 400"
         ),

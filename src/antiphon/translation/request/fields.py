@@ -144,7 +144,7 @@ def _max_output_tokens(profile: UpstreamProfile) -> Support:
 
 def _parallel(profile: UpstreamProfile) -> Support:
     if profile.parallel_tool_calls:
-        return sent("with `false`, Antiphon also drops further calls if the model makes more than one")
+        return sent("with `false`, Antiphon also drops every tool call after the first")
     return handled("with `false`, Antiphon drops all tool calls after the first")
 
 
@@ -211,7 +211,7 @@ _ROWS: Final = (
         "text",
         TextOptions,
         {
-            "format.text": sent("the default of Chat Completions, so Antiphon sends nothing"),
+            "format.text": sent("this value is the default of Chat Completions, so Antiphon sends nothing"),
             "format.json_schema": _json_schema,
             "format.json_object": _json_object,
             "verbosity": _verbosity,
@@ -238,7 +238,7 @@ _ROWS: Final = (
                 "handled if the setting `context_tokens` is set: Antiphon drops the oldest turns, and counts four "
                 "bytes as a token"
             ),
-            "disabled": sent("the default of Chat Completions, so Antiphon sends nothing"),
+            "disabled": sent("this value is the default of Chat Completions, so Antiphon sends nothing"),
         },
         words=("auto", "disabled"),
         echo="disabled",
@@ -250,7 +250,7 @@ _ROWS: Final = (
         words=("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
         forward=_if_passed,
         unsent=("auto", "default"),
-        note="Antiphon never sends `auto` and `default`, and never lists them as ignored",
+        note="for `auto` and `default`, Antiphon sends nothing, and never lists the field as ignored",
         echo="auto",
         template=True,
     ),
@@ -283,7 +283,7 @@ _ROWS: Final = (
     Field("access_programs", fate=IGNORED),
     Field("image", fate=IGNORED),
     Field("multi_agent", fate=IGNORED),
-    Field("background_options", fate=ignored("a background response starts when a worker is free")),
+    Field("background_options", fate=ignored("a background response always starts as soon as a worker is free")),
     Field("client_metadata", fate=ignored("Codex describes itself in this field")),
     Field(
         "background",
@@ -342,7 +342,7 @@ REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED_FIELDS
 SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
 """The fields that have the same meaning inside `extra_body`."""
 
-_HOSTED: Final = ignored("handled if the settings enable the tool")
+_HOSTED: Final = ignored("the value has an effect if the settings enable the tool")
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 INCLUDES: Final[dict[str, Rule]] = {
     ENCRYPTED: handled("Antiphon encrypts the reasoning with a key of the gateway"),
@@ -369,7 +369,7 @@ _MOST_ENTRIES: Final = 32
 
 
 def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
-    """Raise `InvalidRequest` for the first value outside its range or length. `values` are decoded fields.
+    """Raise `InvalidRequest` if a value exceeds the limits in the field's row. `values` are decoded fields.
 
     Removes a field from `values` if the field's value is not one of the known `words`. An unknown reasoning effort
     stays, because the response repeats it.

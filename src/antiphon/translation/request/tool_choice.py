@@ -3,7 +3,8 @@
 `translation/chat/tools.py` makes the field `tool_choice` of the chat request. `translation/answer/tool_calls.py` drops
 calls that the choice forbids.
 
-Invariant: a returned choice names only callable tools, or tools that the history may declare.
+Invariant: a returned choice names only tools that the model can call, or tools that an earlier request may have
+declared.
 """
 
 from __future__ import annotations
