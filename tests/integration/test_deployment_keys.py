@@ -98,11 +98,11 @@ async def test_a_process_with_other_keys_does_not_start(url: str, tmp_path: Path
         with pytest.raises(ConfigError, match=words) as told:
             await build(wrong, door="http")
         assert "canary" not in str(told.value)
-    with pytest.raises(ConfigError, match=r"owner\.key is not set(.|\n)*sealing\.keys are not set"):
+    with pytest.raises(ConfigError, match=r"owner\.key is not set(.|\n)*sealing\.keys is not set"):
         load_settings({"data": str(tmp_path), "state": {"url": url}, "upstream": {"auth": "none"}})
 
 
-@pytest.mark.parametrize(("keys", "words"), [([OTHER], "sealing.keys lacks 1"), ([], "sealing.keys are not set")])
+@pytest.mark.parametrize(("keys", "words"), [([OTHER], "sealing.keys lacks 1"), ([], "sealing.keys is not set")])
 async def test_what_is_sealed_at_rest_keeps_out_who_could_not_open_it(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: list[str], words: str
 ) -> None:

@@ -139,7 +139,7 @@ async def test_a_reading_is_bounded_and_follows_no_redirect(tmp_path: Path) -> N
             await read_url(f"{issuer.url}/large")
         with pytest.raises(IssuerUnread, match="status 302"):
             await read_url(f"{issuer.url}/elsewhere")
-        with pytest.raises(IssuerUnread, match="another issuer"):
+        with pytest.raises(IssuerUnread, match="a different issuer"):
             await read_discovered(f"{issuer.url}/")
         url = issuer.url
     with pytest.raises(IssuerUnread, match="cannot be reached"):

@@ -94,7 +94,7 @@ async def test_each_ignored_part_has_its_own_reason(tmp_path: Path) -> None:
         assert "tools.web_search the operator has not enabled the tool ('web_search.provider')" in page
         assert "tools.computer this server does not implement the tool" in page
         assert "moderation the model server does not support this part" in page
-        assert "foo Antiphon does not know this name; field_allow sends the field" in page
+        assert "foo Antiphon does not know this name; with the setting field_allow Antiphon sends the field" in page
         assert "metadata Antiphon stores and returns the metadata" in page
         assert "neither the model server nor Antiphon supports" not in page
 

@@ -142,7 +142,7 @@ def test_a_url_is_shown_whole_but_for_its_passwords(url: str, shown: str) -> Non
             {"state": {"url": "postgresql://db/a", "direct_url": "memory:"}, **KEYS},
             "state.direct_url works only with PostgreSQL",
         ),
-        ({"state": {"url": "postgresql://db/a"}, "owner": KEYS["owner"]}, "sealing.keys are not set"),
+        ({"state": {"url": "postgresql://db/a"}, "owner": KEYS["owner"]}, "sealing.keys is not set"),
         ({"state": {"url": "postgresql://db/a"}, "sealing": KEYS["sealing"]}, "owner.key is not set"),
         ({"state": {"pool": 0}}, "state.pool: must be at least 1"),
         ({"state": {"deadline": 0}}, "state.deadline: must be more than 0"),

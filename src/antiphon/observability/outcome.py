@@ -29,8 +29,7 @@ _BY_CODE = {
     "upstream_unreachable": "check that the upstream runs and that its url is right; `antiphon doctor` tests it",
     "upstream_timeout": "the upstream is slow: check it, or raise timeouts.head, timeouts.idle or timeouts.response",
     "upstream_cut": (
-        "the upstream closed the connection early: read its log, and check the time limits of "
-        "proxies between Antiphon and the upstream"
+        "the upstream closed the connection early: read its log, and check the time limits of proxies in front of it"
     ),
     "upstream_error": "the upstream reported an error: read its log at the time of this request",
     "upstream_too_large": "raise limits.upstream_body_bytes if the model's answers should be that large",

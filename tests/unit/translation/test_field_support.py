@@ -557,7 +557,7 @@ def test_every_name_of_the_table_is_told_once() -> None:
 def test_the_named_limit_field_is_the_one_sent() -> None:
     for profile in CHECKED:
         sent = perform(SAMPLES["max_output_tokens"], profile).chat
-        assert f"`{next(key for key, value in sent.items() if value == 77)}`" == (
+        assert f"as `{next(key for key, value in sent.items() if value == 77)}`" == (
             support_of(PROFILES[profile], "max_output_tokens").note
         )
 

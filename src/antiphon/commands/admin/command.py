@@ -118,7 +118,7 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
         made = await _make_keys(settings) if sure and lost else []
         print(json.dumps({"missing": missing, "made": made}))
     elif not lost:
-        print("No encryption key is missing.")
+        print("No key of the stored data is missing.")
     elif sure:
         created = ", ".join(await _make_keys(settings))
         print(f"Created new keys: {created}. Data that needs the lost keys stays unreadable.")
