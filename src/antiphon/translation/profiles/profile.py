@@ -3,9 +3,9 @@ Antiphon can treat a part of a request.
 
 This module has the flags, their defaults, and the changes for some models. The module also has the families of models.
 A family's flags belong to the model (its chat template, its tokenizer) and not to the server. The module defines the
-four kinds of support for a part of a request, and how a rule depends on the profile. `vendors.py` has the vendors.
-`translation/request/fields.py`, `translation/request/field_support.py` and `translation/item_kinds.py` have the rows of
-the support table.
+four kinds of support for a part of a request, and how a rule depends on the profile. `vendors.py` defines
+one profile for each chat server. `translation/request/fields.py`, `translation/request/field_support.py` and
+`translation/item_kinds.py` have the rows of the support table.
 
 Invariants: the defaults work with every recorded server. A profile sets a flag only where its server needs another
 value than the default. Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that
