@@ -257,6 +257,22 @@ async def test_choices_sums_and_slots(store: JournalStore) -> None:
     assert sum(one.requests for one in await store.slots(BOB, since=0.0, seconds=60.0)) == 1
 
 
+async def test_entries_of_threads_are_the_newest_with_input(store: JournalStore) -> None:
+    await store.add([entry(number, age=float(100 - number), previous_id="resp_0") for number in range(1, 6)])
+    await store.add([entry(9, input_tokens=0, age=0.0), entry(10, owner=BOB, age=0.0, conversation_id="conv_1")])
+    newest = (await store.list(ALL, limit=1)).entries[0].ended_at
+    found = await store.thread_entries(since=0.0, most=3)
+    assert [(one.owner, one.previous_id, one.conversation_id) for one in found] == [
+        (BOB, "", "conv_1"),
+        *[(ALICE, "resp_0", "")] * 2,
+    ]
+    assert [one.response_id for one in await store.thread_entries(ALICE, since=0.0, most=10)] == [
+        entry(number).response_id for number in (5, 4, 3, 2, 1)
+    ]
+    assert (found[1].input_tokens, found[1].cached_tokens) == (entry(1).input_tokens, entry(1).cached_tokens)
+    assert len(await store.thread_entries(since=newest - 50, most=10)) == 1
+
+
 async def test_contents_are_read_by_their_owner_and_go_with_their_response(state: Stores, store: JournalStore) -> None:
     await state.responses.save(record("1"))
     await store.put(entry(1, stored=True), RECORDING)

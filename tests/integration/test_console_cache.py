@@ -70,3 +70,17 @@ async def test_equal_prompts_mean_that_the_upstream_lost_the_prompt(tmp_path: Pa
         await there.create(ANNA, input="two", instructions="be brief", previous_response_id=first["id"])
         _, page = await (await there.user(ANNA)).get("/console/prompt-cache")
         assert "no difference: within" in page
+
+
+async def test_hit_rates_are_shown_by_thread(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path) as console:
+        chain = [entry(1, age=50.0, cached_tokens=0)]
+        chain += [entry(number, age=50.0 - number, previous_id=f"resp_{number - 1:048x}") for number in (2, 3)]
+        branch = entry(4, age=40.0, previous_id=f"resp_{1:048x}", cached_tokens=10)
+        talk = [entry(number, age=30.0 - number, conversation_id="conv_1", cached_tokens=50) for number in (5, 6)]
+        await console.app.stores.journal.add([*chain, branch, *talk, entry(7, age=5.0), entry(8, owner="n:bo")])
+        words = (await console.get("/prompt-cache")).words
+        # 0 + 90 + 90 + 10 of 400 tokens, and 100 of 200. A single request is no thread.
+        assert f"resp_{4:048x} 48 % 190 400 4" in words.replace("\u202f", " ") and "conv_1 50 % 100 200 2" in words
+        assert words.index(f"resp_{4:048x}") < words.index("conv_1") < words.index("among the newest 7 requests")
+        assert f"resp_{7:048x}" not in words

@@ -34,6 +34,7 @@ from antiphon.engine.ports.journal import (
     EntrySum,
     Recording,
     Slot,
+    ThreadEntry,
 )
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.ids import Clock, is_shortened, now
@@ -308,6 +309,13 @@ class JournalStore:
             )
             for row in rows
         )
+
+    async def thread_entries(self, owner: str = "", *, since: float, most: int) -> tuple[ThreadEntry, ...]:
+        """Return the newest `most` entries with input tokens since the time `since`, newest first."""
+        where, named = _selected(EntryFilter(owner=owner, since=since))
+        sql = f"SELECT {', '.join(ThreadEntry.__struct_fields__)} FROM requests WHERE {where} AND input_tokens > 0"
+        rows = await self._tables.fetch(f"{sql} ORDER BY ended_at DESC, id DESC LIMIT :most", named | {"most": most})
+        return tuple(ThreadEntry(*(row[name] for name in ThreadEntry.__struct_fields__)) for row in rows)
 
     async def slots(self, owner: str = "", *, since: float, seconds: float) -> tuple[Slot, ...]:
         """Return sums over the entries since the time `since`, one for each interval of `seconds`, oldest first. Charts

@@ -1,4 +1,4 @@
-"""Shows which share of the input tokens came from the upstreams' prompt caches, by model and by owner.
+"""Shows which share of the input tokens came from the upstreams' prompt caches, by model, owner and thread.
 
 This module also finds the likely reason of a cache miss: it compares a request with the earlier request that it
 continues. The comparison covers the prompts, the upstreams, and the pause between the two requests.
@@ -9,20 +9,56 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
+
+import msgspec
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.formats import duration
 from antiphon.console.reading import Reading, no_sums
 from antiphon.console.site import PageCall, PageRoute
 from antiphon.engine.exchange.prompt_comparison import cache_miss
-from antiphon.engine.ports.journal import Entry, EntryFilter
+from antiphon.engine.ports.journal import Entry, EntryFilter, ThreadEntry
 from antiphon.errors import ApiError
 from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
 
 _SPANS = {"1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 _MISSES = 25
+_THREADS = 25
+_READ = 5000
+"""The number of the newest requests that the view assigns to threads."""
 _LONG = 300.0
 """The pause in seconds after which vendors often delete a cached prompt."""
+
+
+class ThreadSum(msgspec.Struct):
+    """The input tokens of the requests of one thread. `name` is the id of its conversation, or of its newest response.
+    The page opens the thread by this id."""
+
+    name: str
+    owner: str
+    requests: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def by_thread(entries: Iterable[ThreadEntry]) -> list[ThreadSum]:
+    """Return the sums of the threads with more than one request. The thread with the most uncached tokens comes first.
+
+    `entries` are the newest first. A chain whose beginning is not among `entries` begins at its oldest entry.
+    """
+    threads: dict[tuple[str, str], ThreadSum] = {}
+    for one in reversed(tuple(entries)):
+        name = one.conversation_id or one.previous_id or one.response_id
+        thread = threads.get((one.owner, name)) or ThreadSum(name, one.owner)
+        thread.requests += 1
+        thread.input_tokens += one.input_tokens
+        thread.cached_tokens += one.cached_tokens
+        thread.name = one.conversation_id or one.response_id or name
+        # A later request of a chain names this response as its previous one.
+        threads[one.owner, name] = threads[one.owner, thread.name] = thread
+    found = {id(thread): thread for thread in threads.values() if thread.requests > 1}.values()
+    return sorted(found, key=lambda thread: thread.cached_tokens - thread.input_tokens)
 
 
 class PromptCacheView:
@@ -39,10 +75,11 @@ class PromptCacheView:
         journal = self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")
         since = time.time() - _SPANS[chosen]
-        page, models, owners = await asyncio.gather(
+        page, models, owners, entries = await asyncio.gather(
             journal.list(EntryFilter(owner=call.owner, missed=True, since=since), limit=_MISSES),
             journal.sums(call.owner, since=since),
             journal.sums(since=since, by="owner") if call.session.is_operator else no_sums(),
+            journal.thread_entries(call.owner, since=since, most=_READ),
         )
         return call.show(
             "prompt_cache.html",
@@ -50,6 +87,8 @@ class PromptCacheView:
             chosen=chosen,
             models=models,
             owners=owners,
+            threads=by_thread(entries)[:_THREADS],
+            read=len(entries),
             misses=[(one, await self._why(one)) for one in page.entries],
             total=page.total,
         )

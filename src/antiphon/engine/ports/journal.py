@@ -219,6 +219,18 @@ class Slot(_Sums, frozen=True):
     start: float
 
 
+class ThreadEntry(Struct, frozen=True):
+    """The part of a journal entry that assigns the request to a thread, with the request's input tokens. The ids are
+    empty if the request has no such object."""
+
+    owner: str
+    response_id: str
+    previous_id: str
+    conversation_id: str
+    input_tokens: int
+    cached_tokens: int
+
+
 class LiveRequest(Struct, frozen=True):
     """One request in flight, as its process reports it.
 
