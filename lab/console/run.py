@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import re
 import statistics
@@ -74,9 +75,9 @@ class Place:
 
 
 @asynccontextmanager
-async def place(folder: Path, upstream: str, state: str, door: str, replicas: int) -> AsyncIterator[Place]:
+async def place(folder: Path, upstream: str, trains: str, state: str, door: str, replicas: int) -> AsyncIterator[Place]:
     """Start the gateways on one state, and send the traffic of both owners to the first. The browser reaches the
-    console of the last one."""
+    console of the last one. `trains` is the URL of an MCP server."""
     environ = {
         "ANTIPHON_ADMIN__TOKEN": ADMIN,
         "ANTIPHON_CONSOLE__RECORD": "all",
@@ -93,7 +94,8 @@ async def place(folder: Path, upstream: str, state: str, door: str, replicas: in
     config = folder / "antiphon.yaml"
     named = "".join(f"    {name}: {{keys: [{key}], team: lab}}\n" for name, key in KEYS.items())
     config.write_text(
-        "upstream: {auth: none}\nquotas: {each_owner: {requests_per_minute: 100000}}\nowner:\n  keys:\n" + named
+        "upstream: {auth: none}\nquotas: {each_owner: {requests_per_minute: 100000}}\n"
+        f'mcp: {{connectors: {{trains: {{url: "{trains}"}}}}}}\nowner:\n  keys:\n' + named
     )
     flags = ("--console", "--console-act", "--door", door, "--config", str(config), "--workers", "2")
     gateways: list[Gateway] = []
@@ -144,9 +146,10 @@ async def run(arguments: argparse.Namespace, report: Report) -> None:
     axe = Path(arguments.axe).read_text()
     with tempfile.TemporaryDirectory(prefix="antiphon-console-") as scratch:
         async with (
-            upstream() as url,
+            _server("-m", "antiphon", "demo-upstream", "--listen", "127.0.0.1:0") as url,
+            _server("scripts/lib/demo_mcp_server.py") as trains,
             database(arguments.postgresql) as state,
-            place(Path(scratch), url, state, arguments.door, arguments.replicas) as there,
+            place(Path(scratch), url, trains, state, arguments.door, arguments.replicas) as there,
             chromium() as browser,
         ):
             report.say(f"the console is at {there.origin}")
@@ -298,7 +301,28 @@ async def playground(report: Report, who: Visitor) -> None:
     await page.wait_for_selector("[data-footer] a")
     if "sunny" not in await page.inner_text("[data-answer]"):
         wrong.append("the model does not get the output of a call")
+    await approvals(page, wrong)
     report.check("playground", [*wrong, *await who.judge()])
+
+
+async def approvals(page: Page, wrong: list[str]) -> None:
+    """Deny and then approve the call of an MCP tool."""
+    trains = {"type": "mcp", "server_label": "trains", "connector_id": "trains", "require_approval": "always"}
+    body = json.dumps({"model": "demo", "input": "departures in Rome", "tools": [trains]})
+    for said, expected in (("no", False), ("yes", True)):
+        await page.click("#tab-json")
+        await page.fill("#body", body)
+        await page.click("button[type=submit].primary")
+        await page.wait_for_selector("[data-footer] a")
+        await page.click("[data-footer] button")
+        if "departures" not in await page.inner_text("[data-outputs] label"):
+            wrong.append("the page does not ask for the approval of a call")
+            return
+        await page.fill("#output-0", said)
+        await page.click("button[type=submit].primary")
+        await page.wait_for_selector("[data-footer] a")
+        if ("platform 2" in await page.inner_text("[data-answer]")) != expected:
+            wrong.append(f"after '{said}' the answer is {await page.inner_text('[data-answer]')!r}")
 
 
 async def live(report: Report, who: Visitor, there: Place) -> None:
@@ -455,10 +479,10 @@ async def database(wanted: bool) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def upstream() -> AsyncIterator[str]:
-    """The scripted model server."""
+async def _server(*command: str) -> AsyncIterator[str]:
+    """A server that this Python runs, such as the scripted model server. Yields its URL."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "antiphon", "demo-upstream", "--listen", "127.0.0.1:0"),
+        *(sys.executable, *command),
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ},
     )

@@ -32,6 +32,15 @@ function textOf(item) {
   return typeof item.content === "string" ? item.content : null;
 }
 
+const isApproval = (call) => call.type === "mcp_approval_request";
+const keyOf = (call) => (isApproval(call) ? call.id : call.call_id);
+
+// The input item that answers a waiting call: its output, or the approval of an MCP tool's call.
+function answer(call, value) {
+  if (!isApproval(call)) return { type: `${call.type}_output`, call_id: call.call_id, output: value ?? "" };
+  return { type: "mcp_approval_response", approval_request_id: call.id, approve: /^\s*yes\s*$/i.test(value ?? "") };
+}
+
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
 class Playground extends HTMLElement {
@@ -88,7 +97,7 @@ class Playground extends HTMLElement {
   waitFor(calls, body) {
     this.pending = { thread: thread(body), calls };
     if (!calls.length || body.input) return body;
-    return { ...body, input: calls.map((call) => ({ type: `${call.type}_output`, call_id: call.call_id, output: "" })) };
+    return { ...body, input: calls.map((call) => answer(call, "")) };
   }
 
   callsOf(body) { return this.pending.thread === thread(body) ? this.pending.calls : []; }
@@ -98,9 +107,10 @@ class Playground extends HTMLElement {
     const found = { outputs: new Map(), text: "", others: [] };
     if (typeof body.input === "string") found.text = body.input;
     if (!Array.isArray(body.input)) return found;
-    const ids = new Map(this.callsOf(body).map((call) => [call.call_id, `${call.type}_output`]));
+    const types = new Map(this.callsOf(body).map((call) => [keyOf(call), answer(call, "").type]));
     for (const item of body.input) {
-      if (ids.has(item?.call_id) && ids.get(item.call_id) === item.type) found.outputs.set(item.call_id, item.output);
+      const key = item?.approval_request_id ?? item?.call_id;
+      if (types.has(key) && types.get(key) === item.type) found.outputs.set(key, "approve" in item ? (item.approve ? "yes" : "no") : item.output);
       else found.others.push(item);
     }
     const text = textOf(found.others.at(-1));
@@ -128,7 +138,8 @@ class Playground extends HTMLElement {
     kept.hidden = !others.length;
     kept.textContent = !others.length ? "" : others.length === 1 ? "The request has 1 more input item. The tab JSON shows it." : `The request has ${others.length} more input items. The tab JSON shows them.`;
     this.outputs = this.fields("[data-outputs]", this.callsOf(body).map((call) => [
-      call.call_id, `Output of ${call.name}`, indented(call.arguments ?? call.input ?? ""), shown(outputs.get(call.call_id)),
+      keyOf(call), isApproval(call) ? `Approve ${call.name} of the MCP server ${call.server_label}? (yes or no)` : `Output of ${call.name}`,
+      indented(call.arguments ?? call.input ?? ""), shown(outputs.get(keyOf(call))),
     ]));
     this.showPrompt(body.prompt);
     this.filled = new Map([...this.form.elements].map((each) => [each, each.value]));
@@ -200,9 +211,8 @@ class Playground extends HTMLElement {
     if (this.edited(fields.input) || calls.length !== this.outputs.size || [...this.outputs.values()].some((each) => this.edited(each))) {
       const { outputs, others } = this.parted(this.base);
       const items = [...others, ...calls.map((call) => {
-        const element = this.outputs.get(call.call_id);
-        const output = element && (this.edited(element) || !outputs.has(call.call_id)) ? element.value : outputs.get(call.call_id);
-        return { type: `${call.type}_output`, call_id: call.call_id, output: output ?? "" };
+        const element = this.outputs.get(keyOf(call));
+        return answer(call, element && (this.edited(element) || !outputs.has(keyOf(call))) ? element.value : outputs.get(keyOf(call)));
       })];
       const text = fields.input.value;
       if (!items.length) body.input = text;
@@ -386,7 +396,7 @@ class Playground extends HTMLElement {
     if (!body.conversation) body.previous_response_id = response.id;
     const items = response.output || [];
     const answered = new Set(items.filter((each) => each.type.endsWith("_output")).map((each) => each.call_id));
-    const calls = items.filter((each) => ["function_call", "custom_tool_call"].includes(each.type) && !answered.has(each.call_id));
+    const calls = items.filter((each) => isApproval(each) || (["function_call", "custom_tool_call"].includes(each.type) && !answered.has(each.call_id)));
     body = this.waitFor(calls, body);
     this.form.elements.body.value = JSON.stringify(body, null, 2);
     this.toForm(body);

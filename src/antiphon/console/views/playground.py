@@ -22,7 +22,8 @@ from antiphon.errors import ApiError
 
 _INDENTED = 20_000
 _CALLS = ("function_call", "custom_tool_call")
-_CALL = ("type", "call_id", "name", "arguments", "input")
+_APPROVAL = "mcp_approval_request"
+_CALL = ("type", "id", "call_id", "name", "server_label", "arguments", "input")
 _STORED = ("model", "instructions", "tools", "temperature", "top_p", "text", "reasoning", "previous_response_id")
 
 
@@ -92,7 +93,8 @@ class PlaygroundView:
         return found, ""
 
     async def _open_calls(self, call: PageCall, owner: str) -> list[dict[str, object]]:
-        """Return the function calls of the response `previous` to which the client has sent no output yet."""
+        """Return the function calls of the response `previous` to which the client has sent no output yet, and its
+        requests to approve a call of an MCP tool."""
         previous = call.query("previous")
         if not (previous and owner):
             return []
@@ -105,7 +107,7 @@ class PlaygroundView:
         return [
             {name: item.get(name) for name in _CALL if name in item}
             for item in items
-            if item.get("type") in _CALLS and item.get("call_id") not in answered
+            if item.get("type") == _APPROVAL or (item.get("type") in _CALLS and item.get("call_id") not in answered)
         ]
 
     async def _models(self, owner: str) -> list[str]:
