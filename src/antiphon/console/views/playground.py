@@ -93,8 +93,8 @@ class PlaygroundView:
         return found, ""
 
     async def _open_calls(self, call: PageCall, owner: str) -> list[dict[str, object]]:
-        """Return the function calls of the response `previous` to which the client has sent no output yet, and its
-        requests to approve a call of an MCP tool."""
+        """Return the function calls of the response `previous` that wait for an output, and its requests to approve a
+        call of an MCP tool."""
         previous = call.query("previous")
         if not (previous and owner):
             return []
