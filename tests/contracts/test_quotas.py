@@ -74,6 +74,21 @@ async def test_a_report_settles_and_returns(store: QuotaStore) -> None:
     assert (await _one(store, "a", _wanted(935))).amount == 935
 
 
+async def test_a_refund_may_arrive_before_its_estimate(store: QuotaStore) -> None:
+    here, there = await _one(store, "a", _wanted(300)), await _one(store, "b", _wanted(5))
+    assert await store.report("b", [Report(OWNER, "tokens_per_month", there.starts, back=5, debt=-290)])
+    assert (await _counter(store)).used == -290
+    assert await store.report("a", [Report(OWNER, "tokens_per_month", here.starts, spent=300)])
+    assert ((await _counter(store)).used, (await _counter(store)).leased) == (10, 0)
+    assert (await _one(store, "a", _wanted(990))).amount == 990
+
+
+async def test_the_leases_of_a_process_can_be_read(store: QuotaStore) -> None:
+    grant = await _one(store, "a", _wanted(100))
+    assert await store.held("a") == [Report(OWNER, "tokens_per_month", grant.starts, back=100)]
+    assert await store.held("b") == []
+
+
 async def test_a_report_of_another_period_changes_nothing(store: QuotaStore) -> None:
     grant = await _one(store, "a", _wanted(100))
     assert await store.report("a", [Report(OWNER, "tokens_per_month", grant.starts - 1, spent=60, debt=9)])

@@ -36,7 +36,7 @@ from antiphon.engine.ports.callers import NAMED, ClientKey
 from antiphon.engine.ports.quotas import QuotaRules
 from antiphon.engine.ports.usage_sums import KEY, FindNames, day_start, read_by
 from antiphon.engine.running.client_keys import KeyManager, WantedKey
-from antiphon.engine.running.quotas import quota_use
+from antiphon.engine.running.quota_use import quota_use
 from antiphon.errors import InvalidRequest, invalid_value, unknown_parameter
 from antiphon.stores.audit import LIST_SECONDS, AuditEntry, AuditStore, ReadAction, note_operator_read
 from antiphon.stores.owner_usage import UsageStore

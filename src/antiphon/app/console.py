@@ -39,7 +39,7 @@ from antiphon.engine.running.background import Background
 from antiphon.engine.running.client_keys import KeyManager
 from antiphon.engine.running.journal import JournalRecorder
 from antiphon.engine.running.live import LiveReporter
-from antiphon.engine.running.quotas import QuotaUse, quota_use
+from antiphon.engine.running.quota_use import QuotaUse, quota_use
 from antiphon.engine.waiting import stop
 from antiphon.errors import AntiphonError, NotFound
 from antiphon.ids import new_id

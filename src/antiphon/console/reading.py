@@ -22,7 +22,7 @@ from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console.sessions import Session
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Entry, EntrySum, LiveRequest, LiveSnapshot, Recording
-from antiphon.engine.running.quotas import QuotaUse
+from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import (
     AuditEntry,

@@ -8,6 +8,9 @@ A process leases a part of a limit, and then serves requests within this lease w
 to its limit, the smaller are the leases that the store grants. So the unused leases of one process delay few requests
 of other processes.
 
+A background response reports a refund as a negative debt. The refund may arrive before the estimate that it refunds,
+because another process reports the estimate. Until then `used` may be negative.
+
 Invariants: the sum `used + leased` of a counter exceeds the limit only by debts. A debt is the usage of a request above
 the request's estimate. The database's clock decides to which period a grant belongs. When a process has sent no
 heartbeat for `dead_after` seconds, the store counts its leases as used. Each transaction updates counters in the order
@@ -77,7 +80,7 @@ ON CONFLICT (holder, subject, measure) DO UPDATE SET
 """
 SETTLE = f"""
 UPDATE quota_counters SET
-  used = greatest(least(used + CAST(:spent AS bigint) + CAST(:debt AS bigint), {_MOST}), 0),
+  used = greatest(least(used + CAST(:spent AS bigint) + CAST(:debt AS bigint), {_MOST}), -{_MOST}),
   leased = greatest(leased - (CAST(:spent AS bigint) + CAST(:back AS bigint)), 0)
 WHERE subject = :subject AND measure = :measure AND starts = :starts
 """
@@ -178,11 +181,14 @@ class QuotaStore:
             pass
         return (len(dead),)
 
+    async def held(self, holder: str) -> list[Report]:
+        """See `QuotaCounters.held`."""
+        rows = await self._tables.fetch(HELD, {"holder": holder})
+        return [Report(row["subject"], row["measure"], row["starts"], back=row["amount"]) for row in rows]
+
     async def leave(self, holder: str) -> None:
         """See `QuotaCounters.leave`."""
-        held = await self._tables.fetch(HELD, {"holder": holder})
-        back = [Report(row["subject"], row["measure"], row["starts"], back=row["amount"]) for row in held]
-        if await self.report(holder, back):
+        if await self.report(holder, await self.held(holder)):
             named = {"holder": holder, "age": -MINUTE, **self._now}
             await self._tables.run([Statement(BURY, named), Statement(FORGET_LEASES, {"holder": holder})])
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import pytest
 from structlog.testing import capture_logs
@@ -20,6 +20,7 @@ from antiphon.errors import StoreError, Unavailable
 from antiphon.stores.quotas import QuotaStore
 from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 
+T = TypeVar("T")
 ANNA = Caller("n:anna", "anna", "research", "key_1")
 BO = Caller("n:bo", "bo", "research", "key_2")
 NOW = 1_790_000_041.0
@@ -32,6 +33,8 @@ class _Counters(QuotaStore):
 
     fault: Exception | None = None
     gate: asyncio.Event | None = None
+    lost: Literal["", "before", "after"] = ""
+    """Whether the next write fails with an unknown outcome: before or after the database has stored it."""
     grants = 0
 
     async def grant(self, holder: str, wanted: Sequence[Wanted]) -> list[Grant] | None:
@@ -40,12 +43,22 @@ class _Counters(QuotaStore):
             await self.gate.wait()
         if self.fault is not None:
             raise self.fault
-        return await super().grant(holder, wanted)
+        return await self._lose(super().grant(holder, wanted))
 
     async def report(self, holder: str, reports: Sequence[Report]) -> bool:
         if self.fault is not None:
             raise self.fault
-        return await super().report(holder, reports)
+        return await self._lose(super().report(holder, reports))
+
+    async def _lose(self, write: Coroutine[Any, Any, T]) -> T:
+        lost, self.lost = self.lost, ""
+        if lost == "before":
+            write.close()
+        else:
+            made = await write
+            if not lost:
+                return made
+        raise StoreError("the connection is lost", reason="unknown")
 
 
 @pytest.fixture
@@ -364,6 +377,43 @@ async def test_a_hanging_database_delays_requests_once(counters: _Counters) -> N
     counters.gate.set()
 
 
+@pytest.mark.parametrize("lost", ["before", "after"])
+@pytest.mark.parametrize("measure", ["parallel_requests", "tokens_per_month"])
+async def test_a_grant_with_an_unknown_outcome_holds_nothing_for_ever(
+    counters: _Counters, measure: str, lost: Literal["before", "after"]
+) -> None:
+    quotas = _quotas(counters, each_owner={measure: 1000})
+    first = await _take(quotas, BO)
+    counters.lost = lost
+    served = await _take(quotas)
+    assert await quotas.flush()
+    key = ("owner:n:anna", measure)
+    assert (await _used(counters)).get(key, (0, 0)) == (0, 0), "the process returns what it does not know of"
+    held = (await _used(counters))["owner:n:bo", measure][1]
+    assert held == sum(lease.left + lease.reserved for lease in first.leases)
+    served.close(7, 1, 0)
+    first.close(5, 1, 0)
+    await quotas.aclose()
+    assert all(leased == 0 for _, leased in (await _used(counters)).values())
+
+
+@pytest.mark.parametrize("lost", ["before", "after"])
+async def test_a_report_with_an_unknown_outcome_is_settled_once(
+    counters: _Counters, lost: Literal["before", "after"]
+) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    running = await _take(quotas)
+    (await _take(quotas)).close(70, 10, 0)
+    counters.lost = lost
+    assert not await quotas.flush()
+    (await _take(quotas)).close(30, 10, 0)
+    assert await quotas.flush()
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"][0] == 100
+    running.close(11, 1, 0)
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (111, 0)}
+
+
 async def test_a_process_whose_leases_were_settled_begins_again(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
     reservation = await _take(quotas)
@@ -395,8 +445,12 @@ async def test_a_job_that_ends_in_a_later_period_refunds_nothing(counters: _Coun
     quotas.open(BO).close_job("m", size=400, output=900, tokens=1200, cost=0, queued_at=NOW - 3600, ended=True)
     assert await quotas.flush() and await quotas.flush()
     used = {key: used for key, (used, _) in (await _used(counters)).items() if used}
-    # The same month, and a later minute. The counter of the month never falls below zero.
-    assert used == {("owner:n:bo", "tokens_per_minute"): 200, ("owner:n:bo", "tokens_per_month"): 200}
+    # The same month, and a later minute. The process that queued the jobs reports the estimates of 1000.
+    assert used == {
+        ("owner:n:anna", "tokens_per_month"): -995,
+        ("owner:n:bo", "tokens_per_minute"): 200,
+        ("owner:n:bo", "tokens_per_month"): 200,
+    }
 
 
 async def test_a_request_that_never_fits_is_refused_without_a_query(counters: _Counters) -> None:

@@ -42,7 +42,7 @@ from antiphon.engine.ports import usage_sums
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.state import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, FindNames, OwnerName, UsageSum
-from antiphon.engine.running.quotas import QuotaUse, quota_use
+from antiphon.engine.running.quota_use import QuotaUse, quota_use
 from antiphon.errors import ConfigError
 from antiphon.stores import Stores, backend_of
 from antiphon.stores.owner_usage import UsageStore

@@ -16,7 +16,7 @@ from antiphon.console.reading import ACTOR
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.callers import NAMED, Caller, ClientKey
 from antiphon.engine.running.client_keys import KeyManager, WantedKey
-from antiphon.engine.running.quotas import QuotaUse
+from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.stores.audit import LIST_SECONDS, AuditEntry, AuditStore, note_operator_read
 

@@ -341,6 +341,10 @@ class QuotaCounters(Protocol):
         """Settle used amounts, return unused amounts, and record a heartbeat. Returns False when the holder is no
         longer registered."""
 
+    async def held(self, holder: str) -> list[Report]:
+        """Return the leases of a process, each as the report that would return the whole lease."""
+        ...
+
     async def leave(self, holder: str) -> None:
         """Remove the registration of a process that has reported all its usage. The amounts that the process leased
         become free."""

@@ -78,7 +78,7 @@ class Lease:
             self.correct(queued_at, more)
         self.later.clear()
         self.left += grant.amount
-        self.known = grant.used + grant.leased
+        self.known = max(0, grant.used + grant.leased)
         if grant.ends:
             self.ends = now + (grant.ends - grant.now) / 1000
 

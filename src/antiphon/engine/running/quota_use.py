@@ -1,0 +1,47 @@
+"""Reads the use of the quotas in their current periods, as operators see it.
+
+The counters are in `stores/quotas.py`, and the leases of a process in `quotas.py`. Invariant: a cost is in the currency
+of the prices, and any other amount is a count.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from msgspec import Struct
+
+from antiphon.engine.ports.quotas import QuotaRules
+from antiphon.stores.quotas import QuotaStore, StoredCounter
+
+_COST = "cost_per_month"
+
+
+class QuotaUse(Struct, frozen=True):
+    """The use of one limit. `period` is the start of the current period; None: the limit has no period. `held` is the
+    amount that processes hold for requests. `maximum` is the limit of the settings; None: the settings have no limit
+    any more. Cost is in the currency of the prices."""
+
+    subject: str
+    limit: str
+    period: str | None
+    used: float
+    held: float
+    maximum: float | None
+
+
+async def quota_use(store: QuotaStore, rules: QuotaRules, subject: str = "", *, most: int = 10_000) -> list[QuotaUse]:
+    """Return the use of at most `most` limits of this subject, or of all subjects. Raises `StoreError`."""
+    return [_use(one, rules.limit_of(one.subject, one.measure)) for one in await store.counters(subject, most=most)]
+
+
+def _use(one: StoredCounter, limit: int | None) -> QuotaUse:
+    begun = datetime.fromtimestamp(one.starts / 1000, UTC) if one.starts else None
+    period = begun.strftime("%Y-%m-%dT%H:%MZ") if begun is not None else None
+    used, held = _amount(one.measure, max(0, one.used)), _amount(one.measure, one.leased)
+    maximum = None if limit is None else _amount(one.measure, limit)
+    return QuotaUse(one.subject, one.measure, period, used, held, maximum)
+
+
+def _amount(measure: str, amount: int) -> float:
+    """The amount in the unit that the settings use: a cost in the currency, any other amount unchanged."""
+    return amount / 1e6 if measure == _COST else amount
