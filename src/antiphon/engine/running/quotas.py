@@ -18,14 +18,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from fractions import Fraction
 from math import ceil
 from time import monotonic
 from typing import Final, Literal
 
 import structlog
-from msgspec import Struct
 
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import (
@@ -43,7 +41,6 @@ from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
 from antiphon.observability.repeated_failures import Outage
-from antiphon.stores.quotas import QuotaStore, StoredCounter
 
 GRANT_SECONDS: Final = 5.0
 """Seconds that a request waits for the database to grant a lease. A shorter time would let requests of a busy machine
@@ -113,6 +110,9 @@ class Quotas:
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
         self._failed_until = 0.0
         self._failing = self._closing = False
+        # The reports whose outcome is unknown, and whether the outcome of a report or grant is unknown.
+        self._unknown: list[Report] = []
+        self._unsure = False
         self._task: asyncio.Task[None] | None = None
         self._grants: set[asyncio.Task[_Refused | None]] = set()
         self._outage = Outage(_log, "quotas_not_counted", "quotas_counted_again")
@@ -283,6 +283,10 @@ class Quotas:
                 grants = await self._counters.grant(self._holder, wanted) or []
         except StoreError as error:
             self._fail(str(error))
+            if error.reason == "unknown":
+                # The counters may have granted an amount. The next report finds and returns this amount.
+                self._unsure = True
+                self._dirty.set()
             return []
         self._recovered()
         # The grants may begin a new period, so the cached lists of leases (`_plans`) may be out of date.
@@ -396,6 +400,12 @@ class Quotas:
         """Report the used amounts of all leases, and give the unused amounts of idle leases back to the shared
         counters. Returns False when the database fails. A later call retries the report, unless the report's outcome is
         unknown."""
+        if self._unsure and self._holder:
+            try:
+                await self._find_out()
+            except StoreError as error:
+                self._fail(str(error))
+                return False
         taken: list[tuple[Lease, Report]] = []
         unknown: list[Lease] = []
         for key, lease in list(self._leases.items()):
@@ -430,7 +440,9 @@ class Quotas:
         except StoreError as error:
             self._fail(str(error))
             if error.reason == "unknown":
-                # The outcome of the report is unknown. A second report could settle the usage twice.
+                # A second report could settle the usage twice. First find out whether this report has been stored.
+                self._unknown += [report for _, report in taken]
+                self._unsure = True
                 _log.warning("quota_report_unknown", cause=str(error), reports=len(taken))
                 return False
             for lease, report in taken:
@@ -442,6 +454,28 @@ class Quotas:
             lease.known += report.debt - report.back
         self._recovered()
         return True
+
+    async def _find_out(self) -> None:
+        """After an unknown outcome, compare the stored leases with this process's leases. Repeat the reports that were
+        not stored, and return amounts that were granted without an answer. Raises `StoreError`."""
+        async with self._lock:
+            reports = {(one.subject, one.measure, one.starts): one for one in self._unknown}
+            repeated: list[Report] = []
+            for stored in await self._counters.held(self._holder):
+                lease = self._leases.get((stored.subject, stored.measure))
+                same = lease is not None and lease.starts == stored.starts
+                # Requests that begin or end do not change this sum.
+                surplus = stored.back - (lease.left + lease.reserved + lease.spent if lease is not None and same else 0)
+                lost = reports.get((stored.subject, stored.measure, stored.starts))
+                if lost is not None and 0 < lost.spent + lost.back <= surplus:
+                    repeated.append(lost)
+                    surplus -= lost.spent + lost.back
+                if surplus > 0:
+                    repeated.append(Report(stored.subject, stored.measure, stored.starts, back=surplus))
+            if repeated:
+                await self._counters.report(self._holder, repeated)
+            self._unknown.clear()
+            self._unsure = False
 
 
 def _wanted(limit: Limit, need: int, warn_share: Fraction) -> Wanted:
@@ -462,37 +496,3 @@ def _is_refused(lease: Lease, reservation: QuotaReservation, now: float) -> bool
     if reservation.amounts[lease.counts] > lease.limit.amount:
         return True
     return now < lease.asked_again_at and reservation.missing(lease) - lease.left >= lease.refused_need
-
-
-_COST = "cost_per_month"
-
-
-class QuotaUse(Struct, frozen=True):
-    """The use of one limit. `period` is the start of the current period; None: the limit has no period. `held` is the
-    amount that processes hold for requests. `maximum` is the limit of the settings; None: the settings have no limit
-    any more. Cost is in the currency of the prices."""
-
-    subject: str
-    limit: str
-    period: str | None
-    used: float
-    held: float
-    maximum: float | None
-
-
-async def quota_use(store: QuotaStore, rules: QuotaRules, subject: str = "", *, most: int = 10_000) -> list[QuotaUse]:
-    """Return the use of at most `most` limits of this subject, or of all subjects. Raises `StoreError`."""
-    return [_use(one, rules.limit_of(one.subject, one.measure)) for one in await store.counters(subject, most=most)]
-
-
-def _use(one: StoredCounter, limit: int | None) -> QuotaUse:
-    begun = datetime.fromtimestamp(one.starts / 1000, UTC) if one.starts else None
-    period = begun.strftime("%Y-%m-%dT%H:%MZ") if begun is not None else None
-    used, held = _amount(one.measure, one.used), _amount(one.measure, one.leased)
-    maximum = None if limit is None else _amount(one.measure, limit)
-    return QuotaUse(one.subject, one.measure, period, used, held, maximum)
-
-
-def _amount(measure: str, amount: int) -> float:
-    """The amount in the unit that the settings use: a cost in the currency, any other amount unchanged."""
-    return amount / 1e6 if measure == _COST else amount
