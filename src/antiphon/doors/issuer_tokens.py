@@ -131,7 +131,10 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
         raise TokenRefused("The token is not valid yet.")
     caller = rules.names.caller(claims)
     if caller is None:
-        raise TokenRefused("The token's claim with the owner's name is missing or is not a valid text.")
+        raise TokenRefused(
+            "The token's claim with the owner's name is missing or is not a valid text, or its claim with the team is "
+            "not a valid text."
+        )
     return caller, until
 
 

@@ -36,12 +36,14 @@ class ClaimNames:
     team: str | None = None
 
     def caller(self, claims: Mapping[str, object]) -> Caller | None:
-        """The caller whom these claims name. The result is None when the owner's claim is absent or not a usable
-        text."""
+        """The caller whom these claims name. The result is None when the owner's claim is absent or not a usable text.
+        The result is also None when the team's claim is present but not a usable text. Such a caller would escape the
+        limits of its team."""
         owner = _text(claims, self.owner, _LONGEST_OWNER)
-        if not owner:
-            return None
         name, team = _text(claims, self.name, _LONGEST_OWNER), _text(claims, self.team, _LONGEST_TEAM)
+        has_team = self.team is not None and claims.get(self.team) not in (None, "")
+        if not owner or (has_team and not team):
+            return None
         return Caller(CLAIMED + owner, name or owner, team)
 
 
@@ -151,8 +153,13 @@ class OwnerResolver:
             value = header_value(headers, self.header)
             if not value:
                 raise _no_identity()
-            # Databases accept only valid text, so bytes that are not UTF-8 are written as escapes.
-            return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            if not value.isascii() and not _is_utf8(value):
+                # Databases accept only valid text. An escaped form could be the name of another owner.
+                raise Unauthorized(
+                    f"The header '{self.header}' is not valid UTF-8. The gateway must send the owner's name in UTF-8.",
+                    code="missing_identity",
+                )
+            return "h:" + value
         token = bearer_token(headers)
         if not token:
             return _ANONYMOUS
@@ -178,8 +185,19 @@ def _unknown_key() -> Unauthorized:
 
 def _no_identity() -> Unauthorized:
     return Unauthorized(
-        "The request carries no identity. Requests must pass the gateway's authentication.", code="missing_identity"
+        "The request carries no identity. Requests must pass the gateway's authentication. The claims that the settings "
+        "name must be valid texts.",
+        code="missing_identity",
     )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the header's bytes were valid UTF-8. Other bytes are lone surrogates in the text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decoded(text: str) -> object:

@@ -52,9 +52,20 @@ def test_only_known_keys_are_let_in(given: str, code: str) -> None:
     assert refused.value.code == code and ("www-authenticate", "Bearer") in refused.value.headers
 
 
-def test_an_identity_that_is_no_text_is_its_escaped_bytes() -> None:
+@pytest.mark.parametrize("team", [["support"], "x" * 65, 7, "a\nb"])
+def test_a_team_that_is_no_text_is_not_left_out(team: object) -> None:
+    names = ClaimNames("sub", None, "team")
+    assert names.caller({"sub": "anna", "team": team}) is None
+    assert names.caller({"sub": "anna", "team": ""}) == names.caller({"sub": "anna"}) == Caller("j:anna", "anna")
+    assert names.caller({"sub": "anna", "team": "support"}) == Caller("j:anna", "anna", "support")
+
+
+def test_an_identity_that_is_no_text_is_refused() -> None:
     by_header = OwnerResolver("header", header="x-owner")
-    assert by_header.resolve((("x-owner", b"caf\xe9".decode(errors="surrogateescape")),)).owner == "h:caf\\xe9"
+    assert by_header.resolve((("x-owner", "café"),)).owner == "h:café"
+    # An escaped form could be the name of another owner.
+    with pytest.raises(Unauthorized, match="'x-owner' is not valid UTF-8"):
+        by_header.resolve((("x-owner", b"caf\xe9".decode(errors="surrogateescape")),))
 
 
 def test_a_token_is_named_alike_whoever_is_let_in_and_a_known_key_is_no_name() -> None:

@@ -221,6 +221,13 @@ def test_an_entry_without_a_limit_is_an_entry() -> None:
     assert rules.limit_of("owner:n:anna", "requests_per_minute") is None
 
 
+def test_a_name_that_looks_like_an_owner_id_has_not_its_limits() -> None:
+    owners = {"h:boss": {"requests_per_minute": 100}}
+    rules = quota_rules(QuotaSettings.model_validate({"each_owner": {"requests_per_minute": 5}, "owners": owners}))
+    amounts = {owner: rules.limits(Caller(owner), "m")[0].amount for owner in ("h:boss", "h:h:boss", "n:boss")}
+    assert amounts == {"h:boss": 100, "h:h:boss": 5, "n:boss": 5}
+
+
 async def test_the_slot_of_a_parallel_request_is_free_after_its_end(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"parallel_requests": 2})
     first, _ = await _take(quotas), await _take(quotas)

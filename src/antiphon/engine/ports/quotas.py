@@ -139,10 +139,13 @@ def listed_names(owner: str) -> tuple[str, ...]:
     """Return the names under which the settings may list an owner: the owner id without its prefix, and the owner id.
 
     The readable name of a caller is not among them. With an identity provider, people may choose that name themselves.
+    A name that looks like an owner id, such as `h:anna`, is not among them either. Otherwise it would match the limits
+    of this owner id.
 
     Example: `listed_names("n:anna")` is `("anna", "n:anna")`.
     """
-    return owner.partition(":")[2], owner
+    name = owner.partition(":")[2]
+    return (owner,) if name[1:2] == ":" else (name, owner)
 
 
 def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
