@@ -185,8 +185,8 @@ def _unknown_key() -> Unauthorized:
 
 def _no_identity() -> Unauthorized:
     return Unauthorized(
-        "The request carries no identity. Requests must pass the gateway's authentication. The claims that the settings "
-        "name must be valid texts.",
+        "The request carries no identity. Requests must pass the gateway's authentication. The claims that the "
+        "settings name must be valid texts.",
         code="missing_identity",
     )
 
