@@ -74,10 +74,14 @@ async def test_what_envoy_passes_on_by_itself_and_fails_is_one_line(tmp_path: Pa
         told = {"operation": "pass_on", "upstream": "default", "door": "envoy", "path": CHAT, **told}
         assert told.items() <= found[name].items(), found[name]
         assert found[name]["message"] == "request" and found[name]["seconds"] >= 0
-    dead = {"fault": "upstream", "code": "upstream_unreachable", "status": 502, "upstream_status": 0}
-    assert dead.items() <= found["dead"].items(), found["dead"]
+    dead = {"fault": "upstream", "code": "upstream_unreachable", "status": 502, "upstream": "default"}
+    assert dead.items() <= found["dead"].items() and "upstream_status" not in found["dead"], found["dead"]
+    assert "code" not in found["500"] and all("advice" not in found[name] for name in SAID)
     alone = {"fault": "ours", "code": "adapter_unavailable", "operation": "ask_sidecar", "level": "warning"}
     assert alone.items() <= found["no-sidecar"].items(), found["no-sidecar"]
+    assert "why the sidecar ended or hangs" in found["no-sidecar"]["advice"]
+    # Empty fields are left out.
+    assert not {"upstream", "upstream_status"} & found["no-sidecar"].keys(), found["no-sidecar"]
 
 
 async def test_why_envoy_could_not_reach_an_upstream_is_in_the_sidecars_line(tmp_path: Path) -> None:

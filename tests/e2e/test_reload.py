@@ -236,3 +236,21 @@ async def test_a_signal_while_old_workers_drain_ends_all(door: str, server: Chat
         await gateway.stop()
     rows = [row[0] for row in look(folder, "SELECT status FROM responses")]
     assert rows == ["failed"], "\n".join(gateway.log)
+
+
+async def test_a_signal_soon_after_a_reload_ends_all_at_once_if_nothing_is_in_flight(
+    server: ChatServer, folder: Path
+) -> None:
+    """An Envoy that drains is live, so the Envoy that it replaced may end."""
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False}, timeouts={"drain": 30, "notice": 4})
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "envoy")
+    try:
+        gateway.process.send_signal(signal.SIGHUP)
+        await said(gateway, "settings_reloaded", 1)
+        began = time.monotonic()
+        assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
+        assert time.monotonic() - began < 20
+        assert await said(gateway, "drained", 1)
+    finally:
+        await gateway.stop()

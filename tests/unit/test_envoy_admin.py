@@ -174,17 +174,16 @@ async def test_the_port_of_a_listener(tmp_path: Path) -> None:
 async def test_its_orders_and_its_questions_are_these_requests(tmp_path: Path) -> None:
     both = b"http.antiphon.downstream_rq_active: 7\nhttp.console.downstream_rq_active: 2\n"
     stats = [_plain(both), _plain(b""), _plain(b"x: No recorded values\n")]
-    async with _peer(tmp_path, _plain(b"LIVE"), _plain(b"", 503), _plain(b"OK"), _plain(b"OK"), *stats) as (
-        place,
-        peer,
-    ):
+    states = [_plain(b"LIVE\n"), _plain(b"DRAINING\n", 503), _plain(b"INITIALIZING\n", 503)]
+    async with _peer(tmp_path, *states, _plain(b"OK"), _plain(b"OK"), *stats) as (place, peer):
         admin = EnvoyAdmin(place)
-        assert [await admin.is_live(), await admin.is_live(SECONDS)] == [True, False]
+        assert [await admin.is_live() for _ in states] == [True, True, False]
         await admin.say_leaving(SECONDS)
         await admin.refuse_connections(SECONDS)
         assert [await admin.requests_in_flight(SECONDS) for _ in range(3)] == [9, 0, 0]
         flight = "GET /stats?filter=^http\\.(antiphon|console)\\.downstream_rq_active$"
         assert [one.split(" HTTP")[0] for one in peer.requests] == [
+            "GET /ready",
             "GET /ready",
             "GET /ready",
             "POST /healthcheck/fail",

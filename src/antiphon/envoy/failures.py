@@ -36,6 +36,8 @@ REQUEST_ID: Config = {
 _NULL = "%DYNAMIC_METADATA(antiphon:nothing)%"
 """A reference to metadata that is never set, so that Envoy writes null into the JSON. Istio drops a literal null in an
 EnvoyFilter."""
+_OMIT = "xds.nothing"
+"""A CEL expression without a value, because of which Envoy omits the field from a log line."""
 _RESET_BEFORE = "response.code_details.startsWith('upstream_reset_before_response_started')"
 _NO_ANSWER = f"({_RESET_BEFORE} || response.code_details == 'no_healthy_upstream')"
 _CUT = "response.code_details.startsWith('upstream_reset_after_response_started')"
@@ -59,11 +61,15 @@ _CAUSE = (
 _FAILED = f"{_NO_SIDECAR} || ({_PASSED_ON} && !{_LEFT} && (response.code >= 400 || {_CUT}))"
 _CODE = (
     f"{_NO_SIDECAR} ? 'adapter_unavailable' : {_NO_ANSWER} ? 'upstream_unreachable' : {_CUT} ? 'upstream_cut' : "
-    "response.code == 401 ? 'invalid_api_key' : response.code == 429 ? 'rate_limit_exceeded' : ''"
+    f"response.code == 401 ? 'invalid_api_key' : response.code == 429 ? 'rate_limit_exceeded' : {_OMIT}"
+)
+_ADVICE = (
+    "if Antiphon was stopping, nothing is wrong, and clients retry; otherwise find out why the sidecar ended or hangs "
+    "(process_ended, gave_up)"
 )
 # The timeout is compared with 95 % of the caller's value, because the caller's clock started a moment earlier.
 _NEARLY = 0.95
-_SECONDS = "double(request.duration.getSeconds()) + double(request.duration.getMilliseconds()) / 1000.0"
+_SECONDS = "double(request.duration.getSeconds() * 1000 + request.duration.getMilliseconds()) / 1000.0"
 
 
 def local_replies(*, to_sidecar: bool = False) -> Config:
@@ -197,15 +203,18 @@ def failure_lines() -> Config:
         "code": f"%CEL({_CODE})%",
         "cause": f"%CEL({_CAUSE})%",
         "operation": f"%CEL({_NO_SIDECAR} ? 'ask_sidecar' : 'pass_on')%",
-        "upstream": f"%CEL({_NO_SIDECAR} ? '' : 'default')%",
-        "upstream_status": f"%TYPED_CEL({_NO_SIDECAR} || {_NO_ANSWER} ? 0 : response.code)%",
+        "upstream": f"%CEL({_NO_SIDECAR} ? {_OMIT} : 'default')%",
+        "upstream_status": f"%TYPED_CEL({_NO_SIDECAR} || {_NO_ANSWER} ? {_OMIT} : response.code)%",
         "status": "%RESPONSE_CODE%",
         "seconds": f"%TYPED_CEL({_SECONDS})%",
         "method": "%REQ(:METHOD)%",
         "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):256%",
+        "advice": f"%CEL({_NO_SIDECAR} ? '{_ADVICE}' : {_OMIT})%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    return log_lines("failures", parts, _FAILED)
+    lines = log_lines("failures", parts, _FAILED)
+    lines["typed_config"]["log_format"]["omit_empty_values"] = True
+    return lines
 
 
 def early_ends() -> Config:

@@ -177,8 +177,10 @@ class EnvoyAdmin:
         self._turn = asyncio.Lock()
 
     async def is_live(self, seconds: float = _ADMIN_SECONDS) -> bool:
-        """Whether Envoy answers within `seconds` that it has initialized and listens."""
-        return await self._ask("GET", "/ready", seconds) is not None
+        """Whether Envoy answers within `seconds` that it has initialized. An Envoy that drains is live too: after
+        `say_leaving` it answers 503 with the text `DRAINING`."""
+        status, body = await self._exchange("GET", "/ready", seconds)
+        return status == 200 or body.startswith(b"DRAINING")
 
     async def healthy_endpoints(self, *clusters: str) -> int:
         """Return the number of endpoints in these clusters that passed their health check."""
@@ -241,9 +243,13 @@ class EnvoyAdmin:
 
     async def _ask(self, method: str, path: str, seconds: float = _ADMIN_SECONDS) -> bytes | None:
         """Query the admin port. Return the response body if the status is 200, else None."""
+        status, body = await self._exchange(method, path, seconds)
+        return body if status == 200 else None
+
+    async def _exchange(self, method: str, path: str, seconds: float) -> tuple[int, bytes]:
+        """Query the admin port. Return the status and the response body. Without an answer the status is 0."""
         try:
             async with asyncio.timeout(seconds), self._turn:
-                status, body = await self._connection.exchange(method, path)
+                return await self._connection.exchange(method, path)
         except NO_ANSWER:
-            return None
-        return body if status == 200 else None
+            return 0, b""
