@@ -88,6 +88,8 @@ async def test_search_your_documents(gateway: Gateway) -> None:
 async def test_clients_and_mcp(gateway: Gateway) -> None:
     lines = await _python(gateway, "docs/how-to/clients.md", "client-openai-py")
     assert lines == ["You said: Name a river.", "ignored: None"]
+    streamed = await _python(gateway, "docs/how-to/clients.md", "client-openai-stream")
+    assert streamed == ["ignored: include:foo.bar", "You said: Name a river."]
     assert "9:04" in (await _python(gateway, "docs/how-to/mcp.md", "mcp-request"))[-1]
     sdk = await _python(gateway, "README.md", "readme-sdk")
     assert sdk == ["You said: Name a river.", "You said: Another. (I was sent 3 messages.)"]
