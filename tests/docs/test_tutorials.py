@@ -1,4 +1,4 @@
-"""The blocks of the README, of the tutorials and of the pages about clients and MCP run as written.
+"""The blocks of the README, of the tutorials and of the pages about clients, MCP and background run as written.
 
 One gateway with a scripted model serves all of them. Only addresses and folders are the test's.
 """
@@ -93,6 +93,15 @@ async def test_clients_and_mcp(gateway: Gateway) -> None:
     assert "9:04" in (await _python(gateway, "docs/how-to/mcp.md", "mcp-request"))[-1]
     sdk = await _python(gateway, "README.md", "readme-sdk")
     assert sdk == ["You said: Name a river.", "You said: Another. (I was sent 3 messages.)"]
+
+
+async def test_background_responses(gateway: Gateway) -> None:
+    page = "docs/how-to/background.md"
+    assert await _python(gateway, page, "background-poll") == ["queued", "completed You said: Name a river."]
+    resumed = await _python(gateway, page, "background-resume")
+    assert resumed[0].endswith(" 29 30") and not resumed[0].startswith("1 2 3")
+    cancelled = await _python(gateway, page, "background-cancel")
+    assert cancelled == ["cancelled", "response.failed cancelled", 'Before, you said: "count to 400"']
 
 
 async def test_the_client_for_node(gateway: Gateway) -> None:
