@@ -30,7 +30,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 async def _python(gateway: Gateway, page: str, name: str, *arguments: str) -> list[str]:
     program = gateway.folder / f"{name}.py"
-    program.write_text(block(page, name).replace("http://127.0.0.1:8080/v1", gateway.url).replace("llama3.2", "demo"))
+    program.write_text(block(page, name).replace("http://127.0.0.1:8080/v1", gateway.url))
     return await gateway.run(["python", str(program), *arguments])
 
 
@@ -64,6 +64,8 @@ async def test_a_chat_app(gateway: Gateway) -> None:
     assert again == [f"conversation {conversation}", "The tool said: sunny in Paris"]
     items = "\n".join(await gateway.shell(named + block(page, "chat-app-items")))
     assert "What is the weather in Oslo?" in items and "sunny in Paris" in items
+    kinds = await _python(gateway, page, "chat-app-pages", conversation)
+    assert kinds == ["message", "function_call", "function_call_output", "message"] * 2
 
 
 async def _python_file(gateway: Gateway, page: str, name: str, file: str) -> None:
@@ -82,7 +84,8 @@ async def test_search_your_documents(gateway: Gateway) -> None:
     hits = await _python(gateway, page, "search-direct", store)
     assert re.match(r"0\.\d\d bicycles\.md A flat tyre", hits[0])
     answer = await _python(gateway, page, "search-ask", store)
-    assert answer[0].startswith("searched: ") and "glue a patch" in "\n".join(answer)
+    assert answer[:2] == ["searched: Search my files: how do I mend a flat tyre?", "cited: bicycles.md"]
+    assert "glue a patch" in "\n".join(answer)
 
 
 async def test_clients_and_mcp(gateway: Gateway) -> None:
