@@ -21,7 +21,7 @@ PAGE = "docs/how-to/record-and-replay.md"
 
 async def test_the_page(tmp_path: Path) -> None:
     for name in ("record-agent", "replay-test"):
-        text = block(PAGE, name).replace("llama3.2", "demo")
+        text = block(PAGE, name)
         (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text)
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("ANTIPHON_", "OPENAI_"))}

@@ -1,4 +1,4 @@
-"""The blocks of the README, of the tutorials and of the pages about clients and MCP run as written.
+"""The blocks of the README, of the tutorials and of the pages about clients, MCP and background run as written.
 
 One gateway with a scripted model serves all of them. Only addresses and folders are the test's.
 """
@@ -30,7 +30,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 async def _python(gateway: Gateway, page: str, name: str, *arguments: str) -> list[str]:
     program = gateway.folder / f"{name}.py"
-    program.write_text(block(page, name).replace("http://127.0.0.1:8080/v1", gateway.url).replace("llama3.2", "demo"))
+    program.write_text(block(page, name).replace("http://127.0.0.1:8080/v1", gateway.url))
     return await gateway.run(["python", str(program), *arguments])
 
 
@@ -64,6 +64,8 @@ async def test_a_chat_app(gateway: Gateway) -> None:
     assert again == [f"conversation {conversation}", "The tool said: sunny in Paris"]
     items = "\n".join(await gateway.shell(named + block(page, "chat-app-items")))
     assert "What is the weather in Oslo?" in items and "sunny in Paris" in items
+    kinds = await _python(gateway, page, "chat-app-pages", conversation)
+    assert kinds == ["message", "function_call", "function_call_output", "message"] * 2
 
 
 async def _python_file(gateway: Gateway, page: str, name: str, file: str) -> None:
@@ -82,15 +84,27 @@ async def test_search_your_documents(gateway: Gateway) -> None:
     hits = await _python(gateway, page, "search-direct", store)
     assert re.match(r"0\.\d\d bicycles\.md A flat tyre", hits[0])
     answer = await _python(gateway, page, "search-ask", store)
-    assert answer[0].startswith("searched: ") and "glue a patch" in "\n".join(answer)
+    assert answer[:2] == ["searched: Search my files: how do I mend a flat tyre?", "cited: bicycles.md"]
+    assert "glue a patch" in "\n".join(answer)
 
 
 async def test_clients_and_mcp(gateway: Gateway) -> None:
     lines = await _python(gateway, "docs/how-to/clients.md", "client-openai-py")
     assert lines == ["You said: Name a river.", "ignored: None"]
+    streamed = await _python(gateway, "docs/how-to/clients.md", "client-openai-stream")
+    assert streamed == ["ignored: include:foo.bar", "You said: Name a river."]
     assert "9:04" in (await _python(gateway, "docs/how-to/mcp.md", "mcp-request"))[-1]
     sdk = await _python(gateway, "README.md", "readme-sdk")
     assert sdk == ["You said: Name a river.", "You said: Another. (I was sent 3 messages.)"]
+
+
+async def test_background_responses(gateway: Gateway) -> None:
+    page = "docs/how-to/background.md"
+    assert await _python(gateway, page, "background-poll") == ["queued", "completed You said: Name a river."]
+    resumed = await _python(gateway, page, "background-resume")
+    assert resumed[0].endswith(" 29 30") and not resumed[0].startswith("1 2 3")
+    cancelled = await _python(gateway, page, "background-cancel")
+    assert cancelled == ["cancelled", "response.failed cancelled", 'Before, you said: "count to 400"']
 
 
 async def test_the_client_for_node(gateway: Gateway) -> None:

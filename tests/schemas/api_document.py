@@ -76,13 +76,18 @@ _CREATE = Route(
     body=_REQUEST,
     body_needed=True,
     events=EVENTS,
-    errors=(*UPSTREAM_ERRORS, 409, 422),
+    errors=(*UPSTREAM_ERRORS, 409, 422, 424),
     keyed=True,
 )
 EXCHANGES: Mapping[str, Route] = {
     RESPONSES_PATH: _CREATE,
     COMPACT_PATH: replace(
-        _CREATE, pattern=COMPACT_PATH, summary="Compact a conversation", answer=CompactedConversation, events=None
+        _CREATE,
+        pattern=COMPACT_PATH,
+        summary="Compact a conversation",
+        answer=CompactedConversation,
+        events=None,
+        errors=(*UPSTREAM_ERRORS, 409, 422),
     ),
     COUNT_PATH: Route(
         "POST",
@@ -114,6 +119,7 @@ _REASONS = {
     415: "The route does not accept the media type of the body.",
     416: "The range is outside the file.",
     422: "The idempotency key belongs to a different request.",
+    424: "An MCP server that the request names is unreachable, or does not list its tools.",
     429: "The client exceeded a limit of requests or of stored data.",
     500: "The server failed.",
     502: "The upstream failed.",

@@ -74,6 +74,10 @@ def test_an_operation_is_the_same_whatever_is_switched_off() -> None:
     assert "/v1/containers" in served["paths"] and "/v1/files" not in served["paths"]
 
 
+def test_only_a_new_response_can_fail_because_of_an_mcp_server() -> None:
+    assert [path for _, path, operation in _operations() if "424" in operation["responses"]] == ["/v1/responses"]
+
+
 def test_a_path_of_the_operator_that_is_an_own_one_is_described_as_what_answers() -> None:
     extra = ("/files", "/search")
     assert json.loads(document(router(extra=extra).endpoints)) == DOCUMENT

@@ -67,7 +67,7 @@ class Settings(Section):
     data: Path = Path(".antiphon")
     """Folder for databases (unless `state.url` sets another location), contents of files, keys and sockets. Unset:
     `.antiphon` if that folder exists in the current folder, or if the current folder is a checkout of Antiphon.
-    Otherwise `$XDG_DATA_HOME/antiphon`."""
+    Otherwise `$XDG_DATA_HOME/antiphon`, or `~/.local/share/antiphon` if that variable is unset."""
     mode: Literal["auto", "relay", "drive"] = "auto"
     """The process that makes the first model call of a response with `door: envoy`: Envoy (`relay`), or the sidecar
     through Envoy's model door (`drive`). `auto` chooses for each request."""
