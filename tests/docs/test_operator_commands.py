@@ -119,6 +119,7 @@ async def test_the_commands(place: Place) -> None:
     said = await place.run("keys-and-owners.md", "keys-managed")
     # The audit, the new key and the list.
     assert "token    ant_" in said and said.count("laptop") == 3
+    assert "keys create" in await place.run("troubleshooting.md", "troubleshooting-leaked-key")
     assert "b:" in await place.run("monitoring.md", "usage-sums")
     assert "subject" in await place.run("quotas.md", "quotas-command")
     said = await place.run("backup.md", "backup-restore")

@@ -125,11 +125,11 @@ async def _started(folder: Path, source: str, *, forward: bool = False, auth: st
         theirs = yaml.safe_load(_ENVOY % (folder / "their-admin.sock", port))
         static = theirs["static_resources"]
         manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        checks = yaml.safe_load(texts[0])
+        (checks,) = yaml.safe_load(texts[0])
         if forward:
             checks["typed_config"]["providers"]["staff"]["forward"] = True
         manager["http_filters"].insert(0, checks)
-        static["clusters"].append(yaml.safe_load(texts[1]))
+        static["clusters"] += yaml.safe_load(texts[1])
         given = yaml.safe_load(_example("source: metadata"))
         if source == "header":
             given["owner"] = {"source": "header"}

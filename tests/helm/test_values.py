@@ -52,6 +52,14 @@ def test_every_container_that_serves_is_ended_when_it_hangs(name: str) -> None:
                 assert {"name": "envoy-metrics", "containerPort": 9902} in container["ports"]
 
 
+_PAGE = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n# (?:scale|clients)\.yaml\n(.*?)```", _PAGE, re.DOTALL))
+def test_the_files_of_the_page_are_accepted(block: str) -> None:
+    assert one(render(yaml.safe_load(block)), "Deployment", "antiphon")
+
+
 def test_every_value_is_explained() -> None:
     rows = [line for line in values_page().splitlines() if line.startswith("| `")]
     assert len(rows) > 100

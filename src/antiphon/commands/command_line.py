@@ -97,7 +97,7 @@ Antiphon gives a Chat Completions server the OpenAI Responses API. Begin with on
 _ADMIN = {
     "Owners": {
         "owners": "list the owners, and the number of stored objects of each kind",
-        "quotas": "print how much of each quota is used in its current period",
+        "quotas": "print the use of each quota that was used in its current period",
         "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
         "export": "write all stored data of one owner to standard output, one JSON object per line",
         "move-owner": "give all stored data of one owner to another owner; without --yes only count the data",

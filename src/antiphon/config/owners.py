@@ -38,7 +38,8 @@ class _ClaimSettings(Section):
     name_claim: _Claim | None = None
     """The claim with the readable name of the owner. Unset: the value of `owner_claim`."""
     team_claim: _Claim | None = None
-    """The claim with the owner's team, at most 64 characters. The log line of each request names the team."""
+    """The claim with the owner's team, at most 64 characters. The quotas of this team apply to the owner, and the log
+    line of each request names the team."""
 
 
 class MetadataSettings(_ClaimSettings):

@@ -87,18 +87,23 @@ def merged(
     Antiphon's names.
     """
     whole = _bootstrap(_copied(theirs))
+    static = _message(whole, "static_resources")
+    ours = {"clusters": parts["clusters"], "listeners": parts["listener"]}
+    # An earlier merge has added a virtual host to the file, so this check comes before the search for the virtual host.
+    for kind, entries in ours.items():
+        _check_free(_list(static, kind), entries, f"static_resources.{kind}")
     place = _find(whole, wanted)
     filters = _list(place.manager, "http_filters")
     if not filters or filters[-1].get("name") != router()["name"]:
         raise ConfigError(
             f"--into: the last entry of http_filters must be the router filter, with the name {router()['name']}"
         )
-    static = _message(whole, "static_resources")
-    for kind, ours in (("clusters", parts["clusters"]), ("listeners", parts["listener"])):
-        _append(_list(static, kind), ours, f"static_resources.{kind}")
+    for kind, entries in ours.items():
+        _list(static, kind).extend(entries)
     # The file must not have a filter with the same name, because a route that enables Antiphon's filter would also
     # enable the other filter.
-    _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
+    _check_free(filters, parts["http_filter"], "http_filters")
+    filters[len(filters) - 1 : len(filters) - 1] = parts["http_filter"]
     for provider in _keeping_tokens(filters) if passes_tokens else ():
         tell(
             f"jwt_authn: the provider {provider} leaves the client's token in the request (`forward: true`), and "
@@ -197,14 +202,14 @@ def _token_providers(filters: list[Config]) -> Iterator[tuple[str, Config]]:
                 yield str(name), provider if isinstance(provider, dict) else {}
 
 
-def _append(theirs: list[Config], ours: list[Config], what: str, at: int | None = None) -> None:
+def _check_free(theirs: list[Config], ours: list[Config], what: str) -> None:
+    """Raise `ConfigError` if the file's list `what` has an entry with one of Antiphon's names."""
     taken = sorted({one["name"] for one in ours if _named(theirs, one["name"])})
     if taken:
         raise ConfigError(
             f"--into: {what} already contains {', '.join(taken)}. If these names are yours, rename them everywhere "
             "in the file. If an earlier merge added them, use the file from before that merge"
         )
-    theirs[len(theirs) if at is None else at : at] = ours
 
 
 def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -> None:

@@ -187,10 +187,13 @@ def test_what_cannot_be_is_refused_with_a_sentence(
     assert said in told and "--into" in told and "canary" not in told
 
 
-@pytest.mark.full
-def test_what_is_merged_is_not_merged_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--into-listener", "in")])
+def test_what_is_merged_is_not_merged_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    """Without a flag as well, although the merged file has a second virtual host: that of the model door."""
     _, whole, _ = _merge(folder, capsys, ONE)
-    status, _, told = _merge(folder, capsys, whole, "--into-listener", "in")
+    status, _, told = _merge(folder, capsys, whole, *arguments)
     assert status == 2 and "static_resources.clusters already contains" in told
 
 
