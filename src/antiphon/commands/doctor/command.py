@@ -1,7 +1,8 @@
 """Implements `antiphon doctor`: checks the machine, the settings and the upstreams, and reports what to change.
 
-This module checks this machine, these settings and the trace collector, and prints the report. `upstream_probes.py`
-probes a chat server, and `upstream_report.py` judges its features. `stores/__init__.py` checks a database.
+This module checks this machine, these settings, the token issuer and the trace collector, and prints the report.
+`upstream_probes.py` probes a chat server, and `upstream_report.py` judges its features. `stores/__init__.py` checks a
+database.
 
 Invariants: exit status 0 means that the command found no problem that makes requests fail. A failing trace collector
 does not change the exit status, because requests do not need the collector. The output contains no secret.
@@ -26,6 +27,7 @@ import aiohttp
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import deployment_keys, key_problems
 from antiphon.app.measuring import close_tracer, open_tracer
+from antiphon.app.owners import try_issuer
 from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
 from antiphon.commands.start_checks import (
@@ -38,6 +40,7 @@ from antiphon.commands.start_checks import (
     passed_identities,
 )
 from antiphon.commands.terminal import printable
+from antiphon.config.owners import OwnerSettings
 from antiphon.config.problems import how_to_install
 from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
@@ -126,6 +129,8 @@ async def _here(settings: Settings) -> AsyncIterator[Finding]:
         except OSError as error:
             yield Finding(_HERE, "problem", unusable_path(error))
     async for finding in examine_sandbox(settings):
+        yield finding
+    async for finding in examine_issuer(settings.owner):
         yield finding
     for finding in _envoy(settings):
         yield finding
@@ -220,6 +225,22 @@ async def examine_sandbox(
         yield Finding(_HERE, "note", f"code_interpreter: {HOLDS[trial.room]}", advice)
     else:
         yield Finding(_HERE, "ok", f"code_interpreter: {HOLDS[trial.room]}")
+
+
+async def examine_issuer(settings: OwnerSettings) -> AsyncIterator[Finding]:
+    """Read the keys of the token issuer. Yields no finding if `owner.source` is not `jwt`."""
+    if settings.source != "jwt":
+        return
+    try:
+        url, cause = await try_issuer(settings.jwt)
+    except ConfigError as error:
+        yield Finding(_HERE, "problem", str(error))
+        return
+    if cause:
+        advice = "check the issuer and owner.jwt: a process without the issuer's keys answers 503 keys_unavailable"
+        yield Finding(_HERE, "problem", f"token issuer: the keys cannot be read from {url}: {cause}", advice)
+    else:
+        yield Finding(_HERE, "ok", f"token issuer: {url} leads to keys that Antiphon can use")
 
 
 async def _state(settings: Settings) -> AsyncIterator[Finding]:
