@@ -17,7 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,14 +26,16 @@ from pathlib import Path
 import aiohttp
 
 from antiphon.app.extensions import extensions
-from antiphon.app.keys import deployment_keys, key_problems
+from antiphon.app.keys import deployment_keys, key_problems, owner_teams
 from antiphon.app.measuring import close_tracer, open_tracer
 from antiphon.app.owners import try_issuer
 from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
+from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.start_checks import (
     CONTENTS_ADVICE,
     IDLE_QUOTA_ADVICE,
+    OMITTED_TEAM_ADVICE,
     PASSED_IDENTITY_ADVICE,
     check_sidecar_files,
     contents_are_here_alone,
@@ -53,6 +56,8 @@ from antiphon.local_keys import exposed, prepare_data
 from antiphon.stores import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs import open_blobs
+from antiphon.stores.choice import backend_of
+from antiphon.stores.compatibility import missing_steps
 from antiphon.tools.code_interpreter import HOLDS, Trial, try_out
 
 _ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0
@@ -192,6 +197,13 @@ def _quotas(settings: Settings) -> Iterator[Finding]:
     """One finding for each quota setting that has no effect."""
     for setting, reason in idle_quotas(settings):
         yield Finding(_HERE, "note", f"{setting} limits nothing: {reason}", IDLE_QUOTA_ADVICE)
+    yield from _omitted_teams(settings, owner_teams(settings).values(), "owner.keys", _HERE)
+
+
+def _omitted_teams(settings: Settings, teams: Iterable[str], source: str, where: str) -> Iterator[Finding]:
+    """One finding for each team of client keys for which `quotas` has no limit, although it limits other teams."""
+    for team in sorted({one for one in teams if settings.quotas.omits_team(one)}):
+        yield Finding(where, "note", f"no limit in quotas names the team '{team}' of {source}", OMITTED_TEAM_ADVICE)
 
 
 def _identities(settings: Settings) -> Iterator[Finding]:
@@ -249,12 +261,33 @@ async def _state(settings: Settings) -> AsyncIterator[Finding]:
     wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
         yield Finding(_STATE, said.verdict, said.what, said.advice)
+    for finding in _omitted_teams(settings, await _managed_teams(settings), "managed keys", _STATE):
+        yield finding
     if contents_are_here_alone(settings):
         what = (
             "contents of files are in this machine's data folder, so other machines that share the database cannot "
             "read them"
         )
         yield Finding(_FILES, "note", what, CONTENTS_ADVICE)
+
+
+async def _managed_teams(settings: Settings) -> set[str]:
+    """The teams of the managed keys. The set is empty if the database cannot be read, or lacks schema steps."""
+    if not settings.owner.managed_keys or not settings.quotas.teams:
+        return set()
+    state = settings.state
+    try:
+        async with backend_of(state, settings.data).open_schemas(seconds=state.deadline) as schemas:
+            for schema in schemas:
+                applied = await schema.applied()
+                # The first schema has the table of the keys. The doctor must not apply missing steps.
+                if (applied or schema is schemas[0]) and missing_steps(applied, schema.steps):
+                    return set()
+        async with aclosing(await opened_stores(settings)) as stores:
+            return {key.team for key in await stores.client_keys.list()}
+    except AntiphonError:
+        # The checks of the state report this error.
+        return set()
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
