@@ -36,6 +36,7 @@ from tests.support.chat_server import (
     never,
     text_stream,
 )
+from tests.support.issuer import AUDIENCE, Issuer, Key
 from tests.support.postgres import free_port
 
 CALL = {"id": "c1", "index": 0, "type": "function", "function": {"name": "get_weather", "arguments": '{"place": "P"}'}}
@@ -218,6 +219,31 @@ async def test_a_part_that_the_settings_want_and_that_is_not_installed(
     (found,) = [one for one in wanted.findings if "'mcp' is not installed" in one["what"]]
     assert found["verdict"] == "note" and "mcp" in found["advice"] and wanted.status == 0
     assert not any("'mcp'" in one["what"] for one in unwanted.findings)
+
+
+async def test_the_keys_of_the_issuer_are_read(doctor: Doctor, tmp_path: Path) -> None:
+    async with ChatServer() as server, Issuer(Key("one")) as issuer:
+        server.default = chat_server()
+
+        async def told(jwks: str, **more: Any) -> tuple[int, dict[str, str]]:
+            jwt = {"issuer": issuer.url, "audience": [AUDIENCE], "jwks": jwks, **more}
+            owner = json.dumps({"source": "jwt", "jwt": jwt})
+            report = await doctor(server.base_url, "--auth", "none", settings=f"owner: {owner}\n")
+            (found,) = [one for one in report.findings if "token issuer" in one["what"] or "ca_file" in one["what"]]
+            return report.status, found
+
+        for jwks in ("", f"{issuer.url}/keys?secret=hidden"):
+            status, found = await told(jwks)
+            assert (status, found["verdict"]) == (0, "ok") and "hidden" not in str(found)
+        issuer.status = 500
+        status, found = await told("")
+        assert (status, found["verdict"]) == (1, "problem") and "503 keys_unavailable" in found["advice"]
+        assert f"{issuer.url}/keys: the issuer answers with status 500" in found["what"]
+        (tmp_path / "keys.json").write_bytes(b"{}")
+        for file, why in (("keys.json", "is not a JSON Web Key Set"), ("none.json", "the file cannot be read")):
+            status, found = await told(str(tmp_path / file))
+            assert status == 1 and file in found["what"] and why in found["what"]
+        assert (await told("", ca_file=str(tmp_path / "none.pem")))[1]["verdict"] == "problem"
 
 
 async def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

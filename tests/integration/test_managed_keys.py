@@ -224,6 +224,33 @@ async def test_the_audit_lists_each_change_of_a_key(data: Path, keys: Keys, caps
         assert await asyncio.to_thread(main, ["admin", "audit", *wrong, "--data", str(data)]) == 2
 
 
+@pytest.mark.parametrize(
+    ("quotas", "told"),
+    [
+        ({"teams": {"support": {"tokens_per_month": 9}}}, ["labb", "suport"]),
+        ({"teams": {"support": {}}, "each_team": {"tokens_per_month": 9}}, []),
+        ({}, []),
+    ],
+)
+async def test_a_team_that_no_limit_names_is_told(
+    data: Path, capsys: pytest.CaptureFixture[str], quotas: Any, told: list[str]
+) -> None:
+    settings: dict[str, Any] = {"door": "http", "data": str(data), "quotas": quotas}
+    settings["owner"] = {"managed_keys": True, "keys": {"bo": {"keys": ["sha256:" + "ab" * 32], "team": "labb"}}}
+    settings["upstream"] = {"url": "http://127.0.0.1:1/v1", "auth": "none"}
+    file = data.parent / "settings.yaml"
+    file.write_text(json.dumps(settings))
+    notes = []
+    for team in ("support", "suport"):
+        words = ["admin", "keys", "create", "--owner", "anna", "--team", team, "--config", str(file)]
+        assert await asyncio.to_thread(main, words) == 0
+        notes.append("No limit in 'quotas' names the team" in capsys.readouterr().err)
+    assert notes == [False, "suport" in told]
+    await asyncio.to_thread(main, ["doctor", "--json", "--config", str(file)])
+    found = [one["what"] for one in json.loads(capsys.readouterr().out) if "names the team" in one["what"]]
+    assert [what.split("'")[1] for what in found] == told
+
+
 async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> None:
     made = await keys.create("--owner", "anna")
     other = await keys.create("--owner", "bo")

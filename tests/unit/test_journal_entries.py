@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from msgspec import Raw
+from structlog.testing import capture_logs
 
 from antiphon.config.operators import ConsoleSettings
 from antiphon.config.upstreams import PriceSettings
@@ -17,6 +18,8 @@ from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.journal import Entry, JournalSpan
+from antiphon.engine.ports.quotas import QuotaExceeded
+from antiphon.engine.ports.state import StoredResponse
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.translation.profiles import PROFILES
@@ -25,8 +28,10 @@ from tests.support.exchanges import JSON, SSE, Outcome, exchange_options, make_e
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.journal import Noted, joined, recording_exchange
+from tests.support.metrics import value_of
 
 _CALLER = Caller("n:team-a", "team-a", "blue", "key_1")
+_HEAD = RequestHead("POST", "/v1/responses", (), _CALLER.owner, "req_1")
 _TEXT = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
 _LAST = (
     b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -110,6 +115,25 @@ def test_the_entry_of_a_stream() -> None:
     assert (call.facts["input_tokens"], call.facts["output_tokens"], call.facts["estimated"]) == (5, 2, False)
     assert 0 <= call.start <= first.end <= call.end and call.facts["head"] <= call.facts["first"]
     assert one.journal.recordings == [None]
+
+
+@pytest.mark.parametrize("ending", ["refused", "repeated"])
+def test_a_request_that_ends_before_its_model_call_counts_no_call(ending: str) -> None:
+    one = Watched()
+    one.exchange.receive_request(_HEAD, b'{"model":"m","input":"hello"}')
+    (live,) = one.telemetry.live()
+    assert (live.calls, live.upstream) == (1, "default")
+    if ending == "refused":
+        one.exchange.turn_away(QuotaExceeded("owner 'o'", "requests_per_minute", 1, 1, seconds=9.0))
+    else:
+        one.exchange.answer_again(StoredResponse("resp_9", "completed", b'{"id":"resp_9"}', ()))
+    one.pump()
+    with capture_logs() as lines:
+        entry = one.end()
+    assert (entry.calls, entry.upstream, _kinds(entry)) == (0, "", [])
+    assert value_of(one.telemetry.metrics.render().decode(), "antiphon_upstream_requests_total") == 0
+    (line,) = lines
+    assert "upstream" not in line and line.get("operation") == ("read_request" if ending == "refused" else None)
 
 
 def test_the_entry_of_a_response_with_a_tool() -> None:

@@ -477,6 +477,15 @@ def test_a_call_whose_end_nobody_told_ends_with_its_request_and_without_an_error
         assert one.start_time is not None and one.end_time is not None and one.start_time <= one.end_time
 
 
+def test_a_request_that_is_refused_before_its_model_call_has_no_span_of_a_call() -> None:
+    traced = Traced()
+    observed = traced.telemetry.observe("http", "r1", Caller("owner"))
+    observed.call_began("a", "responses", "m", b"{}")
+    observed.call_withdrawn()
+    observed.drop()
+    assert set(traced.spans) == {"POST /v1/responses"}
+
+
 @pytest.mark.parametrize(("ended", "status"), [(True, 200), (False, 500)])
 def test_the_first_call_of_a_request_may_be_the_one_that_nobody_ended(ended: bool, status: int) -> None:
     traced = Traced()

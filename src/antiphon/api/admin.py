@@ -73,8 +73,9 @@ class CreateClientKey(Struct):
 
 
 class RotateClientKey(Struct):
-    """How long a client key and its successor stay valid. The successor expires after `expires_in` seconds, or never if
-    the field is missing. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
+    """How long a client key and its successor stay valid. The successor expires after `expires_in` seconds. Without
+    this field, the successor gets the lifetime of the old key, or never expires if the old key never expires. The old
+    key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
 
     expires_in: _Seconds | None = None
     overlap: Annotated[int, Meta(ge=0, le=_MOST_SECONDS)] | None = None

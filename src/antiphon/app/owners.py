@@ -27,6 +27,7 @@ from antiphon.config.owners import JwtSettings, OwnerSettings
 from antiphon.config.problems import extra_missing
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings
+from antiphon.config.urls import shown_text
 from antiphon.doors.owners import ClaimNames, LeftClaims
 from antiphon.engine.ports.callers import NAMED, KnownTokens
 from antiphon.engine.ports.quotas import MEASURES, STOCKS, Amounts, Kind, Measure, QuotaCounters, QuotaRules, Stock
@@ -53,7 +54,7 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
     def read(data: bytes) -> TokenKeys:
         return read_keys(data, settings.algorithms)
 
-    held = IssuerKeys(_fetch(settings), read, refresh=settings.refresh)
+    held = IssuerKeys(_fetch(settings), read, url=_keys_url(settings), refresh=settings.refresh)
     rules = TokenRules(
         settings.issuer,
         settings.audience,
@@ -66,6 +67,23 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
         yield Identities(held, rules)
     finally:
         await held.aclose()
+
+
+async def try_issuer(settings: JwtSettings) -> tuple[str, str]:
+    """Read the issuer's keys once. Returns the URL or the file that Antiphon read, without secrets, and the cause if
+    the keys could not be read (empty: success). Raises `ConfigError`."""
+    try:
+        from antiphon.doors.issuer_tokens import read_keys
+    except ImportError:
+        raise extra_missing("owner.source: jwt", "jwt") from None
+    from antiphon.upstream.issuer import IssuerUnread
+
+    url, cause = "", ""
+    try:
+        read_keys(await _fetch(settings)(), settings.algorithms)
+    except (IssuerUnread, ValueError) as error:
+        url, cause = error.url if isinstance(error, IssuerUnread) else "", str(error)
+    return shown_text(url or _keys_url(settings)), cause
 
 
 def left_claims(owner: OwnerSettings) -> LeftClaims | None:
@@ -89,6 +107,14 @@ def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:
     if settings.jwks:
         return partial(read_url, settings.jwks, tls)
     return partial(read_discovered, settings.issuer, tls)
+
+
+def _keys_url(settings: JwtSettings) -> str:
+    """The URL or the file from which Antiphon reads the issuer's keys, or the URL of the issuer's OpenID
+    configuration."""
+    from antiphon.upstream.issuer import discovery_url
+
+    return settings.jwks or discovery_url(settings.issuer)
 
 
 def make_adoption(

@@ -142,10 +142,8 @@ _OWNER: Arguments = {
     "--owner": {"help": "the owner, as 'admin owners' prints it"},
     "--token-env": {"metavar": "NAME", "help": "environment variable with the owner's bearer token"},
 }
-_EXPIRES: Arguments = {
-    "--expires": {"metavar": "TIME", "help": "time for which the new key is valid (90d, 12h); default: no end"},
-    "--json": {"action": "store_true", "help": "print the key and its token as one JSON object"},
-}
+_JSON_KEY: Arguments = {"--json": {"action": "store_true", "help": "print the key and its token as one JSON object"}}
+_EXPIRES = "time for which the new key is valid (90d, 12h); default: "
 OF_ADMIN: dict[str, Arguments] = {
     "export": {
         **_OWNER,
@@ -177,7 +175,8 @@ OF_ADMIN: dict[str, Arguments] = {
             "metavar": "GLOB",
             "help": "a type of tool that requests with the key may declare (repeatable)",
         },
-        **_EXPIRES,
+        "--expires": {"metavar": "TIME", "help": _EXPIRES + "no end"},
+        **_JSON_KEY,
     },
     "keys list": {
         "--owner": {"default": "", "metavar": "NAME", "help": "list only the keys of this owner"},
@@ -191,7 +190,8 @@ OF_ADMIN: dict[str, Arguments] = {
             "metavar": "TIME",
             "help": "time for which the former key stays valid; default: %(default)s",
         },
-        **_EXPIRES,
+        "--expires": {"metavar": "TIME", "help": _EXPIRES + "the same lifetime as the former key had"},
+        **_JSON_KEY,
     },
     "keys revoke": {"key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"}},
     "deployment-keys": {

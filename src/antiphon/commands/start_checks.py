@@ -40,6 +40,9 @@ CONTENTS_ADVICE = (
 IDLE_QUOTA_ADVICE = "correct the name in the setting, or set 'prices' for a limit of cost"
 """The advice for each entry that `idle_quotas` returns."""
 
+OMITTED_TEAM_ADVICE = "correct the team's name, add the team to quotas.teams, or set quotas.each_team"
+"""The advice for a team for which `QuotaSettings.omits_team` returns true."""
+
 PASSED_IDENTITY_ADVICE = (
     "the upstream gets the client's Authorization header: set the upstream's auth to inject (with an api_key) or none, "
     "unless the proxy removes the token that identifies the client from this header"

@@ -343,6 +343,11 @@ class QuotaSettings(Section):
             raise ValueError("models: an entry has an empty name: use the model's name, or '*' for all models")
         return self
 
+    def omits_team(self, team: str) -> bool:
+        """Whether these settings limit other teams by name, but set no limit for `team`. The name may be misspelt."""
+        every = self.each_team.model_dump().values()
+        return bool(team and self.teams) and team not in self.teams and all(value is None for value in every)
+
     @property
     def in_force(self) -> bool:
         """Whether any limit is set, so that every request for a model must reach the sidecar."""

@@ -84,6 +84,9 @@ class Trail:
         if len(self._calls) < _MOST_CALLS:
             self._calls.append(_Call(upstream, operation))
 
+    def call_withdrawn(self) -> None:
+        self._calls.pop()
+
     def head_came(self, upstream: str, status: int) -> None:
         if self._calls:
             call = self._calls[-1]

@@ -12,10 +12,10 @@ no response and reads no text of its input or output.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -35,7 +35,7 @@ from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.journal_entry import Trail, live_request, plain_entry, status_of
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outcome import caller_fields, with_cause, write_outcome
+from antiphon.observability.outcome import Ended, caller_fields, with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.span_names import ATTEMPT
@@ -110,21 +110,6 @@ class Telemetry:
         """
         named = [one for one in self.in_flight if one.entry_id == entry_id and one.belongs_to(owner)]
         return any([one.stop() for one in named])  # noqa: C419 - stops each of them
-
-
-class _Ended(NamedTuple):
-    """The facts about a response when it ends."""
-
-    seconds: float
-    outcome: str
-    failure: Failure | None
-    model: str
-    response_id: str
-    fell_back: bool
-    unknown: bool
-    left_out: Sequence[str]
-    streamed: tuple[float, float | None] | None
-    known: Mapping[str, object]
 
 
 class Observation:
@@ -216,6 +201,15 @@ class Observation:
             self._trail.call_began(upstream, operation)
         return self._spans.begin_call(upstream, model, body) if self._spans is not None else ()
 
+    def call_withdrawn(self) -> None:
+        """Implements `Observer.call_withdrawn`."""
+        if self._open:
+            self._open, self._upstream, self._calls = False, "", self._calls - 1
+            if self._spans is not None:
+                self._spans.drop_call()
+            if self._trail is not None:
+                self._trail.call_withdrawn()
+
     def head_came(self, upstream: str, status: int) -> None:
         """Implements `Observer.head_came`."""
         self._upstream, self._status = upstream, status
@@ -295,7 +289,7 @@ class Observation:
             self._leave_flight()
         failure = with_cause(failure or request.failure, outcome)
         now = time.perf_counter()
-        ended = _Ended(
+        ended = Ended(
             now - self.started,
             outcome,
             failure,
@@ -313,7 +307,7 @@ class Observation:
             return
         self._over(ended, exchange, time.time())
 
-    def _over_early(self, ended: _Ended, exchange: ResponseExchange, at: float, end: EarlyEnd | None) -> None:
+    def _over_early(self, ended: Ended, exchange: ResponseExchange, at: float, end: EarlyEnd | None) -> None:
         """Report a response whose stream ended early. `end` is Envoy's report about which side ended the stream, or
         None if no report arrived."""
         failure, outcome = ended.failure, ended.outcome
@@ -324,7 +318,7 @@ class Observation:
                 outcome = "error" if failure.status >= _ERRORS else "failed"
         self._over(ended._replace(failure=failure, outcome=outcome), exchange, at)
 
-    def _over(self, ended: _Ended, exchange: ResponseExchange, at: float) -> None:
+    def _over(self, ended: Ended, exchange: ResponseExchange, at: float) -> None:
         self._end_call("cancelled", at)
         if self.reservation is not None:
             self._settle(self.reservation, ended, exchange)
@@ -376,7 +370,7 @@ class Observation:
             return None
         return self._first - self.started, (now - self._first) / gaps if gaps > 0 else None
 
-    def _tell(self, ended: _Ended, at: float) -> None:
+    def _tell(self, ended: Ended, at: float) -> None:
         metrics, failure, model = self._metrics, ended.failure, ended.model
         fault = failure.fault if failure is not None else "none"
         code = failure.code if failure is not None else ""
@@ -420,7 +414,7 @@ class Observation:
         if self._trail is not None and self._telemetry.journal is not None:
             self._note(self._telemetry.journal, self._trail, ended, at, cost)
 
-    def _note(self, journal: Journal, trail: Trail, ended: _Ended, at: float, cost: int) -> None:
+    def _note(self, journal: Journal, trail: Trail, ended: Ended, at: float, cost: int) -> None:
         """Pass the request's entry and its recorded contents to the journal."""
         failure, caller, console = ended.failure, self._caller, self._telemetry.console
         recording = trail.recording(
@@ -461,7 +455,7 @@ class Observation:
         )
         journal.note(entry, recording)
 
-    def _settle(self, reservation: Reservation, ended: _Ended, exchange: ResponseExchange) -> None:
+    def _settle(self, reservation: Reservation, ended: Ended, exchange: ResponseExchange) -> None:
         """Settle the request's quotas with the usage of its model calls."""
         known, tokens, output, cost = exchange.known, 0, 0, 0
         for _, usage, _ in self._used:

@@ -16,7 +16,8 @@ capacity share one line (`repeated_failures.py`).
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -134,6 +135,21 @@ _UPSTREAM_FAILED = "the upstream failed: read its log at the time of this reques
 _OURS = "Antiphon failed: read its log lines with this request id"
 
 _MODEL_DOOR = "check that Envoy runs as the same user, with the listener model_door at the path of sidecar.model_door"
+
+
+class Ended(NamedTuple):
+    """The facts about a response when it ends."""
+
+    seconds: float
+    outcome: str
+    failure: Failure | None
+    model: str
+    response_id: str
+    fell_back: bool
+    unknown: bool
+    left_out: Sequence[str]
+    streamed: tuple[float, float | None] | None
+    known: Mapping[str, object]
 
 
 def advice_for(failure: Failure) -> str:

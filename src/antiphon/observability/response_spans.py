@@ -72,6 +72,11 @@ class ResponseSpans:
         self._call = self.request.child(f"{names.CHAT} {model}", "client", said)
         return self._call.headers()
 
+    def drop_call(self) -> None:
+        """Forget the span of the current call, because Antiphon does not make the call. The collector never gets this
+        span."""
+        self._call = None
+
     def first_data(self, seconds: float) -> None:
         """Record the seconds from the call's start to its first bytes."""
         if self._call is not None:

@@ -27,7 +27,12 @@ _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 class IssuerUnread(Exception):
-    """Raised when Antiphon could not read the issuer's keys. The message is the cause, for the log."""
+    """Raised when Antiphon could not read the issuer's keys. The message is the cause, for the log. `url` is the URL or
+    the file that Antiphon could not read."""
+
+    def __init__(self, cause: str, url: str = "") -> None:
+        super().__init__(cause)
+        self.url = url
 
 
 async def read_file(path: Path) -> bytes:
@@ -40,8 +45,8 @@ async def read_file(path: Path) -> bytes:
     try:
         data = await asyncio.to_thread(read)
     except OSError as error:
-        raise IssuerUnread(f"the file cannot be read: {error.strerror}") from None
-    return _bounded(data)
+        raise IssuerUnread(f"the file cannot be read: {error.strerror}", str(path)) from None
+    return _bounded(data, str(path))
 
 
 async def read_url(url: str, tls: ssl.SSLContext | None = None) -> bytes:
@@ -60,17 +65,23 @@ async def read_discovered(issuer: str, tls: ssl.SSLContext | None = None) -> byt
     `IssuerUnread`.
     """
     async with _session(tls) as session:
-        said = await _get(session, issuer.rstrip("/") + _DISCOVERY)
+        said = await _get(session, configuration := discovery_url(issuer))
         try:
             found = json.loads(said)
             # A configuration of another issuer would lead to keys of another issuer.
             if found["issuer"] != issuer:
-                raise IssuerUnread("the OpenID configuration has a different issuer")
+                raise IssuerUnread("the OpenID configuration has a different issuer", configuration)
             url = str(found["jwks_uri"])
             check_issuer_url(url)
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise IssuerUnread("the OpenID configuration has no https:// URL in jwks_uri") from None
+            cause = "the OpenID configuration has no https:// URL in jwks_uri"
+            raise IssuerUnread(cause, configuration) from None
         return await _get(session, url)
+
+
+def discovery_url(issuer: str) -> str:
+    """Return the URL of the issuer's OpenID configuration."""
+    return issuer.rstrip("/") + _DISCOVERY
 
 
 def _session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
@@ -85,22 +96,22 @@ async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
     try:
         async with session.get(url, headers={"accept": "application/json"}, allow_redirects=False) as answer:
             if answer.status != 200:
-                raise IssuerUnread(f"the issuer answers with status {answer.status}")
+                raise IssuerUnread(f"the issuer answers with status {answer.status}", url)
             data = b""
             while len(data) <= MOST_BYTES and (part := await answer.content.readany()):
                 data += part
     except TimeoutError:
-        raise IssuerUnread("the issuer does not answer in time") from None
+        raise IssuerUnread("the issuer does not answer in time", url) from None
     except aiohttp.ClientConnectorCertificateError:
         raise IssuerUnread(
-            "the issuer's certificate is not trusted: name its authorities with owner.jwt.ca_file"
+            "the issuer's certificate is not trusted: name its authorities with owner.jwt.ca_file", url
         ) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise IssuerUnread(f"the issuer cannot be reached: {type(error).__name__}") from None
-    return _bounded(data)
+        raise IssuerUnread(f"the issuer cannot be reached: {type(error).__name__}", url) from None
+    return _bounded(data, url)
 
 
-def _bounded(data: bytes) -> bytes:
+def _bounded(data: bytes, url: str) -> bytes:
     if len(data) > MOST_BYTES:
-        raise IssuerUnread(f"the answer has more than {MOST_BYTES} bytes")
+        raise IssuerUnread(f"the answer has more than {MOST_BYTES} bytes", url)
     return data

@@ -36,7 +36,7 @@ def read(data: bytes) -> list[bytes]:
 
 @asynccontextmanager
 async def opened(issuer: Scripted) -> AsyncIterator[IssuerKeys[list[bytes]]]:
-    held = IssuerKeys(issuer.fetch, read, refresh=300.0)
+    held = IssuerKeys(issuer.fetch, read, url="https://issuer/keys?key=secret", refresh=300.0)
     await held.open()
     try:
         yield held
@@ -102,3 +102,4 @@ async def test_an_issuer_that_is_down_at_the_start_is_found_later_with_one_line_
             assert held.keys == [b"one"]
     assert [line["event"] for line in lines] == ["issuer_keys_not_read", "issuer_keys_read_again"]
     assert lines[0]["cause"] == "the issuer cannot be reached: ClientConnectorError"
+    assert lines[0]["url"] == "https://issuer/keys?key=***"

@@ -38,6 +38,7 @@ async def test_each_change_is_told_once_it_is_stored(stores: Stores) -> None:
     assert list((await managed.store.valid()).callers) == [hashlib.sha256(token.encode()).digest()]
     after, other = await managed.keys.rotate(key.id, lifetime=None, overlap=60.0)
     assert after.access == key.access and other != token and after.prefix == other[:8]
+    assert after.expires_at == pytest.approx(after.created_at + 60.0)
     await managed.keys.revoke(after.id)
     assert [(one.actor, one.action, one.object, one.owner) for one in managed.told] == [
         ("operator", "keys create", key.id, "n:anna"),
@@ -46,6 +47,19 @@ async def test_each_change_is_told_once_it_is_stored(stores: Stores) -> None:
     ]
     assert [one.action for one in await stores.audit.list()] == [one.action for one in reversed(managed.told)]
     assert [one.id for one in await managed.keys.list("anna")] == [key.id]
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "wanted", "expected"), [(3600.0, None, 3600.0), (3600.0, 60.0, 60.0), (None, None, None)]
+)
+async def test_a_successor_has_the_lifetime_of_its_key(
+    stores: Stores, lifetime: float | None, wanted: float | None, expected: float | None
+) -> None:
+    managed = Managed(stores)
+    key, _ = await managed.keys.create(WantedKey("anna", lifetime=lifetime))
+    after, _ = await managed.keys.rotate(key.id, lifetime=wanted, overlap=9.0)
+    lives = None if after.expires_at is None else after.expires_at - after.created_at
+    assert lives == (None if expected is None else pytest.approx(expected))
 
 
 async def test_a_token_that_is_given_is_taken_once(stores: Stores) -> None:

@@ -49,6 +49,9 @@ class Told:
         self.lines.append(("began", upstream, operation, model))
         return self.headers
 
+    def call_withdrawn(self) -> None:
+        self.lines.append(("withdrawn",))
+
     def head_came(self, upstream: str, status: int) -> None:
         self.lines.append(("head", upstream, status))
 

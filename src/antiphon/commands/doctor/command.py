@@ -1,7 +1,8 @@
 """Implements `antiphon doctor`: checks the machine, the settings and the upstreams, and reports what to change.
 
-This module checks this machine, these settings and the trace collector, and prints the report. `upstream_probes.py`
-probes a chat server, and `upstream_report.py` judges its features. `stores/__init__.py` checks a database.
+This module checks this machine, these settings, the token issuer and the trace collector, and prints the report.
+`upstream_probes.py` probes a chat server, and `upstream_report.py` judges its features. `stores/__init__.py` checks a
+database.
 
 Invariants: exit status 0 means that the command found no problem that makes requests fail. A failing trace collector
 does not change the exit status, because requests do not need the collector. The output contains no secret.
@@ -16,7 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,13 +26,16 @@ from pathlib import Path
 import aiohttp
 
 from antiphon.app.extensions import extensions
-from antiphon.app.keys import deployment_keys, key_problems
+from antiphon.app.keys import deployment_keys, key_problems, owner_teams
 from antiphon.app.measuring import close_tracer, open_tracer
+from antiphon.app.owners import try_issuer
 from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
+from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.start_checks import (
     CONTENTS_ADVICE,
     IDLE_QUOTA_ADVICE,
+    OMITTED_TEAM_ADVICE,
     PASSED_IDENTITY_ADVICE,
     check_sidecar_files,
     contents_are_here_alone,
@@ -38,6 +43,7 @@ from antiphon.commands.start_checks import (
     passed_identities,
 )
 from antiphon.commands.terminal import printable
+from antiphon.config.owners import OwnerSettings
 from antiphon.config.problems import how_to_install
 from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
@@ -50,6 +56,8 @@ from antiphon.local_keys import exposed, prepare_data
 from antiphon.stores import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs import open_blobs
+from antiphon.stores.choice import backend_of
+from antiphon.stores.compatibility import missing_steps
 from antiphon.tools.code_interpreter import HOLDS, Trial, try_out
 
 _ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0
@@ -127,6 +135,8 @@ async def _here(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding(_HERE, "problem", unusable_path(error))
     async for finding in examine_sandbox(settings):
         yield finding
+    async for finding in examine_issuer(settings.owner):
+        yield finding
     for finding in _envoy(settings):
         yield finding
 
@@ -187,6 +197,13 @@ def _quotas(settings: Settings) -> Iterator[Finding]:
     """One finding for each quota setting that has no effect."""
     for setting, reason in idle_quotas(settings):
         yield Finding(_HERE, "note", f"{setting} limits nothing: {reason}", IDLE_QUOTA_ADVICE)
+    yield from _omitted_teams(settings, owner_teams(settings).values(), "owner.keys", _HERE)
+
+
+def _omitted_teams(settings: Settings, teams: Iterable[str], source: str, where: str) -> Iterator[Finding]:
+    """One finding for each team of client keys for which `quotas` has no limit, although it limits other teams."""
+    for team in sorted({one for one in teams if settings.quotas.omits_team(one)}):
+        yield Finding(where, "note", f"no limit in quotas names the team '{team}' of {source}", OMITTED_TEAM_ADVICE)
 
 
 def _identities(settings: Settings) -> Iterator[Finding]:
@@ -222,18 +239,55 @@ async def examine_sandbox(
         yield Finding(_HERE, "ok", f"code_interpreter: {HOLDS[trial.room]}")
 
 
+async def examine_issuer(settings: OwnerSettings) -> AsyncIterator[Finding]:
+    """Read the keys of the token issuer. Yields no finding if `owner.source` is not `jwt`."""
+    if settings.source != "jwt":
+        return
+    try:
+        url, cause = await try_issuer(settings.jwt)
+    except ConfigError as error:
+        yield Finding(_HERE, "problem", str(error))
+        return
+    if cause:
+        advice = "check the issuer and owner.jwt: a process without the issuer's keys answers 503 keys_unavailable"
+        yield Finding(_HERE, "problem", f"token issuer: the keys cannot be read from {url}: {cause}", advice)
+    else:
+        yield Finding(_HERE, "ok", f"token issuer: {url} leads to keys that Antiphon can use")
+
+
 async def _state(settings: Settings) -> AsyncIterator[Finding]:
     """Check the state database: the server, its schema, and the keys that machines share."""
     keys = deployment_keys(settings)
     wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
         yield Finding(_STATE, said.verdict, said.what, said.advice)
+    for finding in _omitted_teams(settings, await _managed_teams(settings), "managed keys", _STATE):
+        yield finding
     if contents_are_here_alone(settings):
         what = (
             "contents of files are in this machine's data folder, so other machines that share the database cannot "
             "read them"
         )
         yield Finding(_FILES, "note", what, CONTENTS_ADVICE)
+
+
+async def _managed_teams(settings: Settings) -> set[str]:
+    """The teams of the managed keys. The set is empty if the database cannot be read, or lacks schema steps."""
+    if not settings.owner.managed_keys or not settings.quotas.teams:
+        return set()
+    state = settings.state
+    try:
+        async with backend_of(state, settings.data).open_schemas(seconds=state.deadline) as schemas:
+            for schema in schemas:
+                applied = await schema.applied()
+                # The first schema has the table of the keys. The doctor must not apply missing steps.
+                if (applied or schema is schemas[0]) and missing_steps(applied, schema.steps):
+                    return set()
+        async with aclosing(await opened_stores(settings)) as stores:
+            return {key.team for key in await stores.client_keys.list()}
+    except AntiphonError:
+        # The checks of the state report this error.
+        return set()
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:

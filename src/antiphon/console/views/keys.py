@@ -70,7 +70,7 @@ class KeysView:
 
     @PageRoute("POST", "/keys/{}/rotate", changes=True, operators=True)
     async def rotate(self, call: PageCall, key_id: str) -> ApiResponse:
-        """Create the successor of a key. The old key stays valid for a day."""
+        """Create the successor of a key, with the same lifetime. The old key stays valid for a day."""
         key, token = await self._sources.manager.rotate(key_id, lifetime=None, overlap=_DAY)
         return await self._page(call, key=key, token=token)
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.counted_request import CountedRequest
-from antiphon.engine.exchange.failure import cancelled, local_fault
+from antiphon.engine.exchange.failure import cancelled, local_fault, refusal
 from antiphon.engine.exchange.loaded_request import parse_request, prompt_of
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
@@ -257,16 +257,17 @@ class ResponseExchange:
 
     def turn_away(self, error: ApiError) -> None:
         """Refuse a request before any of its actions has been performed."""
+        core = self._core
         self._machine.receive(Input.TURNED_AWAY)
-        self._actions.clear()
-        self._core.locked = self._core.keyed = False
-        self._core.refuse(error)
+        self._withdraw()
+        core.locked = core.keyed = False
+        # The exchange may be in the state `CALLING`, but Antiphon called no upstream.
+        core.note_failure(refusal(error, quoted=core.known.quoted))
+        core.refuse(error)
 
     def answer_again(self, stored: StoredResponse) -> None:
-        """Answer a repeated request (same idempotency key) with the stored response.
-
-        The runner has performed no action for this request.
-        """
+        """Answer a repeated request (same idempotency key) with the stored response. The runner has performed no action
+        for this request."""
         core, known, phase = self._core, Known(), self._core.phase
         # The stored response may be a background response with a stream.
         known.needs_drive = self.awaits_prompt or core.known.needs_drive
@@ -274,7 +275,7 @@ class ResponseExchange:
         known.response_id, known.replayed = stored.id, True
         manner = read_manner(phase.body) if isinstance(phase, UnreadRequest) else core.known.manner
         self._machine.receive(Input.AGAIN)
-        self._actions.clear()
+        self._withdraw()
         core.locked = core.claimed = core.keyed = False
         core.known, core.phase = known, Phase(core)
         core.answer_again(manner, stored)
@@ -446,6 +447,11 @@ class ResponseExchange:
         client."""
         self._machine.receive(Input.FOLLOWED)
         self._core.finish("queued")
+
+    def _withdraw(self) -> None:
+        """Remove all pending actions. The observer forgets a model call that is one of these actions."""
+        self._actions.clear()
+        self._core.observer.call_withdrawn()
 
     # Choosing the phase for a request
 

@@ -36,6 +36,12 @@ class Observer(Protocol):
         The headers are `traceparent` and `tracestate` of W3C Trace Context, or none. `body` is the body of the call.
         """
 
+    def call_withdrawn(self) -> None:
+        """Record that Antiphon does not make the requested model call. For example, a quota refuses the request.
+
+        The observer then counts no call. Does nothing if no call is open.
+        """
+
     def head_came(self, upstream: str, status: int) -> None:
         """Record the head of the call's answer. `status` is 0 when a proxy answered instead of the upstream."""
 
@@ -73,6 +79,9 @@ class Unobserved:
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
         return ()
+
+    def call_withdrawn(self) -> None:
+        pass
 
     def head_came(self, upstream: str, status: int) -> None:
         pass

@@ -212,8 +212,9 @@ class QuotaExceeded(ApiError):
     """A request does not fit into a limit of the settings' `quotas`: a 429.
 
     The code is `insufficient_quota` for a monthly limit, else `rate_limit_exceeded`. `type` is `insufficient_quota`,
-    `tokens` or `requests`, as at OpenAI. The header `retry-after` has the seconds until the limit's period ends. For a
-    monthly limit, or a request that can never fit, `x-should-retry: false` tells SDKs not to retry.
+    `tokens` or `requests`, as at OpenAI. The header `retry-after` has the seconds until the limit's period ends. A
+    request that can never fit gets no `retry-after`. For a monthly limit, or a request that can never fit,
+    `x-should-retry: false` tells SDKs not to retry.
     """
 
     status = 429
@@ -246,7 +247,7 @@ class QuotaExceeded(ApiError):
             code="insufficient_quota" if monthly else "rate_limit_exceeded",
             headers=(
                 *headers,
-                ("retry-after", str(max(1, round(wait + 0.5)))),
+                *(() if never else (("retry-after", str(max(1, round(wait + 0.5)))),)),
                 *((("x-should-retry", "false"),) if monthly or never else ()),
             ),
         )

@@ -17,6 +17,7 @@ from typing import Final, Generic, TypeVar
 
 import structlog
 
+from antiphon.config.urls import shown_text
 from antiphon.engine.waiting import stop
 from antiphon.observability.repeated_failures import Outage
 from antiphon.upstream.issuer import IssuerUnread
@@ -30,18 +31,20 @@ Keys = TypeVar("Keys")
 
 class IssuerKeys(Generic[Keys]):
     """The keys of an issuer. `fetch` downloads the key set as bytes, or raises `IssuerUnread`. `read` decodes these
-    bytes, or raises `ValueError`."""
+    bytes, or raises `ValueError`. `url` is the URL or the file of the key set, for the log."""
 
     def __init__(
         self,
         fetch: Callable[[], Awaitable[bytes]],
         read: Callable[[bytes], Keys],
         *,
+        url: str,
         refresh: float,
         pause: float = PAUSE_SECONDS,
     ) -> None:
         self._fetch = fetch
         self._read = read
+        self._url = url
         self._refresh = refresh
         self._pause = pause
         self._data = b""
@@ -84,7 +87,9 @@ class IssuerKeys(Generic[Keys]):
             if data != self._data or self._keys is None:
                 self._keys, self._data = self._read(data), data
         except (IssuerUnread, ValueError) as error:
-            self._outage.failed(cause=str(error))
+            # The failed URL may be the `jwks_uri` that the issuer's OpenID configuration names.
+            failed = error.url if isinstance(error, IssuerUnread) else ""
+            self._outage.failed(url=shown_text(failed or self._url), cause=str(error))
         except Exception:
             _log.error("issuer_keys_failed", exc_info=True)
         else:
