@@ -272,6 +272,14 @@ def test_a_hosted_tool_that_cannot_run_says_why(kind: str, why: str) -> None:
     assert error.message == f"The hosted tool '{kind}' cannot run here: {why}. Remove the tool from 'tools'."
 
 
+def test_an_enabled_tool_that_did_not_start_says_so() -> None:
+    why = "the operator has enabled the tool, but its sandbox did not start"
+    for fields in ({"tools": [{"type": "code_interpreter"}]}, {"tool_choice": {"type": "code_interpreter"}}):
+        body = json.dumps({"model": "m", "input": "x", **fields}).encode()
+        with pytest.raises(InvalidRequest, match=why):
+            read_request(body, max_items=9, max_tools=9, not_started=frozenset({"code_interpreter"}))
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
