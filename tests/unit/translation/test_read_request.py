@@ -52,7 +52,7 @@ def _refused(**fields: Any) -> InvalidRequest:
         ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
         ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
         ({"stream": "yes"}, "stream", "invalid_type"),
-        ({"metadata": {"a": 1}}, "metadata[...]", "invalid_type"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "object_above_max_properties"),
         ({"metadata": {"k" * 65: "x"}}, "metadata", "string_above_max_length"),
         ({"metadata": {"k": "x" * 513}}, "metadata", "string_above_max_length"),
