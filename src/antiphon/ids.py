@@ -30,6 +30,7 @@ _DIGITS: Final = 48
 _SHORT_DIGITS: Final = 16
 _WHOLE: Final = re.compile(rf"[a-z]{{1,8}}_[0-9a-f]{{{_DIGITS}}}")
 _BEGINNING: Final = re.compile(rf"[a-z]{{1,8}}_[0-9a-f]{{{_SHORT_DIGITS},{_DIGITS - 1}}}")
+_UUID_BEGINNING: Final = re.compile(rf"[0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f-]{{{_SHORT_DIGITS - 14},22}}")
 _ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
@@ -51,8 +52,9 @@ def shortened(text: str) -> str:
 
 
 def is_shortened(text: str) -> bool:
-    """Return whether `text` is the beginning of an id and has at least the 16 digits that `shortened` keeps."""
-    return _BEGINNING.fullmatch(text) is not None
+    """Return whether `text` is the beginning of an id and has at least the 16 digits that `shortened` keeps. The first
+    16 characters of a UUID, which is a request id of Envoy, count too."""
+    return _BEGINNING.fullmatch(text) is not None or _UUID_BEGINNING.fullmatch(text) is not None
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -129,6 +129,19 @@ async def test_an_entry_is_found_by_a_shortened_id_within_its_owner(store: Journ
     assert ids([await store.get(f"resp_{'f' * 16}", BOB)]) == [f"req_{'f' * 48}"]
 
 
+async def test_an_entry_is_found_by_the_beginning_of_envoys_request_id(store: JournalStore) -> None:
+    uuid = "0b9d1c44-5e1f-4a7c-9d38-6f0e2b7a1c55"
+    await store.add([
+        entry(1, request_id=uuid),
+        entry(2, request_id=f"{uuid[:15]}f{uuid[16:]}"),
+        entry(3, request_id="1" + uuid[1:], owner=BOB),
+    ])  # fmt: skip
+    for length in (16, 18, 19, 23, 35, 36):
+        assert ids([await store.get(uuid[:length], ALICE), await store.get(uuid[:length])]) == ["req_1"] * 2, length
+    for other in (uuid[:15], f"{uuid[:18]}0", f"{uuid[:15]}%", f"1{uuid[1:20]}"):
+        assert await store.get(other, ALICE) is None, other
+
+
 async def test_odd_values_do_not_keep_other_entries_from_being_stored(store: JournalStore) -> None:
     odd = entry(1, model="m" * 5000 + "\ud800", code="\ud83d", cost=10**30, input_tokens=-5, seconds=float(10**30))
     await store.add([odd, entry(2, detail=Detail(message="\udfff", cause="\0"), key_name="n\0")])

@@ -488,7 +488,7 @@ def test_code_cannot_break_how_code_is_sent(
 
 
 async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:
-    assert "cannot be started" in trial(str(tmp_path / "none")).reason
+    assert f"cannot be started with the interpreter {tmp_path}/none: " in trial(str(tmp_path / "none")).reason
     assert "the interpreter failed" in trial("/bin/true").reason
     broken = LocalSandbox(tmp_path / "machines", LIMITS.model_copy(update={"python": "/bin/true"}))
     with pytest.raises(SandboxFailed):

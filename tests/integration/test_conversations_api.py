@@ -216,7 +216,7 @@ _MANY = {str(n): "x" for n in range(17)}
     [
         ("POST", "", b"{", None, "invalid_json"),
         ("POST", "", b"[]", None, "invalid_type"),
-        ("POST", "", {"metadata": {"a": 1}}, "metadata", "invalid_type"),
+        ("POST", "", {"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ("POST", "", {"metadata": _MANY}, "metadata", "object_above_max_properties"),
         ("POST", "", {"metadata": {"k" * 65: "v"}}, "metadata", "string_above_max_length"),
         ("POST", "", {"metadata": {"k": "v" * 513}}, "metadata", "string_above_max_length"),

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from antiphon.app.build import App, build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.ports.journal import Entry, EntryFilter
+from antiphon.entry import main
 from antiphon.stores.sqlite.backend import open_sqlite
 from tests.support.chat_server import ChatServer, WaitGone, answer, event, text_stream
 from tests.support.waiting import until
@@ -129,3 +131,29 @@ async def test_a_viewer_cancels_a_background_response(tmp_path: Path) -> None:
         await until(lambda: live.snapshot() == [])
         found = await stores.responses.get(seen.owner, seen.response_id)
         assert found is not None and found.status == "cancelled"
+
+
+async def run_command(*words: str) -> int:
+    return await asyncio.to_thread(main, list(words))
+
+
+async def test_commands_explain_an_empty_journal_and_an_unknown_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with process(tmp_path, enabled=True) as made:
+        data = ("--data", str(tmp_path))
+        assert await run_command("show", "req_1", *data) == 1
+        empty = f"the journal in {tmp_path} is empty, and console.enabled is false in these settings."
+        assert capsys.readouterr().err.startswith(f"antiphon: req_1: {empty}")
+        assert await run_command("tail", "--no-follow", *data) == 0
+        assert capsys.readouterr().err.startswith(f"antiphon: {empty}")
+        config = tmp_path / "antiphon.yaml"
+        config.write_text("console:\n  enabled: true\n")
+        assert await run_command("tail", "--no-follow", "--config", str(config), *data) == 0
+        assert capsys.readouterr().err == f"antiphon: the journal in {tmp_path} is empty.\n"
+        assert (await made.post())[0] == 200
+        await made.entry()
+        assert await run_command("show", "job-9", *data) == 1
+        assert "job-9: the journal has no request with this id. Antiphon keeps no row" in capsys.readouterr().err
+        assert await run_command("tail", "--no-follow", "--model", "other", *data) == 0
+        assert capsys.readouterr().err == ""

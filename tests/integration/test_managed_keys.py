@@ -261,7 +261,10 @@ async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> Non
         await keys.run(*words, status=1)
         assert "it is already revoked" in keys.errors
     await keys.run("revoke", "key_unknown", status=1)
-    assert "there is no such key" in keys.errors
+    assert "there is no such key; 'antiphon admin keys list --all' lists the ids" in keys.errors
+    for verb in ("revoke", "rotate"):
+        await keys.run(verb, "anna/1", status=1)
+        assert "anna/1: keys with such an id are in the settings: remove or replace the key" in keys.errors
 
 
 @pytest.mark.parametrize(

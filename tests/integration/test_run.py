@@ -320,9 +320,22 @@ async def test_a_gateway_for_the_client(processes: list[Command], binaries: Path
         assert await _answers(f"http://{url}/models")
         assert await ran.end(signal.SIGTERM) == 7
         assert not await _answers(f"http://{url}/models")
-    (line,) = ran.err
+    line, last = ran.err
     assert line.startswith(f"antiphon: a gateway runs at http://{url} until codex ends; its log is /")
     assert line.endswith("/gateway.log") and not Path(line.rpartition(" ")[2]).parent.exists()
+    kept = tmp_path / "data" / "run-codex.log"
+    assert last == f"antiphon: codex ended with the status 7; the gateway's log is {kept}"
+    assert '"message"' in kept.read_text() and kept.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+async def test_the_log_is_deleted_after_a_success(processes: list[Command], binaries: Path, tmp_path: Path) -> None:
+    async with ChatServer() as chat:
+        flags = ("--door", "http", "--upstream", chat.base_url, "--listen", "127.0.0.1:0")
+        ran = await _run(processes, tmp_path, "codex", *flags, "--", "ask")
+        await ran.line("http://")
+        assert await ran.end() == 0
+    assert len(ran.err) == 1 and not list(tmp_path.rglob("*.log"))
 
 
 @pytest.mark.slow

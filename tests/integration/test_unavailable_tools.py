@@ -96,3 +96,20 @@ async def test_it_is_refused_where_the_operator_wants_that(tmp_path: Path, form:
         assert tools["tools.image_generation"]["support"] == tools["any other tool"]["support"] == "rejected"
         assert tools["tools.function"]["support"] == "sent"
         assert tools["tools.function.output_schema"]["support"] == "ignored"
+
+
+async def test_a_sandbox_that_did_not_start_is_named_in_the_answer_and_in_the_log(tmp_path: Path) -> None:
+    python = tmp_path / "no-python"
+    with capture_logs() as lines:
+        async with _serving(tmp_path, code_interpreter={"sandbox": "local", "python": str(python)}) as (
+            url,
+            _,
+            session,
+        ):
+            tool = {"type": "code_interpreter", "container": {"type": "auto"}}
+            async with session.post(url, json={**ASK, "tools": [tool]}) as got:
+                error = (await got.json())["error"]
+                assert (got.status, error["code"]) == (400, "unsupported_tool")
+    assert "the operator has enabled the tool, but its sandbox did not start" in error["message"]
+    (line,) = [line for line in lines if line["event"] == "code_interpreter_unavailable"]
+    assert str(python) in line["reason"]

@@ -42,6 +42,11 @@ def test_a_429_names_who_refused(code: str) -> None:
     assert "upstream" in hint("upstream", code, upstream_status=429)
 
 
+@pytest.mark.parametrize("code", ["rate_limit_exceeded", "too_many_tokens", ""])
+def test_a_429_of_the_upstream_names_its_rate_limit(code: str) -> None:
+    assert hint("upstream", code, upstream_status=429).startswith("the upstream's rate limit is reached")
+
+
 def test_a_refusal_by_the_upstream_is_not_one_by_antiphon() -> None:
     assert "what the upstream's message names" in hint("client", "", upstream_status=400, message="odd")
     assert "only the client has the upstream's message" in hint("client", "", upstream_status=422)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from antiphon.commands.journal import as_json, contents, facts, row
-from antiphon.console.story import tell
+from antiphon.console.story import tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, Part, Recording
 
 ESCAPE = "\x1b[31mred\x07"
@@ -111,3 +113,17 @@ def test_json_holds_the_bodies_as_values() -> None:
     assert told["entry"]["id"] == "req_1"
     assert told["story"]["request"] == {"input": "hi"} and told["story"]["calls"][0]["body"] == "no json"
     assert "story" not in json.loads(as_json(entry(), None))
+
+
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [("resp_019c", True), ("req_01", True), ("0b9d1c44-5e1f", True), ("0b9d1c44-5e1f-4a7", False), ("job-9", False)],
+)
+def test_a_request_without_a_row_is_explained_by_its_id(name: str, few: bool) -> None:
+    assert ("at least 16 digits" in why_no_entry(name)) is few
+    assert ("lack of capacity" in why_no_entry(name)) is not few
+
+
+def test_the_advice_on_recording_fits_the_outcome() -> None:
+    assert "to 'all'" in why_no_contents(entry(recorded=False))
+    assert "to 'failures' or 'all'" in why_no_contents(entry(recorded=False, fault="upstream"))

@@ -327,7 +327,7 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
             body.decode()
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise wrong_type("", error) from None
+        raise wrong_type("", error, body) from None
     except UnicodeDecodeError as error:
         raise not_utf8(error) from None
     except msgspec.DecodeError:

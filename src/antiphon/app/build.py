@@ -321,7 +321,10 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     )
     if journal is not None:
         journal.attach(telemetry, background)
-    options = _exchange_options(settings, routes, toolbox.types)
+    not_started = settings.code_interpreter.sandbox != "none" and rooms is None
+    options = _exchange_options(
+        settings, routes, toolbox.types, frozenset({"code_interpreter"} if not_started else ()) - toolbox.types
+    )
     owners = OwnerResolver(
         *(settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)),
         adopts=adoption,
@@ -405,7 +408,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     return App(context, stores, toolbox, workers, endings, served, ready, vector_search, rooms, journal, closing)
 
 
-def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: frozenset[str]) -> ExchangeOptions:
+def _exchange_options(
+    settings: Settings, routes: ModelRoutes, tool_types: frozenset[str], not_started: frozenset[str]
+) -> ExchangeOptions:
     """Return the options that all exchanges of the process share."""
     return ExchangeOptions(
         routes=routes,
@@ -421,6 +426,7 @@ def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: froze
         never_stored=frozenset(settings.owner.store_never),
         strict=settings.strict,
         tool_types=tool_types,
+        tools_not_started=not_started,
     )
 
 

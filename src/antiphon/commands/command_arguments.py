@@ -77,7 +77,8 @@ OF_COMMANDS: dict[str, Arguments] = {
     "show": {
         "id": {
             "metavar": "ID",
-            "help": "id of a response, request id, or id of an entry of the journal; the first 16 digits are enough",
+            "help": "id of a response, request id, or id of an entry of the journal; the first 16 digits are enough, "
+            "or the first 16 characters of a UUID",
         },
         "-v, --verbose": {
             "action": "store_true",

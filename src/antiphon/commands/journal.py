@@ -28,7 +28,7 @@ from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
 from antiphon.config.settings import Settings
 from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
-from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents
+from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ConfigError, StoreError
@@ -69,6 +69,8 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
         follow = Follow(stores.journal, chosen)
         for entry in await follow.last(arguments.lines):
             _write(entry, as_json=arguments.json)
+        if follow.is_empty and (why := await _why_empty(settings, stores.journal)):
+            print(f"antiphon: {why}", file=sys.stderr)
         failing = False
         while not arguments.no_follow:
             await asyncio.sleep(_SECONDS)
@@ -85,6 +87,21 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
+async def _why_empty(settings: Settings, journal: JournalStore) -> str:
+    """Return sentences about a journal without requests, or an empty text if the journal has requests."""
+    if (await journal.list(EntryFilter(), limit=1)).entries:
+        return ""
+    shared = settings.state.place.kind == "postgresql"
+    place = "the database of state.url" if shared else settings.state.databases(settings.data)
+    # The gateway's own flags may differ from the settings of this command.
+    if settings.console.enabled:
+        return f"the journal in {place} is empty."
+    return (
+        f"the journal in {place} is empty, and console.enabled is false in these settings. A gateway keeps a journal "
+        "only with console.enabled: true ('antiphon up --console')."
+    )
+
+
 class Follow:
     """Reads the journal entries that match a filter as they arrive, each once."""
 
@@ -93,6 +110,11 @@ class Follow:
         self._chosen = chosen
         self._than = "0:0"
         self._seen: dict[str, None] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no entry has matched the filter so far."""
+        return not self._seen
 
     async def last(self, lines: int) -> list[Entry]:
         """The newest entries, oldest first. The method `more` returns the entries that arrive later."""
@@ -131,6 +153,7 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     backend_of(settings.state, settings.data).check_there()
     async with aclosing(await opened_stores(settings)) as stores:
         entry = await stores.journal.get(arguments.id)
+        empty = await _why_empty(settings, stores.journal) if entry is None else ""
         recording = await stores.journal.record(entry.id) if entry is not None else None
         if entry is not None and recording is not None:
             noted = acted(
@@ -138,11 +161,8 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
             )
             await note_read(settings, stores.audit, noted)
     if entry is None:
-        print(
-            f"antiphon: {one_line(arguments.id, 80)}: the journal has no such request. The gateway keeps a journal "
-            "while console.enabled is true.",
-            file=sys.stderr,
-        )
+        why = empty or why_no_entry(arguments.id)
+        print(f"antiphon: {one_line(arguments.id, 80)}: {why[:1].lower()}{why[1:]}", file=sys.stderr)
         return 1
     story = tell(recording) if recording is not None else None
     if arguments.json:

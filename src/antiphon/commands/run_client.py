@@ -7,8 +7,8 @@ and `up.py` implements the gateway.
 Invariants: the exit status is the client's; after a signal it is 128 plus the signal's number. The private folder and a
 gateway that this command started do not outlive the command, even if the command is killed. A gateway that ran before
 the command continues to run. Ctrl-C does not reach a gateway that this command started, because the client decides what
-Ctrl-C means. The gateway's log does not disturb the client's terminal. The client gets no `ANTIPHON_…` variables, which
-may hold the keys of upstreams.
+Ctrl-C means. The gateway's log does not disturb the client's terminal. If the client ends with a status other than 0,
+the log stays in the data folder. The client gets no `ANTIPHON_…` variables, which may hold the keys of upstreams.
 """
 
 from __future__ import annotations
@@ -117,7 +117,20 @@ async def _run(
             status = await _until_its_end([binary, *arguments.rest], environ, signals)
             # A signal during the gateway's drain makes the drain shorter.
             signals.target = lambda _: None if started is None else started.signal()
-            return status
+        if started is not None and status:
+            _keep_log(folder / _LOG, settings.data / f"run-{arguments.client}.log", arguments.client, status)
+        return status
+
+
+def _keep_log(log: Path, kept: Path, client: str, status: int) -> None:
+    """Move the log of the stopped gateway from the private folder to the data folder, and print its new path. It
+    replaces the log of an earlier client."""
+    try:
+        shutil.move(log, kept)
+    except OSError as error:
+        print(f"antiphon: the gateway's log cannot be moved to {kept}: {error.strerror}", file=sys.stderr)
+    else:
+        print(f"antiphon: {client} ended with the status {status}; the gateway's log is {kept}", file=sys.stderr)
 
 
 async def _running(arguments: argparse.Namespace, settings: Settings) -> str | None:

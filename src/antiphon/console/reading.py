@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console.sessions import Session
+from antiphon.console.story import why_no_entry
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Entry, EntrySum, LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.quota_use import QuotaUse
@@ -166,7 +167,7 @@ class Reading:
         request. Raises `NotFound`."""
         found = await self.journal.get(request_id, owner)
         if found is None:
-            raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
+            raise NotFound(f"'{request_id[:80]}': {why_no_entry(request_id)}", code="not_found")
         return found
 
     async def in_flight(self, owner: str) -> tuple[LiveSnapshot, ...]:

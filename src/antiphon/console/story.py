@@ -12,6 +12,7 @@ without an answer has the status 0.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 
@@ -28,6 +29,7 @@ from antiphon.types.transport import LOCAL_REPLY
 
 _MOST_EVENTS = 2000
 _LONGEST_GIST = 300
+_FEW_DIGITS = re.compile(r"([a-z]{1,8}_)?[0-9a-f-]{1,15}")
 
 
 class RecordedEvent(msgspec.Struct, frozen=True):
@@ -151,6 +153,19 @@ def tell(recording: Recording) -> Story:
     return story
 
 
+def why_no_entry(name: str) -> str:
+    """Return sentences that explain why a journal with other requests has no request with the id `name`."""
+    if _FEW_DIGITS.fullmatch(name):
+        return (
+            "The journal has no request with this id. If these are the first digits of an id, give at least 16 digits "
+            "after 'resp_' or 'req_', or 16 characters of a UUID."
+        )
+    return (
+        "The journal has no request with this id. Antiphon keeps no row of a request that it refused for lack of "
+        "capacity or for an invalid key. After console.keep it deletes a row."
+    )
+
+
 def why_no_contents(entry: Entry) -> str:
     """Return a sentence that explains why the contents of a request are not readable. If a setting can change this for
     later requests, the sentence names the setting."""
@@ -186,8 +201,13 @@ def why_no_contents(entry: Entry) -> str:
         )
     return (
         "Antiphon did not record the model server's side of this request. To record it for later requests, set "
-        "console.record to 'failures' or 'all'."
+        f"console.record to {_wanted(entry)}."
     )
+
+
+def _wanted(entry: Entry) -> str:
+    # With 'failures', Antiphon records no request that succeeds.
+    return "'failures' or 'all'" if entry.fault not in ("", "none") else "'all'"
 
 
 def model_calls(recording: Recording) -> list[CallParts]:

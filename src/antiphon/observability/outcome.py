@@ -26,6 +26,7 @@ from antiphon.engine.ports.callers import CLAIMED, Caller
 from antiphon.engine.ports.journal import Entry
 from antiphon.types.transport import NO_MODEL_DOOR
 
+_RATE_LIMIT = "the upstream's rate limit is reached: raise the limit there, or add an upstream to models[].upstream"
 _BY_CODE = {
     "upstream_unreachable": "check that the upstream runs and that its url is right; `antiphon doctor` tests it",
     "upstream_timeout": "the upstream is slow: check it, or raise timeouts.head, timeouts.idle or timeouts.response",
@@ -43,9 +44,7 @@ _BY_CODE = {
     ),
     "endpoint_picker_timeout": "the picker is slow or queues requests: read its log",
     "no_endpoint_picked": "check that the picker's pool has a ready server",
-    "rate_limit_exceeded": (
-        "the upstream's rate limit is reached: raise the limit there, or add an upstream to models[].upstream"
-    ),
+    "rate_limit_exceeded": _RATE_LIMIT,
     "insufficient_quota": "the account at the upstream has no quota left: add credit there, or use another account",
     "server_is_overloaded": (
         "the upstream is overloaded: add capacity to it, or add another upstream to models[].upstream"
@@ -81,6 +80,7 @@ _BY_UPSTREAM_STATUS = {
     401: "the upstream refuses the key: with auth passthrough it is the client's key, otherwise check api_key",
     403: "the upstream's account lacks the permission: check its rights",
     404: "the upstream has no such path: check that its url ends in /v1",
+    429: _RATE_LIMIT,
 }
 _BY_OPERATION = {
     "restart": (

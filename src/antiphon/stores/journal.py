@@ -251,11 +251,12 @@ class JournalStore:
 
     async def get(self, entry_id: str, owner: str = "") -> Entry | None:
         """Return the entry with this id. If no entry has this id, return the newest entry with this response id, or
-        else with this request id. `entry_id` may be a shortened id, as a terminal's log line shows it. An empty `owner`
-        allows entries of any owner. Otherwise an entry of another owner counts as missing."""
+        else with this request id. `entry_id` may be a shortened id, as a terminal's log line shows it, or the beginning
+        of a UUID. An empty `owner` allows entries of any owner. Otherwise an entry of another owner counts as
+        missing."""
         rows = await self._tables.fetch(GET, {"id": entry_id, "owner": owner})
         if not rows and is_shortened(entry_id):
-            # All further digits of an id sort before "g".
+            # All further digits of an id, and the hyphens of a UUID, sort before "g".
             named = {"id": entry_id, "end": f"{entry_id}g", "owner": owner}
             rows = await self._tables.fetch(GET_SHORTENED, named)
         return _entry(rows[0]) if rows else None

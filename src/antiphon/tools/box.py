@@ -103,7 +103,7 @@ def read_declared(tool: HostedTool, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(tool.declaration, type=kind)
     except msgspec.ValidationError as error:
-        raise wrong_type(f"tools[{tool.index}]", error) from None
+        raise wrong_type(f"tools[{tool.index}]", error, tool.declaration) from None
 
 
 def read_arguments(arguments: str, kind: type[T]) -> T | None:

@@ -38,6 +38,8 @@ class Tolerance:
     strict: bool = False
     names: list[str] = field(default_factory=list)
     refuse_tools: bool = False
+    not_started: frozenset[str] = frozenset()
+    """The types of tools that the operator has enabled, but that could not start in this process."""
     tools: list[str] = field(default_factory=list)
 
     def unknown(self, names: Iterable[str], known: Container[str]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def _refused(**fields: Any) -> InvalidRequest:
         ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
         ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
         ({"stream": "yes"}, "stream", "invalid_type"),
-        ({"metadata": {"a": 1}}, "metadata[...]", "invalid_type"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "object_above_max_properties"),
         ({"metadata": {"k" * 65: "x"}}, "metadata", "string_above_max_length"),
         ({"metadata": {"k": "x" * 513}}, "metadata", "string_above_max_length"),
@@ -270,6 +270,14 @@ def test_tools_of_a_namespace_count_as_tools() -> None:
 def test_a_hosted_tool_that_cannot_run_says_why(kind: str, why: str) -> None:
     error = _refused(tools=[{"type": kind}])
     assert error.message == f"The hosted tool '{kind}' cannot run here: {why}. Remove the tool from 'tools'."
+
+
+def test_an_enabled_tool_that_did_not_start_says_so() -> None:
+    why = "the operator has enabled the tool, but its sandbox did not start"
+    for fields in ({"tools": [{"type": "code_interpreter"}]}, {"tool_choice": {"type": "code_interpreter"}}):
+        body = json.dumps({"model": "m", "input": "x", **fields}).encode()
+        with pytest.raises(InvalidRequest, match=why):
+            read_request(body, max_items=9, max_tools=9, not_started=frozenset({"code_interpreter"}))
 
 
 @pytest.mark.parametrize(

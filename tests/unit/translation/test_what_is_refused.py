@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
+from antiphon.api.conversations import CreateConversation
 from antiphon.api.http import ApiRequest, read_body
 from antiphon.errors import InvalidRequest
 from tests.support.exchanges import JSON, Outcome, run
@@ -148,8 +149,12 @@ def test_metadata_within_its_limits_comes_back(metadata: Any) -> None:
         ({"stream": 1}, "Invalid type for 'stream': expected a boolean, but got an integer instead."),
         ({"include": "x"}, "Invalid type for 'include': expected an array, but got a string instead."),
         ({"text": []}, "Invalid type for 'text': expected an object, but got an array instead."),
-        ({"metadata": {"a": 1}}, "Invalid type for 'metadata': expected a string, but got an integer instead."),
-        ({"metadata": {"a": None}}, "Invalid type for 'metadata': expected a string, but got null instead."),
+        ({"metadata": {"a": 1}}, "Invalid type for 'metadata.a': expected a string, but got an integer instead."),
+        (
+            {"metadata": {"a": "x", "b": 1.5}},
+            "Invalid type for 'metadata.b': expected a string, but got a number instead.",
+        ),
+        ({"metadata": {"a": None}}, "Invalid type for 'metadata.a': expected a string, but got null instead."),
         (
             {"reasoning": {"effort": 1}},
             "Invalid type for 'reasoning.effort': expected a string, but got an integer instead.",
@@ -170,6 +175,7 @@ def test_a_wrong_type_is_said_in_the_words_of_json(fields: dict[str, Any], messa
     ("kind", "body", "param", "code", "message"),
     [
         (_Made, b"[]", None, "invalid_type", "Invalid request body: expected an object, but got an array instead."),
+        (CreateConversation, b'{"metadata":{"a":{}}}', "metadata.a", "invalid_type", "Invalid type for 'metadata.a': "),
         (_Made, b'{"name":5}', "name", "invalid_type", "Invalid type for 'name': expected a string, but got an"),
         (_Made, b"{}", "name", "missing_required_parameter", "Missing required parameter: 'name'."),
     ],

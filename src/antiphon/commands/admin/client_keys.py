@@ -63,9 +63,9 @@ async def client_key_action(settings: Settings, arguments: argparse.Namespace, s
     except (KeyMissing, KeyEnded, TooManyKeys) as error:
         if not key_id:
             raise ConfigError(str(error)) from None
-        missing = "there is no such key; 'antiphon admin keys list --all' lists the ids"
-        why = missing if isinstance(error, KeyMissing) else error.problem
-        print(f"antiphon: {printable(key_id[:LONGEST])}: {why}", file=sys.stderr)
+        listed = isinstance(error, KeyMissing) and not error.in_settings
+        advice = "; 'antiphon admin keys list --all' lists the ids" if listed else ""
+        print(f"antiphon: {printable(key_id[:LONGEST])}: {error.problem}{advice}", file=sys.stderr)
         return 1
     if arguments.json:
         print(json.dumps({"id": key_id, "revoked": True}))

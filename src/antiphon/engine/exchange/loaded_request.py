@@ -91,6 +91,7 @@ def parse_request(
         max_prompt_bytes=options.limits.request_body_bytes,
         strict=options.strict,
         refuse_tools=options.tool_limits.unavailable == "refuse",
+        not_started=options.tools_not_started,
     )
     if path in (COMPACT_PATH, COUNT_PATH):
         request.stream = request.store = request.background = False

@@ -100,6 +100,8 @@ class ExchangeOptions:
     """Whether the sidecar refuses a request with unknown fields. Otherwise the sidecar ignores these fields."""
     tool_types: frozenset[str] = frozenset()
     """The types of hosted tools that the sidecar runs."""
+    tools_not_started: frozenset[str] = frozenset()
+    """The types of hosted tools that the operator has enabled, but that could not start in this process."""
 
     def stores(self, owner: str) -> bool:
         """Whether the sidecar may store this owner's responses."""

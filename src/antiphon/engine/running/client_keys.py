@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,9 @@ LONGEST: Final = 100
 """The maximum number of characters of a key's name, its team and each glob."""
 _PREFIX: Final = 8
 _MOST_GLOBS: Final = 100
+# The form of the ids that `settings_key_id` makes. No path of the admin API can contain such an id.
+_SETTINGS_KEY: Final = re.compile(r".+/[0-9]+")
+_CHANGE_SETTINGS: Final = "keys with such an id are in the settings: remove or replace the key in 'owner.keys' there"
 
 
 class WantedKey(Struct, frozen=True):
@@ -73,9 +77,12 @@ class TooManyKeys(InvalidRequest):
 
 
 class KeyMissing(NotFound):
-    """There is no key with this id."""
+    """The database has no key with this id. `in_settings` is True for the id of a key in the settings. `problem` is a
+    message for an operator, without the id."""
 
     def __init__(self, key_id: str) -> None:
+        self.in_settings = _SETTINGS_KEY.fullmatch(key_id) is not None
+        self.problem = _CHANGE_SETTINGS if self.in_settings else "there is no such key"
         super().__init__(f"Client key with id '{key_id[:LONGEST]}' not found.")
 
 

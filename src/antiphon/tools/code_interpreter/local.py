@@ -280,7 +280,10 @@ async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
         run = await machine.run(TRIAL_CODE)
     except SandboxNotStarted as error:
         return error.reason
-    except (OSError, SandboxFailed) as error:
+    except OSError as error:
+        # The event loop's error does not always name the file.
+        return f"the sandbox cannot be started with the interpreter {python}: {error}"
+    except SandboxFailed as error:
         return f"the sandbox cannot be started: {error}"
     finally:
         await machine.end(keep=False)

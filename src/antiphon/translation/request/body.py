@@ -104,6 +104,7 @@ def read_request(
     max_prompt_bytes: int = 1 << 26,
     strict: bool = False,
     refuse_tools: bool = False,
+    not_started: frozenset[str] = frozenset(),
 ) -> CreateResponse:
     """Read a create-response body.
 
@@ -112,11 +113,12 @@ def read_request(
       `max_prompt_bytes`.
     - `strict`: whether to refuse unknown parts of the request.
     - `refuse_tools`: whether to refuse a request with hosted tools that Antiphon does not run.
+    - `not_started` are the types of tools that the operator has enabled, but that could not start.
 
     Raises `InvalidRequest`, and `PromptNotLoaded` if the body refers to a prompt and `prompt` is None.
     """
     fields = _read_object(body)
-    tolerance = Tolerance(strict=strict, refuse_tools=refuse_tools)
+    tolerance = Tolerance(strict=strict, refuse_tools=refuse_tools, not_started=not_started)
     messages: list[InputItem] = []
     reference = read_reference(fields.get("prompt", ABSENT))
     if reference is not None:
@@ -185,6 +187,7 @@ def read_request(
             limit=max_tools,
             continued=previous is not None or given(fields.get("conversation", ABSENT)),
             hosted=hosted - {"tool_search"},
+            not_started=not_started,
         ),
         metadata=fields["metadata"] if values.pop("metadata", None) is not None else None,
         logprobs=LOGPROBS in include or bool(values.get("top_logprobs")),

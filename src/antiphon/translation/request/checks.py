@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Final, TypeVar
 
 import msgspec
@@ -27,6 +28,9 @@ _Value = TypeVar("_Value")
 NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """The format of the names of tools and schemas."""
 
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
+_LONGEST_KEY: Final = 64
+_FIRST: Final = {b"{": "object", b"[": "array", b'"': "str", b"t": "bool", b"f": "bool", b"n": "null"}
 _STRING: Final = msgspec.json.Decoder(str)
 # Patterns of msgspec's error messages, and the client's words for JSON types.
 _EXPECTED: Final = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
@@ -41,11 +45,14 @@ _KINDS: Final = {
 }
 
 
-def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
+def wrong_type(name: str, error: msgspec.ValidationError, source: bytes | Raw = b"") -> InvalidRequest:
     """Return the error for a value of the wrong type, or for an object that lacks a key. `name` is the path of the
-    decoded value, and is empty for the whole body. The error's `param` also has the path inside the value."""
+    decoded value, and is empty for the whole body. The error's `param` also has the path inside the value. `source` is
+    the decoded value, in which this function finds the wrong key of a map, such as `metadata.a`."""
     problem, _, path = str(error).partition(" - at `$")
-    param = (name + path.removesuffix("`").replace("[...]", "")).lstrip(".")
+    path = path.removesuffix("`")
+    key = _wrong_key(path.removesuffix("[...]"), source, problem) if path.endswith("[...]") else ""
+    param = (name + path.replace("[...]", "") + key).lstrip(".")
     if found := _MISSING.fullmatch(problem):
         param = f"{param}.{found[1]}".lstrip(".")
         return missing_parameter(param)
@@ -59,13 +66,34 @@ def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
     return invalid_type(param, f"{problem}")
 
 
+def _wrong_key(path: str, source: bytes | Raw, problem: str) -> str:
+    """Return a dot and the first key of the wrong type in the object at `path`, or an empty text if it is unknown."""
+    found = _EXPECTED.fullmatch(problem)
+    try:
+        members = _MEMBERS.decode(source)
+        for part in path.split(".")[1:]:
+            members = _MEMBERS.decode(members[part])
+    except (msgspec.MsgspecError, KeyError, RecursionError):
+        return ""
+    wrong = (key for key, value in members.items() if found is not None and _kind(bytes(value)) == found[2])
+    return "".join(f".{key[:_LONGEST_KEY]}" for key in islice(wrong, 1))
+
+
+def _kind(value: bytes) -> str:
+    """Return the type of a JSON value, in the words of msgspec's errors."""
+    first = value[:1]
+    if first in _FIRST:
+        return _FIRST[first]
+    return "float" if any(mark in value for mark in b".eE") else "int"
+
+
 def read_value(name: str, decoder: msgspec.json.Decoder[_Value], value: Raw) -> _Value:
     """Decode a member of a body that is valid JSON. Raises `InvalidRequest` when the value has another type, or is
     nested too deeply."""
     try:
         return decoder.decode(value)
     except msgspec.ValidationError as error:
-        raise wrong_type(name, error) from None
+        raise wrong_type(name, error, value) from None
     except RecursionError:
         raise invalid_parameter(name, "the value is nested too deeply") from None
 

@@ -46,6 +46,7 @@ def read_tool_choice(
     limit: int,
     continued: bool = False,
     hosted: frozenset[str] = frozenset(),
+    not_started: frozenset[str] = frozenset(),
 ) -> ToolChoice | None:
     """Return the tool choice, or None if the request has no `tool_choice`. Raises `InvalidRequest`.
 
@@ -91,7 +92,8 @@ def read_tool_choice(
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
     if choice.type not in ("function", "custom") and choice.type not in UNNAMED:
         raise unsupported_parameter(
-            f"tool_choice asks for {choice.type[:64]!r}, which cannot run here: {why_not_here(choice.type)}.",
+            f"tool_choice asks for {choice.type[:64]!r}, which cannot run here: "
+            f"{why_not_here(choice.type, not_started)}.",
             "tool_choice",
         )
     if known is not None and (choice.type, *name) not in known:

@@ -58,6 +58,9 @@ _REFUSED: Final = {
 """The hosted tools without which an answer would be wrong. If Antiphon does not run such a tool, Antiphon refuses the
 request. The values are the reasons, with the setting that enables the tool."""
 
+_NOT_STARTED: Final = (
+    "the operator has enabled the tool, but its sandbox did not start; the operator finds the cause in Antiphon's log"
+)
 _NONE: Final = "this server does not implement the tool"
 _NOT_HERE: Final = {
     "web_search": "the operator has not enabled the tool ('web_search.provider')",
@@ -114,9 +117,11 @@ def hosted_name(kind: str) -> str:
     return "web_search" if kind.startswith("web_search") else kind
 
 
-def why_not_here(kind: str) -> str:
-    """Return the reason why Antiphon does not run a hosted tool of this type, with the setting that enables the
-    tool."""
+def why_not_here(kind: str, not_started: frozenset[str] = frozenset()) -> str:
+    """Return the reason why Antiphon does not run a hosted tool of this type. If a setting enables the tool, the reason
+    names it. `not_started` are the types of enabled tools that could not start."""
+    if kind in not_started:
+        return _NOT_STARTED
     return _REFUSED.get(kind) or _NOT_HERE.get(hosted_name(kind), _NONE)
 
 
@@ -166,7 +171,8 @@ def read_tools(
         if tool.type == "mcp" and brought == SEARCHED:
             continue
         if tool.type in _REFUSED:
-            raise _refused(where, place, tool, brought=brought is not None)
+            not_started = tolerance.not_started if tolerance is not None else frozenset()
+            raise _refused(where, place, tool, not_started, brought=brought is not None)
         if not _is_callable(tool):
             name, known = f"tools.{tool.type}", hosted_name(tool.type) in _NOT_HERE or tool.type in UNNAMED
             if tolerance is not None and not known:
@@ -202,9 +208,11 @@ def _unsupported(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param=param, code="unsupported_tool")
 
 
-def _refused(where: str, place: str, tool: ToolDeclaration, *, brought: bool) -> InvalidRequest:
+def _refused(
+    where: str, place: str, tool: ToolDeclaration, not_started: frozenset[str], *, brought: bool
+) -> InvalidRequest:
     if not brought:
-        return _unavailable(where, place, tool)
+        return _unavailable(where, place, tool, not_started)
     why = f"cannot be declared by an item. Declare the tool in 'tools' instead of '{where}'"
     return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
 
@@ -216,8 +224,10 @@ def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> 
     return name
 
 
-def _unavailable(where: str, place: str, tool: ToolDeclaration) -> InvalidRequest:
-    why = f"cannot run here: {why_not_here(tool.type)}. Remove the tool from '{where}'"
+def _unavailable(
+    where: str, place: str, tool: ToolDeclaration, not_started: frozenset[str] = frozenset()
+) -> InvalidRequest:
+    why = f"cannot run here: {why_not_here(tool.type, not_started)}. Remove the tool from '{where}'"
     return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
 
 
