@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from antiphon.commands.journal import as_json, contents, facts, row
 from antiphon.console.story import tell
 from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, Part, Recording
@@ -111,3 +113,13 @@ def test_json_holds_the_bodies_as_values() -> None:
     assert told["entry"]["id"] == "req_1"
     assert told["story"]["request"] == {"input": "hi"} and told["story"]["calls"][0]["body"] == "no json"
     assert "story" not in json.loads(as_json(entry(), None))
+
+
+def test_numbers_that_json_does_not_have_stay_text() -> None:
+    bodies = [b'{"n": NaN}', b'{"n": [-Infinity]}', b'{"n": 1e999}']
+    story = tell(Recording((Part(0.0, "request", bodies[0]), Part(0.1, "call", bodies[1]))))
+    story.answer = bodies[2]
+    line = as_json(entry(), story)
+    told = json.loads(line, parse_constant=pytest.fail)["story"]
+    assert [told["request"], told["calls"][0]["body"], told["answer"]] == [body.decode() for body in bodies]
+    assert "\n".join(contents(story, colors=False)).count('{"n": ') == 3

@@ -33,6 +33,7 @@ from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.outcome import hint_for
+from antiphon.recordings.format import decoded, is_json
 from antiphon.stores import backend_of
 from antiphon.stores.journal import OVERLAP, JournalStore
 from antiphon.stores.tables import milliseconds
@@ -175,7 +176,7 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     for line in facts(entry, colors=colors):
         print(line)
     if story is None:
-        print(f"  {why_no_contents(entry)}")
+        print(f"  {why_no_contents(entry, settings.owner.store_never)}")
     elif arguments.verbose:
         for line in contents(story, colors=colors):
             print(line)
@@ -300,8 +301,6 @@ def _event(event: RecordedEvent) -> str:
 
 
 def _decoded(data: bytes) -> object:
-    """The JSON value, or the text if the bytes are not JSON."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return data.decode(errors="replace")
+    """The JSON value, or the text if the bytes are not JSON. A body with NaN or Infinity is not JSON."""
+    value = decoded(data)
+    return value if is_json(value) else data.decode(errors="replace")
