@@ -172,7 +172,10 @@ async def test_an_operator_who_may_only_look_makes_no_keys(tmp_path: Path) -> No
         assert (await (await there.user(ANNA)).post("/console/keys", owner="mallory")).status == 404
 
 
-@pytest.mark.parametrize("headers", [{"origin": "null"}, {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "none"}])
+@pytest.mark.parametrize(
+    "headers",
+    [{"origin": "null"}, {"origin": "http://[::bad"}, {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "none"}],
+)
 async def test_no_other_site_signs_a_user_in(tmp_path: Path, headers: dict[str, str]) -> None:
     async with place(tmp_path) as there:
         answer = await there.browser().send("POST", "/console/sign-in", {"token": BO}, **headers)
@@ -214,6 +217,7 @@ async def test_a_change_needs_the_sessions_token_and_origin(tmp_path: Path) -> N
             ({}, {}),
             ({"csrf": foreign}, {}),
             ({"csrf": csrf}, {"origin": "https://evil.example"}),
+            ({"csrf": csrf}, {"origin": "http://[::bad"}),
             ({"csrf": csrf}, {"sec_fetch_site": "cross-site"}),
         ):
             answer = await operator.send("POST", "/console/keys", {"owner": "mallory", **form}, **headers)
@@ -280,7 +284,13 @@ async def test_every_answer_forbids_scripts_frames_and_caches(tmp_path: Path) ->
             assert "unsafe" not in policy and header(answer, "x-frame-options") == "DENY"
             assert header(answer, "cache-control") == "no-store" or answer.status == 303
         assert (await operator.send("HEAD", "/console/requests")).body == b""
-        assert (await operator.send("PUT", "/console/requests")).status == 405
+        for method, path, allowed in (
+            ("PUT", "/console/requests", "GET, HEAD"),
+            ("PUT", "/console/sign-in", "GET, POST, HEAD"),
+            ("GET", "/console/requests/x/delete", "POST"),
+        ):
+            answer = await operator.send(method, path)
+            assert (answer.status, header(answer, "allow")) == (405, allowed)
 
 
 async def test_no_page_has_an_inline_script_or_style(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
 import resource
@@ -243,6 +244,20 @@ async def test_no_credential_is_in_the_file(tmp_path: Path) -> None:
     async with replaying(entries, secrets=(other,)) as (origin, _):
         assert (await ask(origin, body, **headers)).status == 401
         assert (await ask(origin, body)).status == 404
+
+
+async def test_no_credential_of_a_url_and_no_password_is_in_the_file(tmp_path: Path) -> None:
+    path, password = f"{CHAT}?key=a+key%26of-a-query&alt=sse-stream", "a-password-of-anna"
+    body = {**ASKED, "note": f"a key&of-a-query {password}"}
+    headers = {"authorization": "Basic " + base64.b64encode(f"anna:{password}".encode()).decode()}
+    async with recording(tmp_path) as tape:
+        tape.chat.script(json_answer({"said": f"a key&of-a-query, a+key%26of-a-query, {password}, sse-stream"}))
+        await ask(tape.origin, body, path, **headers)
+        entries = await tape.entries(1)
+        text = tape.path.read_text()
+    assert "of-a-query" not in text and password not in text and "sse-stream" in text
+    async with replaying(entries) as (origin, _):
+        assert (await ask(origin, body, path, **headers)).status == 200
 
 
 async def test_an_exchange_that_hides_the_key_is_not_recorded(tmp_path: Path) -> None:

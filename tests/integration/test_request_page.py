@@ -45,6 +45,24 @@ async def test_contents_in_memory_say_until_when(tmp_path: Path) -> None:
         assert "memory of this process" not in await page_of_the_newest(there)
 
 
+async def test_an_export_names_the_process_that_has_the_contents(tmp_path: Path) -> None:
+    async with place(tmp_path) as there, place(tmp_path) as other:
+        await there.create(ANNA, store=False)
+        (entry,) = (await there.app.app.stores.journal.list(EntryFilter())).entries
+        path = f"/console/requests/{entry.id}/cassette"
+        assert (await (await there.user(ANNA)).send("GET", path)).status == 200
+        answer = await (await other.user(ANNA)).send("GET", path)
+        assert answer.status == 404 and f"memory of the process {entry.detail.held_by}".encode() in answer.body
+
+
+async def test_the_page_names_the_setting_that_stores_nothing_of_an_owner(tmp_path: Path) -> None:
+    async with place(tmp_path, store_never=("n:anna",)) as there:
+        await there.create(ANNA)
+        page = await page_of_the_newest(there)
+        assert page.count("setting owner.store_never covers") == 2
+        assert "console.record_unstored" not in page and "set store: false" not in page
+
+
 async def test_the_upstream_refuses_a_forwarded_request(tmp_path: Path) -> None:
     async with place(tmp_path) as there:
         there.chat.script(json_answer({"error": {"message": "temperature is odd"}}, status=400))

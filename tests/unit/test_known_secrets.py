@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import string
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -92,3 +94,34 @@ def test_the_search_of_many_texts_finds_parts_of_long_keys_and_short_keys() -> N
     assert search.clean(b"the word abc1 alone") == b"the word [redacted] alone"
     plain = b"nothing of xabc1x here \xff"
     assert search.clean(plain) == plain and SecretSearch(()).clean(plain) is plain
+
+
+def _every(key: str) -> str:
+    return "".join(f"\\u{ord(letter):04x}" for letter in key)
+
+
+@pytest.mark.parametrize(
+    "secret", [_PLAIN, _LONG, "Zu+Kunft/9", "schlüssel-für-ölöfen-07", "пароль-секрет", 'a"b/1\\c']
+)
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda key: json.dumps(key)[1:-1],
+        lambda key: json.dumps(key)[1:-1].replace("+", "\\u002B").replace("/", "\\/").replace("c", "\\u0063"),
+        _every,
+        lambda key: _every(key).upper().replace("\\U", "\\u"),
+        lambda key: json.dumps(_every(key))[1:-1],
+        lambda key: json.dumps(json.dumps(_every(key)))[1:-1],
+        lambda key: f"\\u00e4\\ud83d\\ude00 {_every(key[0])}{json.dumps(key[1:])[1:-1]}",
+    ],
+)
+def test_the_search_finds_json_escapes(secret: str, written: Any) -> None:
+    search = SecretSearch((secret,)).joined(("another-secret-of-ours", "abc1"))
+    body = f'{{"a": "Müller \\u2713 \\"x\\"\\n", "b": "{written(secret)}", "c": ["\\u00fc"]}}'.encode()
+    clean = search.clean(body)
+    found = json.loads(clean)
+    assert "[redacted]" in found["b"] and len(found["b"]) < 14 and found["c"] == ["ü"]
+    assert clean.startswith('{"a": "Müller \\u2713 \\"x\\"\\n'.encode())
+    assert search.clean(body.replace(written(secret).encode(), b"\\u00e4")) == body.replace(
+        written(secret).encode(), b"\\u00e4"
+    )

@@ -127,3 +127,13 @@ def test_a_request_without_a_row_is_explained_by_its_id(name: str, few: bool) ->
 def test_the_advice_on_recording_fits_the_outcome() -> None:
     assert "to 'all'" in why_no_contents(entry(recorded=False))
     assert "to 'failures' or 'all'" in why_no_contents(entry(recorded=False, fault="upstream"))
+
+
+def test_numbers_that_json_does_not_have_stay_text() -> None:
+    bodies = [b'{"n": NaN}', b'{"n": [-Infinity]}', b'{"n": 1e999}']
+    story = tell(Recording((Part(0.0, "request", bodies[0]), Part(0.1, "call", bodies[1]))))
+    story.answer = bodies[2]
+    line = as_json(entry(), story)
+    told = json.loads(line, parse_constant=pytest.fail)["story"]
+    assert [told["request"], told["calls"][0]["body"], told["answer"]] == [body.decode() for body in bodies]
+    assert "\n".join(contents(story, colors=False)).count('{"n": ') == 3

@@ -123,6 +123,7 @@ def make_console(
         databases=databases,
         process=journal.live.process,
         summary=context.summary,
+        never_stored=settings.owner.store_never,
     )
     keys = KeySources(
         KeyManager(stores.client_keys, stores.audit, ACTOR),

@@ -33,12 +33,14 @@ from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.outcome import hint_for
+from antiphon.recordings.format import decoded, is_json
 from antiphon.stores import backend_of
-from antiphon.stores.journal import JournalStore, cursor_of
+from antiphon.stores.journal import OVERLAP, JournalStore
+from antiphon.stores.tables import milliseconds
 
 _SECONDS = 1.0
 _MOST = 500
-_REMEMBERED = 5000
+_PAGES = 20
 _WIDTH = 36
 _LINE = 200
 _LONGEST = 20_000
@@ -82,6 +84,8 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
                 failing = True
                 continue
             failing = False
+            if follow.left_out:
+                print(f"antiphon: too many requests ended at once: tail leaves out {follow.left_out}", file=sys.stderr)
             for entry in entries:
                 _write(entry, as_json=arguments.json)
     return 0
@@ -103,13 +107,16 @@ async def _why_empty(settings: Settings, journal: JournalStore) -> str:
 
 
 class Follow:
-    """Reads the journal entries that match a filter as they arrive, each once."""
+    """Reads the journal entries that match a filter as they arrive, each once. `left_out` counts the entries that the
+    last call of `more` left out."""
 
-    def __init__(self, journal: JournalStore, chosen: EntryFilter) -> None:
+    def __init__(self, journal: JournalStore, chosen: EntryFilter, *, page: int = _MOST) -> None:
         self._journal = journal
         self._chosen = chosen
-        self._than = "0:0"
-        self._seen: dict[str, None] = {}
+        self._page = page
+        self._since = 0
+        self._seen: dict[str, int] = {}
+        self.left_out = 0
 
     @property
     def is_empty(self) -> bool:
@@ -118,24 +125,41 @@ class Follow:
 
     async def last(self, lines: int) -> list[Entry]:
         """The newest entries, oldest first. The method `more` returns the entries that arrive later."""
-        page = await self._journal.list(self._chosen, limit=max(1, lines))
-        self._note(page.entries[::-1])
-        return list(page.entries[:lines][::-1])
+        page = await self._journal.list(self._chosen, limit=max(self._page, lines))
+        if page.entries:
+            # All stored entries of the overlap are old, even if this method does not return them.
+            entries = list(page.entries)
+            while page.after and entries[-1].ended_at >= entries[0].ended_at - OVERLAP:
+                page = await self._journal.list(self._chosen, limit=self._page, after=page.after)
+                entries += page.entries
+            self._note(entries)
+            return entries[:lines][::-1]
+        return []
 
     async def more(self) -> list[Entry]:
-        """The entries that arrived since the last call, oldest first."""
-        found = await self._journal.newer(self._chosen, than=self._than, limit=_MOST)
+        """The entries that arrived since the last call, oldest first. The method reads at most `_PAGES` pages."""
+        chosen = msgspec.structs.replace(self._chosen, since=self._since / 1000)
+        page = await self._journal.list(chosen, limit=self._page)
+        total, found, pages = page.total, list(page.entries), 1
+        while page.after and pages < _PAGES:
+            page, pages = await self._journal.list(chosen, limit=self._page, after=page.after), pages + 1
+            found += page.entries
         fresh = [entry for entry in reversed(found) if entry.id not in self._seen]
-        self._note(fresh)
+        self.left_out = 0
+        if page.after:
+            oldest = milliseconds(found[-1].ended_at)
+            self.left_out = max(0, total - len(found) - sum(at < oldest for at in self._seen.values()))
+            # The next call must not read the entries that this call left out.
+            self._since = oldest + 1
+        self._note(found)
         return fresh
 
-    def _note(self, entries: list[Entry] | tuple[Entry, ...]) -> None:
-        for entry in entries:
-            self._seen[entry.id] = None
-        while len(self._seen) > _REMEMBERED:
-            del self._seen[next(iter(self._seen))]
-        if entries:
-            self._than = cursor_of(entries[-1])
+    def _note(self, found: list[Entry]) -> None:
+        """Mark these entries, newest first, as seen. The start of the next read never moves back."""
+        if found:
+            self._since = max(self._since, milliseconds(found[0].ended_at - OVERLAP))
+            self._seen.update((entry.id, milliseconds(entry.ended_at)) for entry in found)
+            self._seen = {name: at for name, at in self._seen.items() if at >= self._since}
 
 
 def _write(entry: Entry, *, as_json: bool) -> None:
@@ -172,7 +196,7 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     for line in facts(entry, colors=colors):
         print(line)
     if story is None:
-        print(f"  {why_no_contents(entry)}")
+        print(f"  {why_no_contents(entry, settings.owner.store_never)}")
     elif arguments.verbose:
         for line in contents(story, colors=colors):
             print(line)
@@ -297,8 +321,6 @@ def _event(event: RecordedEvent) -> str:
 
 
 def _decoded(data: bytes) -> object:
-    """The JSON value, or the text if the bytes are not JSON."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return data.decode(errors="replace")
+    """The JSON value, or the text if the bytes are not JSON. A body with NaN or Infinity is not JSON."""
+    value = decoded(data)
+    return value if is_json(value) else data.decode(errors="replace")

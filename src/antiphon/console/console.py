@@ -171,7 +171,7 @@ class Console:
                 self._check_change(request, call.session, token, acts=not bound.page.changes)
             return await bound.handler(call, *variables)
         if methods:
-            raise MethodNotAllowed(f"This page allows only {', '.join(methods)}.", code="method_not_allowed")
+            raise _other_method(tuple(dict.fromkeys(methods)))
         raise unknown_url(request.method, request.path)
 
     def _check_change(self, request: ApiRequest, session: Session, token: str, *, acts: bool = False) -> None:
@@ -209,7 +209,7 @@ class Console:
         if request.method in _SAFE:
             return self._sign_in_page(target) if session is None else redirect(_local(target))
         if request.method != "POST":
-            raise MethodNotAllowed("This page allows only GET and POST.", code="method_not_allowed")
+            raise _other_method(("GET", "POST"))
         form = read_form(request)
         target = form.get("to", "")
         if not _same_origin(request):
@@ -247,6 +247,14 @@ def _failed(response: ApiResponse, error: ApiError) -> ApiResponse:
     return ApiResponse(response.status, response.headers, response.body, response.stream, refusal(error))
 
 
+def _other_method(methods: Sequence[str]) -> ApiError:
+    """Return the error for a method that a page does not have."""
+    allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
+    return MethodNotAllowed(
+        f"This page allows only {', '.join(methods)}.", code="method_not_allowed", headers=(("allow", allowed),)
+    )
+
+
 def _same_origin(request: ApiRequest) -> bool:
     """Whether a page of the console sent this form. A browser names the form's site in the header `sec-fetch-site` or
     `origin`. Other programs send neither header, and the console accepts their forms."""
@@ -255,7 +263,10 @@ def _same_origin(request: ApiRequest) -> bool:
         return False
     origin = request.header("origin")
     host = request.header("host") or request.header(":authority") or ""
-    return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
 
 
 def _target(request: ApiRequest) -> str:

@@ -10,7 +10,7 @@ the audit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict, Unpack
 from urllib.parse import quote
@@ -137,7 +137,7 @@ class Reading:
     secrets, as YAML. `facts` maps labels to facts about the deployment. `models` are the models in the settings.
     `window` returns a model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of
     an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
-    process, newest first. `process` is the id of this process.
+    process, newest first. `process` is the id of this process. `never_stored` is the setting `owner.store_never`.
     """
 
     journal: JournalStore
@@ -161,6 +161,7 @@ class Reading:
     databases: Sequence[StoreStatistics] = ()
     process: str = ""
     summary: Callable[[str, str], str | None] = lambda _owner, _sealed: None
+    never_stored: Collection[str] = ()
 
     async def entry(self, request_id: str, owner: str) -> Entry:
         """Return the journal entry of a request. `request_id` is the id of the entry, of the response or of the

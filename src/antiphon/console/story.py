@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -166,9 +166,14 @@ def why_no_entry(name: str) -> str:
     )
 
 
-def why_no_contents(entry: Entry) -> str:
+def is_never_stored(entry: Entry, never: Collection[str]) -> bool:
+    """Whether Antiphon stores no response of the entry's owner. `never` is the setting `owner.store_never`."""
+    return not entry.stored and (entry.owner in never or "*" in never)
+
+
+def why_no_contents(entry: Entry, never: Collection[str] = ()) -> str:
     """Return a sentence that explains why the contents of a request are not readable. If a setting can change this for
-    later requests, the sentence names the setting."""
+    later requests, the sentence names the setting. `never` is the setting `owner.store_never`."""
     if entry.recorded and not entry.stored:
         until = entry.ended_at + HELD_SECONDS
         if time.time() > until:
@@ -192,6 +197,11 @@ def why_no_contents(entry: Entry) -> str:
         return (
             "Antiphon refused the request before it began a response, so there are no contents to show. The message "
             "above says what to change."
+        )
+    if is_never_stored(entry, never):
+        return (
+            "The setting owner.store_never covers the owner of this request. So Antiphon stores and records no "
+            "contents, with any settings of the console."
         )
     if not entry.stored:
         return (

@@ -10,10 +10,12 @@ or split over the chunks of a stream.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
+from urllib.parse import unquote_plus
 
 from antiphon.redaction import bytes_without, without
 
@@ -42,22 +44,49 @@ _PLACEHOLDERS: Final = frozenset(
         *("skplaceholder", "testapikey", "yourapikey", "yourkey", "yourapikeyhere"),
     }
 )
-_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password|credential|signature", re.IGNORECASE)
+_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password|credential|signature|assertion", re.IGNORECASE)
+_PARAMETER: Final = re.compile(rf"{_HEADER.pattern}|passwd|^(?:sig|pwd|pass|code)$", re.IGNORECASE)
 _VARIABLE: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 _ESCAPED: Final = re.compile(r"\\+u([0-9a-fA-F]{4})")
 _MOST_SECRETS: Final = 64
 
 
 def header_secrets(headers: Iterable[tuple[str, str]]) -> Secrets:
-    """The credentials in the headers of a request or a response: tokens, API keys and cookie values, but no short words
-    and no common placeholders."""
+    """The credentials in the headers of a request or a response: tokens, API keys, passwords and cookie values. The
+    result leaves out short words and common placeholders."""
     found = dict[str, None]()
     for name, value in headers:
         if _HEADER.search(name):
             cookie = "cookie" in name.lower()
             words = (one.partition("=")[2] for one in value.split(";")) if cookie else value.split()
             found.update(dict.fromkeys(word.strip() for word in words))
-    return tuple(one for one in found if len(one) >= _SHORTEST and not _is_placeholder(one))[:_MOST_SECRETS]
+            scheme, _, encoded = value.strip().partition(" ")
+            if scheme.lower() == "basic":
+                found.update(dict.fromkeys(_basic(encoded)))
+    return _credentials(found)
+
+
+def query_secrets(query: str) -> Secrets:
+    """The values of a URL's query parameters with a credential's name, such as `key` and `sig`: decoded, and as they
+    are written in the URL."""
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    found = (value for name, _, value in pairs if _PARAMETER.search(unquote_plus(name)))
+    return _credentials(dict.fromkeys(form for value in found for form in (unquote_plus(value), value)))
+
+
+def _credentials(values: Iterable[str]) -> Secrets:
+    return tuple(one for one in values if len(one) >= _SHORTEST and not _is_placeholder(one))[:_MOST_SECRETS]
+
+
+def _basic(encoded: str) -> tuple[str, ...]:
+    """The user with the password, and the password, of a header `Authorization: Basic`. An empty password makes the
+    user the credential."""
+    try:
+        both = base64.b64decode(encoded.strip() + "==").decode("utf-8", "replace")
+    except ValueError:
+        return ()
+    user, _, password = both.partition(":")
+    return both, password or user
 
 
 def _is_placeholder(word: str) -> bool:

@@ -48,7 +48,7 @@ from antiphon.recordings.format import (
     normal_request,
 )
 from antiphon.recordings.matching import Playlist, summary
-from antiphon.recordings.scrubbing import Secrets, header_secrets
+from antiphon.recordings.scrubbing import Secrets, header_secrets, query_secrets
 
 _SEND_SECONDS: Final = 300.0
 """The maximum time in seconds for which a client may read nothing."""
@@ -275,7 +275,7 @@ class Recorder:
             method=request.method,
             path=exchange.path,
             cut=exchange.cut,
-            secrets=(*self._secrets, *header_secrets((*request.headers.items(), *exchange.headers))),
+            secrets=(*self._secrets, *_request_secrets(request), *header_secrets(exchange.headers)),
         )
         source = {
             "repo": "antiphon",
@@ -299,6 +299,11 @@ class Recorder:
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         return headers
+
+
+def _request_secrets(request: web.Request) -> Secrets:
+    """The credentials in the headers and in the URL of a request."""
+    return (*header_secrets(request.headers.items()), *query_secrets(request.raw_path.partition("?")[2]))
 
 
 def _end_to_end(headers: Mapping[str, str], but: tuple[str, ...] = ()) -> CIMultiDict[str]:
@@ -356,9 +361,7 @@ class Replayer:
         method, path = request.method, request.rel_url.raw_path
         body = await request.read()
         # Removing the secrets of a large body takes some time.
-        asked = await asyncio.to_thread(
-            normal_request, body, (*self._secrets, *header_secrets(request.headers.items()))
-        )
+        asked = await asyncio.to_thread(normal_request, body, (*self._secrets, *_request_secrets(request)))
         found = self._playlist.take(method, path, asked)
         if found is None:
             if (method, path) == ("GET", MODELS_PATH):

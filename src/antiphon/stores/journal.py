@@ -51,9 +51,9 @@ _PIECE = 1000
 _SAMPLE = 5000
 _GROUPS = 200
 _CHOICES = 100
-_OVERLAP = 3.0
-"""The seconds before the cursor that `newer` reads again. Processes write their entries once a second, so the store may
-receive an entry after entries of requests that ended later."""
+OVERLAP = 3.0
+"""The seconds before the newest known entry that a reader reads again. Processes write their entries once a second, so
+the store may receive an entry after entries of requests that ended later."""
 _COMPLETED = frozenset({"completed", "incomplete"})
 
 _TEXTS = {
@@ -230,7 +230,7 @@ class JournalStore:
         three seconds before the cursor, because processes write their entries late. The caller drops the entries that
         it already has."""
         where, named = _selected(chosen)
-        named["at"] = (_place(than)[0] if than else 0) - milliseconds(_OVERLAP)
+        named["at"] = (_place(than)[0] if than else 0) - milliseconds(OVERLAP)
         rows = await self._tables.fetch(_listing(chosen, f"{where} AND ended_at >= :at"), {**named, "limit": limit})
         return tuple([_entry(row) for row in rows])
 

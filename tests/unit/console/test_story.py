@@ -104,6 +104,13 @@ def test_missing_contents_are_explained(entry: Entry, says: str) -> None:
     assert says in why_no_contents(entry)
 
 
+@pytest.mark.parametrize(("never", "told"), [(("n:anna",), True), (("*",), True), (("n:bo",), False)])
+def test_missing_contents_of_an_owner_whose_responses_are_never_stored(never: tuple[str, ...], told: bool) -> None:
+    why = why_no_contents(Entry("e", "n:anna", response_id="r"), never)
+    assert ("owner.store_never" in why, "console.record_unstored" in why) == (told, not told)
+    assert "owner.store_never" not in why_no_contents(Entry("e", "n:anna", stored=True), never)
+
+
 @given(cuts=st.lists(st.integers(0, len(EVENT) * 3), max_size=6))
 def test_events_are_the_same_wherever_the_parts_end(cuts: list[int]) -> None:
     stream = EVENT * 3

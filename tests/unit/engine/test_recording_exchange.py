@@ -10,6 +10,7 @@ import pytest
 from msgspec import Raw
 
 from antiphon.config.operators import ConsoleSettings
+from antiphon.console.story import exported
 from antiphon.engine.exchange.recording_exchange import (
     LOOK,
     MOST,
@@ -170,6 +171,56 @@ def test_no_part_has_a_secret() -> None:
     assert "[redacted]" in text and "namespace" in text and "https://x.example" in text
     for secret in (mcp, deferred, nested, known, _KEY, base64.b64encode(known.encode()).decode()):
         assert secret not in text
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda key: json.dumps(key)[1:-1],
+        lambda key: json.dumps(key)[1:-1].replace("+", "\\u002B"),
+        lambda key: "".join(f"\\u{ord(letter):04x}" for letter in key),
+    ],
+)
+@pytest.mark.parametrize("mcp", ["Ab+cd/ef+gh/0123", "schlüssel-für-ölöfen-07", "x+ö1"])
+def test_no_part_has_an_escaped_secret(written: Any, mcp: str) -> None:
+    tool = f'{{"type": "mcp", "server_label": "d", "server_url": "https://x", "headers": {{"X-K": "{written(mcp)}"}}}}'
+    body = f'{{"model": "m", "input": "it is {written(_KEY)} and {written(mcp)}", "stream": true, "tools": [{tool}]}}'
+    exchange = _exchange(tool_types=frozenset({"mcp"}))
+    exchange.receive_request(RequestHead("POST", "/v1/responses", _HEAD, "owner"), body.encode())
+    pump(exchange, Outcome(), tools=ScriptedTools())
+    lines = exported(_whole(exchange))
+    for data in (*(part.data for part in _whole(exchange).parts), *lines):
+        for secret in (_KEY, mcp):
+            assert written(secret).encode() not in data and secret.encode() not in data
+    sent = json.loads(_whole(exchange).parts[0].data)
+    assert sent["input"] == "it is [redacted] and [redacted]"
+    assert sent["tools"][0]["headers"] == {"X-K": "[redacted]"}
+
+
+def test_a_body_that_cannot_be_read_may_have_escaped_tools() -> None:
+    exchange = _exchange()
+    body = b'{"tools": [{"type": "\\u006dcp", "authorization": "xyzzy-plugh"'
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+    assert _whole(exchange).parts[0].data == b""
+
+
+@pytest.mark.parametrize("written", [_KEY, _KEY.replace("-", "\\u002d"), "".join(f"\\u{ord(one):04X}" for one in _KEY)])
+def test_a_secret_that_is_split_over_the_chunks_of_a_stream(written: str) -> None:
+    stream = b'data: {"choices":[{"index":0,"delta":{"content":"it is %b."}}]}\n\n' % written.encode() + _END
+    for at in range(stream.index(b"it is"), stream.index(b'."}')):
+        ticks, outcome = Ticks(), Outcome()
+        exchange = _exchange(ticks=ticks)
+        _ask(exchange)
+        pump(exchange, outcome)
+        exchange.receive_upstream_head(200, SSE)
+        for piece in (stream[:at], stream[at:]):
+            ticks.now += 2 * STEP
+            exchange.receive_upstream_data(piece)
+            pump(exchange, outcome)
+        recording = _whole(exchange)
+        assert joined(recording, "data") == stream.replace(written.encode(), b"[redacted]")
+        assert b"it is [redacted]." in joined(recording, "event") and _KEY.encode() not in joined(recording, "event")
+        assert len([part for part in recording.parts if part.kind == "data"]) == 2
 
 
 def test_a_body_that_cannot_be_read_may_have_secrets() -> None:

@@ -25,7 +25,7 @@ from antiphon.recordings.format import (
     make_entry,
     read_entries,
 )
-from antiphon.recordings.scrubbing import environment_secrets, event_data, header_secrets, shows
+from antiphon.recordings.scrubbing import environment_secrets, event_data, header_secrets, query_secrets, shows
 from tests.support.recordings import all_recordings
 
 KEY = "sk-a-key-that-is-secret-1234"
@@ -271,10 +271,33 @@ def test_the_secrets_of_headers() -> None:
             ("cookie", "session=abcdefghij; theme=dark"),
             ("x-goog-api-key", "none"),
             ("authorization", "Bearer not-needed"),
+            ("x-goog-iam-assertion", "an-assertion-of-goog"),
             ("content-type", "application/json"),
         ]
     )
-    assert found == (KEY, "0123456789", "abcdefghij")
+    assert found == (KEY, "0123456789", "abcdefghij", "an-assertion-of-goog")
+
+
+@pytest.mark.parametrize(
+    ("both", "found"),
+    [
+        ("anna:a-password-1", ("anna:a-password-1", "a-password-1")),
+        ("anna:short", ("anna:short",)),
+        ("a-key-as-user:", ("a-key-as-user:", "a-key-as-user")),
+    ],
+)
+def test_the_secrets_of_basic_credentials(both: str, found: tuple[str, ...]) -> None:
+    encoded = base64.b64encode(both.encode()).decode()
+    assert header_secrets([("authorization", f"Basic {encoded}")]) == (encoded, *found)
+    assert header_secrets([("authorization", "Basic abcde")]) == ()
+
+
+def test_the_secrets_of_a_query() -> None:
+    names = ("key", "api_key", "token", "access_token", "sig", "X-Amz-Signature", "api-version", "signal", "alt")
+    query = "&".join(f"{name}=the-value-of-{name}" for name in names)
+    assert query_secrets(f"{query}&key=none&key") == tuple(f"the-value-of-{name}" for name in names[:6])
+    assert query_secrets("a%5Fkey=with%2Fslash+and") == ("with/slash and", "with%2Fslash+and")
+    assert query_secrets("") == ()
 
 
 def test_the_secrets_of_variables() -> None:

@@ -17,7 +17,7 @@ from antiphon.console.charts import waterfall
 from antiphon.console.reading import Reading
 from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
-from antiphon.console.story import Story, exported, tell, why_no_contents
+from antiphon.console.story import Story, exported, is_never_stored, tell, why_no_contents
 from antiphon.console.treatment import changed_parts, ignored_parts
 from antiphon.console.views.pending import show_pending
 from antiphon.console.views.requests import read_filter
@@ -94,7 +94,8 @@ class RequestView:
             whole=max([entry.seconds, *(span.end for span in entry.detail.spans)]),
             rate=_rate(entry),
             faults=_FAULTS,
-            no_record=why_no_contents(entry),
+            no_record=why_no_contents(entry, reading.never_stored),
+            never=is_never_stored(entry, reading.never_stored),
             held_until=entry.ended_at + HELD_SECONDS if not entry.stored else 0.0,
             snippets=_snippets(story, stored, items),
             previous=newer,
@@ -118,7 +119,9 @@ class RequestView:
         entry = await self._reading.entry(request_id, call.owner)
         await note_request(self._reading, call, entry)
         recording = await self._reading.recording(entry)
-        lines = exported(recording, entry) if recording is not None else []
+        if recording is None:
+            raise NotFound(why_no_contents(entry, self._reading.never_stored), code="not_found")
+        lines = exported(recording, entry)
         if not lines:
             raise NotFound("The contents of this request are not recorded.", code="not_found")
         body = b"".join(lines)
