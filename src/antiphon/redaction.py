@@ -32,6 +32,13 @@ _SHORT = 8
 _LONG = 24
 _PIECE = 12
 _BLOCK = _PIECE // 2
+_LEVELS: Final = 4
+"""JSON within JSON escapes the escapes again. The search decodes this many levels."""
+_ESCAPES: Final = r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\["\\/bfnrt]'
+_ESCAPE: Final = re.compile(_ESCAPES)
+_ESCAPE_BYTES: Final = re.compile(_ESCAPES.encode())
+_NOT_ASCII: Final = re.compile(rb"\\u(?!00[0-7])[0-9a-fA-F]{4}")
+_LETTERS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _LOWER: Final = bytes(range(256)).lower()
 _OTHERS: Final = bytes(byte for byte in range(256) if not chr(byte).isalnum() or byte > 127)
 
@@ -44,6 +51,11 @@ def bearer_token(authorization: str | None) -> KnownSecrets:
 
 def without(text: str, secrets: Iterable[str]) -> str:
     """The text with `[redacted]` in place of each secret in `secrets`."""
+    return _cut(text, _spans(text, secrets))
+
+
+def _spans(text: str, secrets: Iterable[str]) -> list[tuple[int, int]]:
+    """The start and the end of each secret in the text."""
     gone: list[tuple[int, int]] = []
     # A first search in bytes is fast, but does not give positions in the text. Most texts contain no secret and need no
     # second search.
@@ -59,6 +71,11 @@ def without(text: str, secrets: Iterable[str]) -> str:
         if len(secret) >= 4 and len(_squeezed(secret)[0]) < _SHORT:
             alone = rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])"
             gone += (match.span() for match in re.finditer(alone, text))
+    return gone
+
+
+def _cut(text: str, gone: list[tuple[int, int]]) -> str:
+    """The text with `[redacted]` in place of these parts."""
     if not gone:
         return text
     kept, behind = [], 0
@@ -82,7 +99,7 @@ class SecretSearch:
 
     The quick search finds each secret and its encodings. The quick search also finds any 23 consecutive letters and
     digits of a long secret, and some shorter parts. A search for all short parts of a secret would also find ordinary
-    words.
+    words. Both searches also find a secret whose characters are JSON escapes, also in JSON within JSON.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -96,17 +113,88 @@ class SecretSearch:
         self._needles = tuple(dict.fromkeys(needles))
         short = [secret for secret in self._secrets if len(secret) >= 4 and len(_squeezed(secret)[0]) < _SHORT]
         self._short = [secret.encode("utf-8", "surrogateescape") for secret in short]
+        self._exact = not all(word.isascii() for word in self._short)
+
+    def joined(self, secrets: Iterable[str]) -> SecretSearch:
+        """A search for the secrets of this search and for these secrets."""
+        more = SecretSearch(secrets)
+        more._secrets += self._secrets
+        more._needles += self._needles
+        more._short += self._short
+        more._exact = more._exact or self._exact
+        return more
 
     def clean(self, body: bytes) -> bytes:
         """The body without the known secrets. Returns `body` itself if it contains no secret."""
+        if b"\\" in body and self._is_escaped_in(body):
+            text = body.decode("utf-8", "surrogateescape")
+            gone = [*_spans(text, self._secrets), *_escaped_spans(text, self._secrets)]
+            body = _cut(text, gone).encode("utf-8", "surrogateescape")
         for word in self._short:
             if word in body:
                 # As in `without`, the method removes a short secret only where it is a separate word. The search is
                 # fast if the pattern begins with the word.
                 literal = re.escape(word)
                 body = re.sub(rb"%b(?<![A-Za-z0-9]%b)(?![A-Za-z0-9])" % (literal, literal), _GONE.encode(), body)
+        return bytes_without(body, self._secrets) if self._may_be_in(body) else body
+
+    def _may_be_in(self, body: bytes) -> bool:
         plain = body.translate(_LOWER, _OTHERS)
-        return bytes_without(body, self._secrets) if any(needle in plain for needle in self._needles) else body
+        return any(needle in plain for needle in self._needles)
+
+    def _is_escaped_in(self, body: bytes) -> bool:
+        """Whether the body may contain a secret after its JSON escapes are decoded."""
+        for _ in range(_LEVELS if self._secrets else 0):
+            # The needles are ASCII, and this replacement is much faster than decoding.
+            inner = unescaped(body if self._exact else _NOT_ASCII.sub(b" ", body))
+            if self._may_be_in(inner) or any(word in inner for word in self._short):
+                return True
+            if b"\\" not in inner:
+                return False
+            body = inner
+        return False
+
+
+def unescaped(body: bytes) -> bytes:
+    """The body with its JSON escapes decoded once."""
+    return _ESCAPE_BYTES.sub(lambda found: _MEANT.get(found[0]) or _meant_bytes(found[0]), body)
+
+
+def _meant_bytes(escape: bytes) -> bytes:
+    return _meant(escape.decode()).encode("utf-8", "surrogatepass")
+
+
+def _meant(escape: str) -> str:
+    """The character that one JSON escape, or a pair of escaped surrogates, stands for."""
+    if escape[1] != "u":
+        return _LETTERS.get(escape[1], escape[1])
+    return bytes.fromhex(escape.replace("\\u", "")).decode("utf-16-be", "surrogatepass")
+
+
+_MEANT: Final = {
+    escape.encode(): _meant(escape).encode()
+    for escape in (*(f"\\{one}" for one in '"\\/bfnrt'), *(f"\\u{code:04x}" for code in range(128)))
+}
+
+
+def _escaped_spans(text: str, secrets: KnownSecrets) -> list[tuple[int, int]]:
+    """The start and the end of each secret that appears after the text's JSON escapes are decoded."""
+    gone: list[tuple[int, int]] = []
+    places = [(at, at + 1) for at in range(len(text))]
+    for _ in range(_LEVELS):
+        letters: list[str] = []
+        inner: list[tuple[int, int]] = []
+        behind = 0
+        for found in _ESCAPE.finditer(text):
+            letters += [text[behind : found.start()], _meant(found[0])]
+            whole = (places[found.start()][0], places[found.end() - 1][1])
+            inner += [*places[behind : found.start()], *([whole] * len(letters[-1]))]
+            behind = found.end()
+        if not letters:
+            break
+        text, places = "".join((*letters, text[behind:])), [*inner, *places[behind:]]
+        gone += ((places[at][0], places[end - 1][1]) for at, end in _spans(text, secrets))
+    return gone
 
 
 def _squeezed(text: str) -> tuple[str, list[int]]:

@@ -18,7 +18,7 @@ has at most `limit` bytes of data and `MOST` parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -45,7 +45,7 @@ from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.engine.ports.journal import PART, Part, Recording
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
-from antiphon.redaction import KnownSecrets, SecretSearch, bearer_token
+from antiphon.redaction import KnownSecrets, SecretSearch, bearer_token, unescaped
 from antiphon.types.json import try_decode
 from antiphon.types.transport import Headers, UpstreamError
 from antiphon.types.views import DeclaredTools
@@ -337,12 +337,11 @@ class RecordedParts:
         """Return the whole recording, without secrets. `started` is the time at which the request began, on the clock
         `ticks`."""
         self._flush()
-        searches = (self._search, SecretSearch(self._secrets))
+        search = self._search.joined(self._secrets)
+        cleaned = _clean_parts(self._parts, search)
         parts = [
-            Part(
-                max(0.0, part.at - started), part.kind, _clean(part.data, searches), _clean_facts(part.facts, searches)
-            )
-            for part in self._parts
+            Part(max(0.0, part.at - started), part.kind, data, _clean_facts(part.facts, search))
+            for part, data in zip(self._parts, cleaned, strict=True)
         ]
         return Recording(tuple(parts), self._cut)
 
@@ -379,7 +378,7 @@ def secrets_of_tools(body: bytes) -> KnownSecrets | None:
     credentials."""
     declared = try_decode(_TOOLS, body)
     if declared is None:
-        return None if b"mcp" in body else ()
+        return None if b"mcp" in unescaped(body) else ()
     found: list[str] = []
     items = declared.input if isinstance(declared.input, list) else []
     tools: list[Any] = [tool for one in (declared, *items) for tool in one.tools or ()]
@@ -413,23 +412,41 @@ def _credentials_of(url: object) -> list[str]:
     return found + [value for pair in query.partition("#")[0].split("&") if (value := pair.partition("=")[2])]
 
 
-def _clean(data: bytes, searches: tuple[SecretSearch, SecretSearch]) -> bytes:
-    for search in searches:
-        data = search.clean(data)
-    return data
+def _clean_parts(parts: Sequence[Part], search: SecretSearch) -> list[bytes]:
+    """Return the data of each part without secrets. If a secret lies across two parts of a stream, the last part of the
+    stream gets all its data."""
+    cleaned = [part.data for part in parts]
+    # The upstream's answer to one call is one stream, and so are the events for the client. Every other part is alone.
+    streams: dict[tuple[str, int], list[int]] = {}
+    call = 0
+    for place, part in enumerate(parts):
+        call += part.kind == "call"
+        number = {"data": call, "event": 0}.get(part.kind, place)
+        streams.setdefault((part.kind, number), []).append(place)
+    for places in streams.values():
+        whole = b"".join([cleaned[place] for place in places])
+        clean = search.clean(whole)
+        if clean is whole or clean == whole:
+            continue
+        each = [search.clean(cleaned[place]) for place in places]
+        if b"".join(each) != clean:
+            each = [*[b""] * (len(places) - 1), clean]
+        for place, data in zip(places, each, strict=True):
+            cleaned[place] = data
+    return cleaned
 
 
-def _clean_facts(facts: Mapping[str, object], searches: tuple[SecretSearch, SecretSearch]) -> Mapping[str, object]:
+def _clean_facts(facts: Mapping[str, object], search: SecretSearch) -> Mapping[str, object]:
     """Return the metadata of a recorded part, without secrets."""
     clean: dict[str, object] = {}
     for name, value in facts.items():
         if isinstance(value, str):
-            value = _clean_text(value, searches)
+            value = _clean_text(value, search)
         elif isinstance(value, list):
-            value = [[header, _clean_text(text, searches)] for header, text in value]
+            value = [[header, _clean_text(text, search)] for header, text in value]
         clean[name] = value
     return clean
 
 
-def _clean_text(text: str, searches: tuple[SecretSearch, SecretSearch]) -> str:
-    return _clean(text.encode("utf-8", "surrogateescape"), searches).decode("utf-8", "surrogateescape")
+def _clean_text(text: str, search: SecretSearch) -> str:
+    return search.clean(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
