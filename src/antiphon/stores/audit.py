@@ -25,6 +25,7 @@ from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 ChangeAction = Literal[
     "adopt-owner",
+    "backup",
     "delete-owner",
     "deployment-keys --accept",
     "export",
@@ -42,6 +43,7 @@ ChangeAction = Literal[
     "request run",
     "response cancel",
     "response delete",
+    "restore",
     "vector-store attach",
     "vector-store change",
     "vector-store create",
@@ -49,7 +51,7 @@ ChangeAction = Literal[
     "vector-store detach",
 ]
 """The names of the actions that the audit log counts as changes. `export` changes nothing, but it returns all data of
-an owner."""
+an owner. `backup` changes nothing, but its archive has all data."""
 ReadAction = Literal[
     "read audit",
     "read conversation",
