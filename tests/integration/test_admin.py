@@ -388,8 +388,7 @@ def test_a_backup_and_a_restore_are_noted_in_the_audit(
     assert '"action":"backup"' in capsys.readouterr().err and noted(data) == []
     assert main([*backup, str(archive)]) == 0
     made = ("backup", {"file": str(archive), "keys": True})
-    # A backup that is refused leaves no row.
-    assert main([*backup, str(archive)]) == 1 and noted(data) == [made]
+    assert main([*backup, str(archive)]) == 1 and noted(data) == [made], "a refused backup leaves no row"
     assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0
     assert noted(again) == [("restore", {"file": str(archive)}), made]
 

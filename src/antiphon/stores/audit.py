@@ -36,6 +36,7 @@ ChangeAction = Literal[
     "keys create",
     "keys revoke",
     "keys rotate",
+    "move",
     "move-owner",
     "new-keys",
     "prompt delete",

@@ -15,8 +15,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY, deployment_keys, key_problems
-from antiphon.commands.terminal import progress, write_table
+from antiphon.commands.admin.audit import acted, note_state_action
+from antiphon.commands.terminal import printable, progress, write_table
 from antiphon.config.settings import Settings
 from antiphon.config.urls import read_state_url
 from antiphon.errors import ConfigError
@@ -112,6 +115,10 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
     folder = place.folder or settings.data
     with progress("move", quiet=as_json) as shown:
         moved = await move(folder, url, data=settings.data, blobs=settings.blobs, said=shown.say, report=shown.report)
+    # The new database stores the row, because the command does not change the old database.
+    state = settings.state.model_copy(update={"url": SecretStr(url)})
+    there = settings.model_copy(update={"state": state})
+    await note_state_action(there, acted("move", detail={"from": printable(str(folder)), "to": goal.shown}))
     if as_json:
         kinds = [
             {
