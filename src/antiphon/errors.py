@@ -356,10 +356,10 @@ def string_too_long(name: str, limit: int, length: int) -> InvalidRequest:
     return invalid_parameter(name, f"{problem} instead", "string_above_max_length")
 
 
-def unknown_cursor(name: str, where: str) -> InvalidRequest:
-    """The error for a cursor that names no existing item. `name` is the parameter (`after`, `before`), and `where` is a
-    text like "There is no file with this id"."""
-    return InvalidRequest(f"{where}: '{name}'.", param=name)
+def unknown_cursor(name: str, cursor: str, where: str) -> InvalidRequest:
+    """The error for a cursor that names no existing item. `name` is the parameter (`after`, `before`), and `cursor` its
+    value. `where` is a text like "There is no file with this id"."""
+    return InvalidRequest(f"{where}: '{cursor[:_LONGEST_ID]}'.", param=name)
 
 
 class StoreError(AntiphonError):

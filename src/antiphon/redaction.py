@@ -262,17 +262,19 @@ _NAMED: Final = re.compile(
     r"(?=[^\s\"'<>`,;&)]{0,200}[0-9*_-])[^\s\"'<>`,;&)]{4,}",
     re.IGNORECASE,
 )
+_CLIENT_KEY: Final = r"ant_[A-Za-z0-9_-]{20,}"
 # A leading lookahead is faster than \b: the regex engine skips non-letters, and checks the lookbehind only at letters.
 KEYS: Final = re.compile(
     rf"(?=[A-Za-z])(?<![A-Za-z0-9_])(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|gh[opsru]|github_pat|gl(?:pat|ptt|dt|rt|ft|soat|cbt|imt)"
     rf"|xox[abeoprs]|xapp|lsv2|psk|esecret|whsec|npm|dckr_pat|shp(?:at|ss))[-_]{_END}{{6,}}"
-    rf"|AIza{_END}{{16,}}|ya29\.{_END}{{8,}}|(?:AKIA|ASIA)[0-9A-Z]{{12,}}|dapi[0-9a-f]{{32}}"
+    rf"|{_CLIENT_KEY}|AIza{_END}{{16,}}|ya29\.{_END}{{8,}}|(?:AKIA|ASIA)[0-9A-Z]{{12,}}|dapi[0-9a-f]{{32}}"
     r"|(?:FwoG|FQoG|IQoJ)[A-Za-z0-9+/]{16,}={0,2}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?)"
 )
-"""Matches API keys that begin with the prefix of their provider."""
+"""Matches API keys that begin with the prefix of their provider, and the client keys that Antiphon creates."""
 SHORTEST_KEY: Final = 9
 """The length of the shortest text that `KEYS` can match."""
+_OWN_KEYS: Final = re.compile(rf"(?<![A-Za-z0-9_]){_CLIENT_KEY}")
 _PRIVATE_KEY: Final = re.compile(
     r"-----BEGIN[A-Z0-9 ]{0,40} PRIVATE KEY-----(?:.*?-----END[A-Z0-9 ]{0,40} PRIVATE KEY-----|.*)"
 )
@@ -322,6 +324,11 @@ _IN_ORDER: Final = (
     (_ACCOUNTS, _GONE),
     (_RANDOM, _GONE),
 )
+
+
+def without_client_keys(text: str) -> str:
+    """The text with `[redacted]` in place of each client key that Antiphon created (`ant_…`)."""
+    return _OWN_KEYS.sub(_GONE, text) if "ant_" in text else text
 
 
 def redacted(text: str, limit: int, secrets: KnownSecrets = ()) -> str:

@@ -369,6 +369,30 @@ def test_an_export_and_a_deletion_are_noted_in_the_audit(data: Path, capsys: pyt
     assert (deleted[2]["responses"], deleted[2]["files"], deleted[2]["vector_stores"]) == (2, 1, 1)
 
 
+def test_a_backup_and_a_restore_are_noted_in_the_audit(
+    data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noted(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+        capsys.readouterr()
+        assert main(["admin", "audit", "--data", str(folder), "--json"]) == 0
+        return [(row["action"], row["detail"]) for row in _lines(capsys.readouterr().out)]
+
+    archive, again = elsewhere / "backup.tar", elsewhere / "again"
+    (data / "sealing.key").write_text("k" * 64)
+    shutil.rmtree(data / "containers")  # these are in no backup
+    backup = ["admin", "backup", "--data", str(data), "--to"]
+    with monkeypatch.context() as patch:
+        # The row would apply the migration, so there is only a log line.
+        patch.setattr("antiphon.commands.admin.audit.missing_steps", lambda *_: ["a step"])
+        assert main([*backup, str(elsewhere / "old.tar")]) == 0
+    assert '"action":"backup"' in capsys.readouterr().err and noted(data) == []
+    assert main([*backup, str(archive)]) == 0
+    made = ("backup", {"file": str(archive), "keys": True})
+    assert main([*backup, str(archive)]) == 1 and noted(data) == [made], "a refused backup leaves no row"
+    assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0
+    assert noted(again) == [("restore", {"file": str(archive)}), made]
+
+
 def test_results_as_json(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def told(*words: str, status: int = 0) -> list[dict[str, Any]]:
         assert main(["admin", *words, "--data", str(data), "--json"]) == status

@@ -106,8 +106,8 @@ async def test_a_list_shows_no_token_and_has_cursors(tmp_path: Path) -> None:
 async def test_the_audit_names_the_api_and_no_token(tmp_path: Path) -> None:
     async with gateway(tmp_path) as (_, app):
         with capture_logs() as lines:
-            key = await created(app, name="laptop")
-            _, after = await admin(app, f"keys/{key['id']}/rotate", "POST")
+            key = await created(app, name="laptop", expires_in=3600)
+            _, after = await admin(app, f"keys/{key['id']}/rotate", "POST", {"overlap": 60})
             await admin(app, f"keys/{after['id']}", "DELETE")
         status, audit = await admin(app, "audit?owner=anna&since=2020-01-01&changes=true")
         assert status == 200 and not audit["has_more"]
@@ -116,10 +116,34 @@ async def test_the_audit_names_the_api_and_no_token(tmp_path: Path) -> None:
             ("admin-api", "keys rotate", key["id"], "n:anna"),
             ("admin-api", "keys create", key["id"], "n:anna"),
         ]
-        assert audit["data"][2]["detail"]["name"] == "laptop"
+        made = audit["data"][2]["detail"]
+        assert (made["name"], made["expires_in"]) == ("laptop", 3600)
+        assert audit["data"][1]["detail"] == {"successor": after["id"], "expires_in": None, "overlap": 60}
         assert not any(secret in f"{audit}{lines}" for secret in (key["token"], after["token"], TOKEN))
         _, newest = await admin(app, "audit?limit=1")
         assert newest["has_more"] and len(newest["data"]) == 1
+
+
+async def test_a_key_in_place_of_an_id_is_in_no_log_line_error_or_row(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as (_, app):
+        with capture_logs() as lines:
+            token = (await created(app))["token"]
+            told = [await admin(app, f"keys/{token}", "DELETE"), await admin(app, f"keys/{token}/rotate", "POST")]
+            told += [await admin(app, f"keys?after={token}"), await admin(app, f"keys?owner={token}")]
+            told += [await admin(app, f"usage?owner=n:{token}"), await admin(app, f"quotas?subject=owner:n:{token}")]
+            told += [await admin(app, f"audit?owner={token}"), await admin(app, "audit")]
+        assert [status for status, _ in told] == [404, 404, 400, 200, 200, 200, 200, 200]
+        assert "'[redacted]' not found" in told[0][1]["error"]["message"]
+        assert "this id: '[redacted]'" in told[2][1]["error"]["message"]
+        owners = {one["owner"] for one in told[-1][1]["data"]}
+        assert owners == {"", "n:anna", "[redacted]", "n:[redacted]"}
+        assert token not in f"{told}{[line for line in lines if line['event'] == 'audit']}"
+
+
+async def test_a_cursor_that_is_not_there_is_named(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as (_, app):
+        _, refused = await admin(app, "keys?after=key_nope")
+        assert refused["error"]["message"] == "There is no client key with this id: 'key_nope'."
 
 
 async def test_each_read_leaves_a_row_with_whose_data_it_was(tmp_path: Path) -> None:
@@ -196,6 +220,8 @@ async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
         ({"owner": "anna", "models": "qwen*"}, "models", "expected an array"),
         ({"owner": "anna", "models": ["a", ""]}, "models[1]", "a glob has 1 to 100"),
         ({"owner": "anna", "tools": ["x"] * 101}, "tools", "at most 100 globs"),
+        ({"owner": "anna", "models": []}, "models", "an empty list would allow all models"),
+        ({"owner": "anna", "tools": []}, "tools", "an empty list would allow all tools"),
         ({"owner": "anna", "expires_in": 0}, "expires_in", ">= 1"),
         ({"owner": "anna", "expires_in": "90d"}, "expires_in", "expected an integer"),
         ({"owner": "anna", "model": ["qwen*"]}, "model", "The allowed fields are owner, name"),

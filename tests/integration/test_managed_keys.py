@@ -152,6 +152,7 @@ async def test_a_token_keeps_its_history_when_its_owner_gets_a_name(
     token = "a-token-from-before-there-were-names"
     monkeypatch.setenv("ANNAS_TOKEN", token)
     monkeypatch.setenv("SHORT_TOKEN", "short")
+    monkeypatch.setenv("ADMIN", "the-admin-token-of-this-data-folder")
     keys.apart = True
     async with processes(data) as made:
         before = await made.start()
@@ -161,6 +162,10 @@ async def test_a_token_keeps_its_history_when_its_owner_gets_a_name(
         assert await status(after, token) == 401
         await keys.run("create", "--owner", "anna", "--from-env", "SHORT_TOKEN", status=2)
         assert "--from-env SHORT_TOKEN: a key needs at least 16" in keys.errors
+        (data / "admin.token").write_text("the-admin-token-of-this-data-folder\n")
+        await keys.run("create", "--owner", "anna", "--from-env", "ADMIN", status=2)
+        assert "--from-env ADMIN: this is the admin token" in keys.errors
+        (data / "admin.token").unlink()
         out = await keys.run("create", "--owner", "anna", "--from-env", "ANNAS_TOKEN")
         assert token not in out + keys.errors and "admin move-owner --from b:" in keys.errors
         await becomes(200, after, token)
@@ -213,7 +218,8 @@ async def test_the_audit_lists_each_change_of_a_key(data: Path, keys: Keys, caps
         ("keys rotate", made["id"], "n:anna"),
         ("keys create", made["id"], "n:anna"),
     ]
-    assert rows[3]["detail"]["name"] == "laptop" and rows[2]["detail"] == {"successor": after["id"]}
+    assert rows[3]["detail"]["name"] == "laptop"
+    assert rows[2]["detail"] == {"successor": after["id"], "expires_in": None, "overlap": 86_400}
     assert all(row["actor"] == f"cli:{pwd.getpwuid(os.getuid()).pw_name}" for row in rows)
     assert made["token"] not in out and after["token"] not in out
     words = ["admin", "audit", "--owner", "anna", "--limit", "1", "--since", "2020-01-01", "--data", str(data)]

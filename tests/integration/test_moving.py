@@ -382,7 +382,11 @@ async def test_clients_read_the_same_bytes_and_go_on(url: str, tmp_path: Path) -
                     moving.send_signal(signal.SIGKILL)
             said = (await moving.stdout.read()).decode()
             assert await moving.wait() == (-signal.SIGKILL if place else 0), lines
-        assert "every row and every content was compared" in said and "responses " in said
+        assert "compared every row and the contents of every file" in said and "responses " in said
+        connection = await asyncpg.connect(url)
+        rows = await connection.fetch("SELECT actor, action, detail FROM audit WHERE action = 'move'")
+        await connection.close()
+        assert len(rows) == 1 and rows[0]["actor"].startswith("cli:") and str(data) in rows[0]["detail"]
         assert any("copying continues after" in line for line in lines)
 
         gateway = await start_gateway(upstream.base_url, data, "--door", "http", environ=keys)

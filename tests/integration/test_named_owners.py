@@ -107,7 +107,11 @@ async def test_no_item_brings_a_tool_that_the_key_does_not_allow(app: Background
 
 @pytest.mark.parametrize(
     "body",
-    [{"tools": [{"type": "custom", "custom": {"name": "c"}}]}, {"web_search_options": {}}],
+    [
+        {"tools": [{"type": "custom", "custom": {"name": "c"}}]},
+        {"web_search_options": {}},
+        {"plugins": [{"id": "web"}]},
+    ],
 )
 async def test_chat_completions_have_the_same_limits(app: BackgroundApp, body: dict[str, Any]) -> None:
     chat = {"model": "qwen3", "messages": [{"role": "user", "content": "Hi"}]}

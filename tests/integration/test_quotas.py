@@ -17,13 +17,14 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.stores.quotas import StoredCounter
 from tests.support.background_app import BackgroundApp, Processes, processes
-from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
+from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, json_answer, text_stream
 from tests.support.gateway import start_gateway
 from tests.support.sandbox_trial import trial
 
 KEYS = {"anna": {"keys": ["anna-first-key-of-all", "anna-second-key-here"], "team": "research"}}
 KEYS |= {f"ben{number}": {"keys": [f"key-of-ben-number-{number}"]} for number in range(3)}
 ASK = {"model": "m", "input": "hi"}
+ASK_CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 PRICES = (PriceSettings(model="m", input=1.0, output=10.0),)
 
 
@@ -207,6 +208,61 @@ async def test_a_forwarded_stream_is_charged_by_its_usage_in_any_pieces(
     messages = [{"role": "user", "content": "hi"}]
     status, _, _ = await _post(app, "/chat/completions", messages=messages, stream=True)
     assert status == 200 and (await _used(app))["owner:n:anna tokens_per_month"] == 23
+
+
+@pytest.mark.parametrize(("text", "counts"), [("y" * 40_000, 10_000), ("ä\n" * 12_000, 9_000), ("", 0)])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_forwarded_answer_without_usage_costs_its_text_if_the_estimate_is_smaller(
+    made: Processes, text: str, counts: int, stream: bool
+) -> None:
+    whole = json_answer({"choices": [{"message": {"content": text}}]})
+    made.chat.script(answer(parts=text_stream(text[:1000], text[1000:], usage=False)) if stream else whole)
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 1_000_000}}, prices=PRICES)
+    body = {**ASK_CHAT, "stream": stream, "max_tokens": 500}
+    assert (await _post(app, "/chat/completions", **body))[0] == 200
+    read = len(json.dumps({**ASK, **body})) // 4
+    assert (await _used(app))["owner:n:anna tokens_per_month"] == read + max(500, counts)
+
+
+async def test_a_forwarded_stream_that_the_client_cuts_costs_its_text(made: Processes) -> None:
+    usage = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 5}
+    made.chat.script(answer(parts=[*text_stream("y" * 40_000, done=False, usage=False), WaitGone()]))
+    quotas = {"each_owner": {"tokens_per_month": 1_000_000, "cost_per_month": 5}}
+    app = await made.start(owner_keys=KEYS, quotas=quotas, prices=PRICES)
+    headers = {"authorization": "Bearer anna-first-key-of-all"}
+    body = {**ASK, **ASK_CHAT, **usage}
+    async with app.session.post(app.url + "/chat/completions", json=body, headers=headers) as got:
+        seen = 0
+        while seen < 40_000:
+            seen += len(await got.content.readany())
+        got.close()
+    read = len(json.dumps(body)) // 4
+    assert await _used(app) == {
+        "owner:n:anna tokens_per_month": read + 10_000,
+        "owner:n:anna cost_per_month": read + 100_000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "output"),
+    [
+        ({"n": 3, "max_tokens": 100}, 300),
+        ({"n": "3", "max_tokens": "100"}, 300),
+        ({"n": 3}, 3 * 1000),
+        ({"max_tokens": -1}, 1000),
+        ({"max_completion_tokens": -1, "max_tokens": 70, "n": -1}, 70),
+        ({"max_completion_tokens": 0, "max_tokens": 70, "n": 0}, 70),
+    ],
+)
+async def test_the_estimate_of_a_forwarded_request_counts_all_its_answers(
+    made: Processes, limits: dict[str, Any], output: int
+) -> None:
+    made.chat.script(answer(parts=text_stream("hi", usage=False)))
+    quotas = {"each_owner": {"tokens_per_month": 1_000_000}, "expected_output_tokens": 1000}
+    app = await made.start(owner_keys=KEYS, quotas=quotas)
+    body = {**ASK_CHAT, **limits, "stream": True}
+    assert (await _post(app, "/chat/completions", **body))[0] == 200
+    assert (await _used(app))["owner:n:anna tokens_per_month"] == len(json.dumps({**ASK, **body})) // 4 + output
 
 
 LONG = "word " * 3200

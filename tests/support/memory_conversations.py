@@ -186,7 +186,7 @@ def page_of(values: Sequence[T], ids: Sequence[str], page: PageQuery, missing: s
     names = [name for name, _ in both]
     for name in ("after", "before"):
         if (cursor := getattr(page, name)) is not None and cursor not in names:
-            raise InvalidRequest(f"{missing}: '{name}'.", param=name)
+            raise InvalidRequest(f"{missing}: '{cursor}'.", param=name)
     start = names.index(page.after) + 1 if page.after is not None else 0
     end = names.index(page.before) if page.before is not None else len(names)
     between = [value for _, value in both[start:end]]

@@ -86,6 +86,7 @@ def test_lower_levels_are_left_out(output: _Output) -> None:
         {"ignored": ("foo", "sk-hunter2hunter2")},
         {"model": "gsk_hunter2hunter2"},
         {"path": "/v1/responses/ghp_hunter2hunter2"},
+        {"path": "/v1/antiphon/admin/keys/ant_hunter2hunter2_-hunter2"},
     ],
     ids=repr,
 )

@@ -38,6 +38,7 @@ SECRETS = [
     "whsec_AbCdEf0123456789",
     "npm_AbCdEf0123456789AbCd",
     "dckr_pat_AbCdEf0123456789",
+    "ant_abcdefghijklmnopqrstuvw-_yz",
 ]
 
 

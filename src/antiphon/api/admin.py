@@ -54,7 +54,7 @@ _DAY_SECONDS = 86_400
 _MOST_SECONDS = 3_650 * _DAY_SECONDS
 
 _Body = TypeVar("_Body", bound=Struct)
-_Globs = Annotated[list[str], Meta(extra_json_schema={"maxItems": 100})]
+_Globs = Annotated[list[str], Meta(extra_json_schema={"minItems": 1, "maxItems": 100})]
 _Seconds = Annotated[int, Meta(ge=1, le=_MOST_SECONDS)]
 
 
@@ -220,6 +220,9 @@ class Administration(Area):
         `too_many_keys` or `managed_keys_off`.
         """
         body = _read(request, CreateClientKey)
+        for field, given in (("models", body.models), ("tools", body.tools)):
+            if given == []:
+                raise invalid_value(field, f"an empty list would allow all {field}: leave the field out, or name some")
         self._check_accepted()
         globs = (tuple(body.models or ()), tuple(body.tools or ()))
         made, token = await self.keys.create(

@@ -18,7 +18,6 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -31,6 +30,7 @@ from msgspec import Raw
 
 from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import UPSTREAM_ERRORS, AnswerCut, AnyObject, ApiRequest, ApiResponse
+from antiphon.api.passed_quota import PassedQuota, PassedUsage, StreamUsage, text_size, usage_in
 from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import Failure, cancelled, operation_in, refusal, transport_failure
@@ -48,7 +48,7 @@ from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.translation.request.body import read_model
 from antiphon.translation.request.checks import not_json
-from antiphon.types.json import encode, raw, try_decode
+from antiphon.types.json import encode, raw
 from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
 
 MODEL_PATHS = ("/chat/completions", "/embeddings")
@@ -56,8 +56,6 @@ MODEL_PATHS = ("/chat/completions", "/embeddings")
 
 PASSED = "pass_through"
 """The value of the field `door` in the journal's entries for forwarded requests."""
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
-"""Matches a `usage` that is an object. Some servers send `"usage": null` in all chunks but the last."""
 _MODEL_LENGTH = 128
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
@@ -168,7 +166,7 @@ class PassedOn:
         # credentials.
         unheard = () if HEADER in allowed or request.header(HEADER) is None else (("antiphon-ignored", HEADER),)
         called = "embeddings" if upstream is not None else route.upstream
-        quota = _Quota(self._reserve(request.caller) if self._reserve is not None else None)
+        quota = PassedQuota(self._reserve(request.caller) if self._reserve is not None else None)
         stack = AsyncExitStack()
         try:
             await quota.take(request.body, writes=path != "/embeddings")
@@ -192,16 +190,18 @@ class PassedOn:
             return ApiResponse(
                 answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called, quota, note, why), why
             )
-        usage = None
+        usage, sent = None, 0
         try:
             async with stack:
                 whole = b"".join([part async for part in answer.body()])
             if quota.reads_usage or note.reads_usage:
                 usage = usage_in(whole)
+            if quota.reads_usage and usage is None:
+                sent = text_size(whole)
         except UpstreamCallFailed as failure:
             raise _unanswered(failure.error, called) from None
         finally:
-            quota.close(usage, answer.status)
+            quota.close(usage, answer.status, sent)
         why = self._why(answer, whole, called)
         if why is None:
             note.came()
@@ -228,82 +228,6 @@ def _passed(path: str) -> Route:
     return Route("POST", f"/v1{path}", summary, AnyObject, body=AnyObject, events=AnyObject, errors=errors, keyed=True)
 
 
-class _PassedRequest(msgspec.Struct):
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-
-
-_PASSED_REQUEST = msgspec.json.Decoder(_PassedRequest)
-
-
-class _Quota:
-    """The reservation of one forwarded request in its quotas. Without quotas, every method does nothing."""
-
-    def __init__(self, reservation: Reservation | None) -> None:
-        self._reservation = reservation
-
-    async def take(self, body: bytes, *, writes: bool) -> None:
-        """Reserve the tokens that the request with this body may use. `writes`: whether the answer has output tokens.
-        Raises `ApiError`."""
-        if self._reservation is not None:
-            limits = try_decode(_PASSED_REQUEST, body) or _PassedRequest()
-            output = (limits.max_completion_tokens or limits.max_tokens) if writes else 0
-            if writes and output is not None and output < 1:
-                output = None
-            if not self._reservation.take_now(read_model(body) or "", size=len(body), output=output):
-                await self._reservation.take()
-
-    @property
-    def reads_usage(self) -> bool:
-        """Whether `close` needs the usage in the answer."""
-        return self._reservation is not None
-
-    def close(self, usage: PassedUsage | None, status: int) -> None:
-        """Settle the reservation with the usage in the answer. An answer without usage costs the estimated tokens, and
-        an error costs nothing."""
-        if self._reservation is None:
-            return
-        if not 200 <= status < 300:
-            self._reservation.close(0, 0, 0)
-            return
-        if usage is None:
-            self._reservation.close_as_estimated()
-        else:
-            tokens = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
-            self._reservation.close_read(max(0, tokens - usage.completion_tokens), usage.completion_tokens)
-
-
-_LONGEST_LINE = 1024 * 1024
-"""The maximum number of bytes of an unfinished line in which Antiphon looks for the usage."""
-
-
-class _StreamUsage:
-    """Finds the last `usage` object in a stream, even if a chunk ends in the middle of an event."""
-
-    def __init__(self) -> None:
-        self._found: PassedUsage | None = None
-        self._unfinished = bytearray()
-
-    def feed(self, part: bytes) -> None:
-        """Read the next part of the stream."""
-        end = part.rfind(b"\n")
-        if end < 0:
-            self._unfinished += part
-            if len(self._unfinished) > _LONGEST_LINE:
-                self._unfinished.clear()
-            return
-        self._look(bytes(self._unfinished) + part[:end])
-        self._unfinished[:] = part[end + 1 :]
-
-    def end(self) -> PassedUsage | None:
-        """Return the last usage, after reading the last line of the stream, which may lack its line end."""
-        self._look(bytes(self._unfinished))
-        return self._found
-
-    def _look(self, lines: bytes) -> None:
-        self._found = _usage_in_lines(lines) or self._found
-
-
 class _Stream:
     """Yields each chunk of an upstream's answer as soon as it arrives. `aclose` ends the upstream call, even before the
     first chunk."""
@@ -313,7 +237,7 @@ class _Stream:
         answer: UpstreamAnswer,
         stack: AsyncExitStack,
         upstream: str,
-        quota: _Quota,
+        quota: PassedQuota,
         note: PassedEntry,
         failure: Failure | None,
     ) -> None:
@@ -323,7 +247,8 @@ class _Stream:
         self._size = 0
         self._whole = False
         self._quota = quota
-        self._usage = _StreamUsage() if quota.reads_usage or note.reads_usage else None
+        reads = quota.reads_usage
+        self._usage = StreamUsage(counts=reads) if reads or note.reads_usage else None
         self._parts = answer.body()
         self._stack = stack
         self._upstream = upstream
@@ -354,8 +279,8 @@ class _Stream:
             raise AnswerCut(self._failure) from None
 
     async def aclose(self) -> None:
-        usage = self._usage.end() if self._usage is not None else None
-        self._quota.close(usage, self._answer.status)
+        usage, sent = self._usage.end() if self._usage is not None else (None, 0)
+        self._quota.close(usage, self._answer.status, sent)
         if not self._whole and self._failure is None:
             self._failure = cancelled(CancelReason.CLIENT_GONE, State.PASSING, self._upstream)
         self._note.end(self._answer.status, self._failure, usage, self._size, stream=True)
@@ -380,36 +305,6 @@ def _renamed(body: bytes, model: str) -> bytes:
 
 def _kept(headers: Headers) -> Headers:
     return tuple(pair for pair in end_to_end(headers) if pair[0] != "x-request-id")
-
-
-class PassedUsage(msgspec.Struct):
-    """The token usage in an upstream's answer, with the names of Chat Completions."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-
-class _Answer(msgspec.Struct):
-    usage: PassedUsage | None = None
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
-
-
-def usage_in(answer: bytes) -> PassedUsage | None:
-    """Return the usage in a whole answer, or None. In a stream, the last complete event with a usage counts."""
-    whole = try_decode(_ANSWER, answer)
-    usage = whole.usage if whole is not None else None
-    return usage or _usage_in_lines(answer)
-
-
-def _usage_in_lines(lines: bytes) -> PassedUsage | None:
-    for line in reversed(lines.split(b"\n")) if _USAGE.search(lines) else ():
-        found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if _USAGE.search(line) else None
-        if found is not None and found.usage is not None:
-            return found.usage
-    return None
 
 
 class PassedEntry:

@@ -383,7 +383,7 @@ def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], 
     if after is not None:
         places = [place for place, one in enumerate(found) if one.id == after]
         if not places:
-            raise unknown_cursor("after", "No object in this list has this id")
+            raise unknown_cursor("after", after, "No object in this list has this id")
         found = found[places[0] + 1 :]
     return list_response(Page(tuple(found[:limit]), len(found) > limit), show)
 

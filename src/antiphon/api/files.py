@@ -185,7 +185,7 @@ class Files(Area):
         known = query.after is None or is_name(query.after)
         page = await self._measured("list_files", self._files.list(request.owner, query)) if known else None
         if page is None:
-            raise unknown_cursor("after", "There is no file with this id")
+            raise unknown_cursor("after", query.after or "", "There is no file with this id")
         return list_response(page, show_file)
 
     @Route("GET", "/v1/files/{}", "Get a file", File)

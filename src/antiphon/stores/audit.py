@@ -18,13 +18,16 @@ from typing import Final, Literal
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, new_id, now
+from antiphon.redaction import without_client_keys
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 ChangeAction = Literal[
     "adopt-owner",
+    "backup",
     "delete-owner",
     "deployment-keys --accept",
     "export",
@@ -33,6 +36,7 @@ ChangeAction = Literal[
     "keys create",
     "keys revoke",
     "keys rotate",
+    "move",
     "move-owner",
     "new-keys",
     "prompt delete",
@@ -42,6 +46,7 @@ ChangeAction = Literal[
     "request run",
     "response cancel",
     "response delete",
+    "restore",
     "vector-store attach",
     "vector-store change",
     "vector-store create",
@@ -49,7 +54,7 @@ ChangeAction = Literal[
     "vector-store detach",
 ]
 """The names of the actions that the audit log counts as changes. `export` changes nothing, but it returns all data of
-an owner."""
+an owner. `backup` changes nothing, but its archive has all data."""
 ReadAction = Literal[
     "read audit",
     "read conversation",
@@ -127,8 +132,15 @@ class AuditEntry(msgspec.Struct, frozen=True):
     at: float = 0.0
 
 
+def _clean(noted: AuditEntry) -> AuditEntry:
+    """The row without client keys, which a caller may send in place of the id of a key or of an owner."""
+    object, owner = without_client_keys(noted.object), without_client_keys(noted.owner)
+    return noted if (object, owner) == (noted.object, noted.owner) else replace(noted, object=object, owner=owner)
+
+
 def log_audit_entry(noted: AuditEntry) -> None:
     """Write a log event for a stored row of the audit log."""
+    noted = _clean(noted)
     _log.info("audit", actor=noted.actor, action=noted.action, object=noted.object, owner=noted.owner, **noted.detail)
 
 
@@ -150,6 +162,7 @@ class AuditStore:
 
     def statement(self, noted: AuditEntry) -> Statement:
         """Return the statement that stores this row. The caller runs the statement in the transaction of the change."""
+        noted = _clean(noted)
         named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
         detail = msgspec.json.encode(noted.detail).decode()
         return Statement(INSERT, {**named, "id": new_id("audit"), "detail": detail, **self._now}, rows=1)
@@ -161,6 +174,7 @@ class AuditStore:
     async def note_read(self, noted: AuditEntry, seconds: float = CONTENTS_SECONDS) -> bool:
         """Store the row of a read, unless the table already has such a row from the current period of `seconds`.
         Returns whether this call stored a row. The period begins at a multiple of `seconds` since the epoch."""
+        noted = _clean(noted)
         named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
         detail = msgspec.json.encode(noted.detail).decode()
         equal = hashlib.sha256(msgspec.json.encode([*named.values(), detail])).hexdigest()[:32]

@@ -24,7 +24,7 @@ from antiphon.engine.ports.jobs import Signals
 from antiphon.engine.ports.quotas import QuotaRules
 from antiphon.engine.ports.state import OwnerData
 from antiphon.engine.ports.vector_stores import ChunkIndex, Ingestion
-from antiphon.errors import ConfigError
+from antiphon.errors import ConfigError, StoreError
 from antiphon.stores.audit import AuditStore
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER
@@ -343,6 +343,10 @@ class Backend(ABC):
         """Yield findings about the state for `antiphon doctor`. `shared`: findings about the schema and the keys. This
         method yields the shared findings too."""
 
+    def check_archives(self) -> None:
+        """Raise `ConfigError` for a backend other than SQLite, which has no archives."""
+        raise _no_archives(self.state)
+
     def make_archive(
         self,
         target: Path,
@@ -365,6 +369,12 @@ class Backend(ABC):
         `keys`: the keys in the settings, which must include every key that the archive lacks.
         """
         raise _no_archives(self.state)
+
+
+def check_target(archive: Path) -> None:
+    """Raise `StoreError` when the file of a new archive exists already."""
+    if archive.exists():
+        raise StoreError(f"The file {archive} exists already. Choose another name for the backup.")
 
 
 def _no_archives(state: StateSettings) -> ConfigError:

@@ -153,7 +153,7 @@ class PromptStore:
             return None
         for name, cursor in page.cursors:
             if not (cursor.isdecimal() and len(cursor) < 10 and int(cursor) > 0):
-                raise unknown_cursor(name, "Versions are numbered from 1 on")
+                raise unknown_cursor(name, cursor, "Versions are numbered from 1 on")
         low, high = page.bounds
         named: dict[str, object] = {"id": prompt_id, "owner": owner, "limit": page.limit + 1, "bytes": self._page_bytes}
         named |= {"low": int(low or 0), "high": int(high or newest.last_version + 1)}

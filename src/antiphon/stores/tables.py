@@ -44,6 +44,7 @@ from msgspec import Struct
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.errors import HistoryTooLarge, StoreError, unknown_cursor
+from antiphon.redaction import without_client_keys
 from antiphon.stores.bodies import Bodies
 
 
@@ -177,7 +178,7 @@ async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]
     """
     for name, cursor in page.cursors:
         if await find(cursor) is None:
-            raise unknown_cursor(name, missing)
+            raise unknown_cursor(name, without_client_keys(cursor), missing)
 
 
 def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[StoredItem] | None:
@@ -193,7 +194,7 @@ def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[Stor
     places = {low: rows[0]["low"], high: rows[0]["high"]}
     for name, cursor in page.cursors:
         if places[cursor] is None:
-            raise unknown_cursor(name, "There is no item with this id in the list")
+            raise unknown_cursor(name, cursor, "There is no item with this id in the list")
     found, cut = cut_off([row for row in rows if row["item_id"] is not None])
     shown = page.shown([stored_item(row) for row in found])
     return Page(bodies.open_items(shown), has_more=cut or len(found) > page.limit)

@@ -29,12 +29,25 @@ def _code(body: bytes, access: Access = _KEY, *, named: bool = False) -> str | N
         (b'{"model":5}', "model_not_found"),
         (b'{"messages":[{"model":"gpt"}]}', None),
         (b'[{"model":"gpt"}]', None),
+        (b'{"model":"qwen3","models":["qwen3","qwen2"]}', None),
+        (b'{"model":"qwen3","models":null}', None),
+        (b'{"model":"qwen3","models":["qwen3","gpt"]}', "model_not_found"),
+        (b'{"model":"qwen3","Models":"gpt"}', "model_not_found"),
+        (b'{"model":"qwen3","models":[{"model":"qwen3"}]}', "model_not_found"),
         (b"{", "invalid_json"),
         (b"[" * 100_000, "invalid_json"),
     ],
 )
 def test_every_model_of_a_body_counts(body: bytes, code: str | None) -> None:
     assert _code(body) == code
+
+
+def test_a_fallback_model_is_named_by_its_place_in_the_list() -> None:
+    body = b'{"model":"qwen3","models":["qwen3","gpt"]}'
+    with pytest.raises(ApiError, match="'gpt' does not exist") as refused:
+        check_body(_KEY, body)
+    assert refused.value.param == "models[1]"
+    assert _code(body, Access(tools=("function",))) is None
 
 
 def test_an_upstream_chooses_no_model_for_a_key_with_models() -> None:
@@ -55,6 +68,8 @@ def test_an_upstream_chooses_no_model_for_a_key_with_models() -> None:
         (b'{"tools":[{"type":"function","tools":[{"Type":"mcp"}]}]}', None),
         (b'{"input":[{"type":"additional_tools","tools":[{"type":"mcp"}]}]}', None),
         (b'{"web_search_options":{}}', "web_search_options"),
+        (b'{"plugins":[{"id":"web"}]}', "plugins"),
+        (b'{"Plugins":{"id":"web"}}', "Plugins"),
     ],
 )
 def test_every_tool_of_a_body_counts(body: bytes, param: str | None) -> None:
@@ -67,6 +82,9 @@ def test_every_tool_of_a_body_counts(body: bytes, param: str | None) -> None:
     "body",
     [
         b'{"tools":null,"web_search_options":null}',
+        b'{"plugins":null}',
+        b'{"plugins":[]}',
+        b'{"metadata":{"plugins":"x"}}',
         b'{"tools":[5,{"type":"function","parameters":{"properties":{"tools":[{"type":"mcp"}]}}}]}',
         b'{"text":{"format":{"schema":{"tools":["mcp"]}}}}',
     ],

@@ -434,7 +434,7 @@ def test_an_answer_without_usage_costs_its_estimate(outcome: str, failed: bool, 
         caller = Caller("owner")
         headers = ()
 
-        def close_as_estimated(self) -> None:
+        def close_as_estimated(self, sent: int = 0) -> None:
             closed.append("estimate")
 
         def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:

@@ -15,16 +15,20 @@ import os
 import pwd
 import sys
 from collections.abc import Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import msgspec
 
+from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import printable, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.usage_sums import day_start
 from antiphon.errors import ConfigError
 from antiphon.observability.logs import configure
+from antiphon.stores import backend_of
 from antiphon.stores.audit import Action, AuditEntry, AuditStore, log_audit_entry
+from antiphon.stores.compatibility import missing_steps
 
 _MOST = 10_000
 
@@ -49,6 +53,19 @@ async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) 
     """Store an audit row in a separate transaction, and log the row. Raises `StoreError`."""
     await store.note(noted)
     log_action(settings, noted)
+
+
+async def note_state_action(settings: Settings, noted: AuditEntry) -> None:
+    """Store and log the audit row of an action on the whole state. If the database lacks a migration of this build, the
+    row is only logged. Storing the row would apply the migration, while older servers may use the database. Raises
+    `StoreError`."""
+    async with backend_of(settings.state, settings.data).open_schemas(seconds=settings.state.deadline) as schemas:
+        steps = [(await one.applied(), one.steps) for one in schemas]
+    if any(missing_steps(applied, known) for applied, known in steps if applied):
+        log_action(settings, noted)
+        return
+    async with aclosing(await opened_stores(settings)) as stores:
+        await note_action(settings, stores.audit, noted)
 
 
 async def note_read(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:

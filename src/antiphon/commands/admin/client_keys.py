@@ -18,7 +18,7 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from antiphon.app.keys import client_keys
+from antiphon.app.keys import ADMIN_TOKEN, client_keys
 from antiphon.commands.admin.audit import actor, log_action
 from antiphon.commands.admin.owners import hashed_owner, read_token
 from antiphon.commands.start_checks import OMITTED_TEAM_ADVICE
@@ -99,7 +99,7 @@ async def _create(settings: Settings, arguments: argparse.Namespace, keys: KeyMa
         _print_new(settings, *await keys.create(wanted), as_json=arguments.json)
         _note_team(settings, wanted.team)
         return 0
-    token = _existing_token(arguments.from_env)
+    token = _existing_token(settings, arguments.from_env)
     made, _ = await keys.create(wanted, token)
     _print_new(settings, made, "", as_json=arguments.json)
     _note_team(settings, wanted.team)
@@ -128,7 +128,7 @@ def _lifetime(arguments: argparse.Namespace) -> float | None:
     return None if arguments.expires is None else read_seconds("--expires", arguments.expires)
 
 
-def _existing_token(variable: str) -> str:
+def _existing_token(settings: Settings, variable: str) -> str:
     """The client's token in an environment variable. Raises `ConfigError` if the token cannot be a client key."""
     token = read_token(variable)
     try:
@@ -137,7 +137,17 @@ def _existing_token(variable: str) -> str:
         raise ConfigError(str(error).replace("[0]", "")) from None
     if key_digest(SecretStr(token)) != hashlib.sha256(token.encode()).digest():
         raise ConfigError(f"--from-env {variable}: put the token into the variable, not its sha256 digest")
+    if (admin := _admin_token(settings)) is not None and key_digest(admin) == hashlib.sha256(token.encode()).digest():
+        raise ConfigError(f"--from-env {variable}: this is the admin token; a client needs a separate token")
     return token
+
+
+def _admin_token(settings: Settings) -> SecretStr | None:
+    """The admin token in the settings, or else in the data folder."""
+    file = settings.data / ADMIN_TOKEN
+    if settings.admin.token is not None or not file.exists():
+        return settings.admin.token
+    return SecretStr(file.read_text("ascii", "replace").strip())
 
 
 def _print_new(settings: Settings, key: ClientKey, token: str, *, as_json: bool) -> int:

@@ -30,10 +30,10 @@ from msgspec import structs
 
 from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_teams
 from antiphon.app.owners import quota_rules
-from antiphon.commands.admin.audit import acted, note_action, show_audit
+from antiphon.commands.admin.audit import acted, note_action, note_state_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.owners import MovedCounts, move_owner, move_sides, selected_owner
-from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
+from antiphon.commands.admin.whole_state import backup, check_backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import printable, progress, write_table
@@ -61,7 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     action = arguments.action
     if action == "restore":
-        print(restore(settings, arguments.source, as_json=arguments.json))
+        done = restore(settings, arguments.source, as_json=arguments.json)
+        file = printable(str(arguments.source))
+        asyncio.run(note_state_action(settings, acted("restore", detail={"file": file})))
+        print(done)
         return 0
     if action == "move":
         return asyncio.run(move_state(settings, arguments.source, arguments.target, as_json=arguments.json))
@@ -71,6 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
     if action == "new-keys":
         return asyncio.run(_new_keys(settings, sure=arguments.yes, as_json=arguments.json))
     if action == "backup":
+        check_backup(settings, arguments.target)
+        # The command stores the audit row first, so the archive contains the row too.
+        told = {"file": printable(str(arguments.target)), "keys": not arguments.without_keys}
+        asyncio.run(note_state_action(settings, acted("backup", detail=told)))
         print(backup(settings, arguments.target, with_keys=not arguments.without_keys, as_json=arguments.json))
         return 0
     return asyncio.run(_run(action, settings, arguments))

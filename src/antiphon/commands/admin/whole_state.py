@@ -15,12 +15,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY, deployment_keys, key_problems
-from antiphon.commands.terminal import progress, write_table
+from antiphon.commands.admin.audit import acted, note_state_action
+from antiphon.commands.terminal import printable, progress, write_table
 from antiphon.config.settings import Settings
 from antiphon.config.urls import read_state_url
 from antiphon.errors import ConfigError
-from antiphon.stores.backend import BackupSummary, KeyName
+from antiphon.stores.backend import BackupSummary, KeyName, check_target
 from antiphon.stores.choice import backend_of
 from antiphon.stores.compatibility import MOVING, OWNER, keys_to_record
 from antiphon.stores.move import CONTENTS, move
@@ -29,11 +32,19 @@ from antiphon.stores.move_format import MARK_FILE
 _SHOWN = 8
 
 
-def backup(settings: Settings, target: Path, *, with_keys: bool, as_json: bool = False) -> str:
-    """Write the archive. Returns the message for the operator, or the result as JSON. Raises `StoreError`. Raises
-    `ConfigError` when a key is already lost, because the archive would be useless without that key."""
+def check_backup(settings: Settings, target: Path) -> None:
+    """Raise `StoreError` when the file `target` exists. Raise `ConfigError` when the backend has no archives, or when a
+    key is already lost, because the archive would be useless without that key."""
+    backend_of(settings.state, settings.data).check_archives()
     if problems := key_problems(settings):
         raise ConfigError(problems[0])
+    check_target(target)
+
+
+def backup(settings: Settings, target: Path, *, with_keys: bool, as_json: bool = False) -> str:
+    """Write the archive. Returns the message for the operator, or the result as JSON. Raises `ConfigError` and
+    `StoreError`."""
+    check_backup(settings, target)
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
     here = settings.blobs.url is None
     backend = backend_of(settings.state, settings.data)
@@ -104,6 +115,10 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
     folder = place.folder or settings.data
     with progress("move", quiet=as_json) as shown:
         moved = await move(folder, url, data=settings.data, blobs=settings.blobs, said=shown.say, report=shown.report)
+    # The new database stores the row, because the command does not change the old database.
+    state = settings.state.model_copy(update={"url": SecretStr(url)})
+    there = settings.model_copy(update={"state": state})
+    await note_state_action(there, acted("move", detail={"from": printable(str(folder)), "to": goal.shown}))
     if as_json:
         kinds = [
             {

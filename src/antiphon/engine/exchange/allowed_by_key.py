@@ -8,6 +8,10 @@ checks all such fields, because it does not know which one the upstream uses. Na
 (`additional_tools`, `tool_search_output`) also have a field `tools`. So Antiphon checks every `tools` field at any
 depth, except inside a JSON Schema.
 
+Some upstreams accept further names: OpenRouter's `models` lists fallback models, and its `plugins` run at the upstream.
+The check of the models includes `models`. In the check of the tools, `plugins` counts as one tool of the type
+`plugins`.
+
 Invariant: for a key without limits, Antiphon does not search the body, so the check costs nothing.
 """
 
@@ -23,6 +27,7 @@ from antiphon.errors import InvalidRequest
 
 _SCHEMAS: Final = frozenset({"parameters", "input_schema", "schema", "json_schema", "arguments"})
 _SEARCH_OF_CHAT: Final = "web_search_options"
+_PLUGINS: Final = "plugins"
 
 
 class Pairs(list[tuple[str, object]]):
@@ -52,6 +57,11 @@ def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
     for model in models:
         if not (isinstance(model, str) and access.allows_model(model)):
             raise no_such_model(str(model)[:256])
+    for name, value in request if access.models else ():
+        if name.lower() == "models" and value is not None:
+            for number, model in enumerate(value if isinstance(value, list) else [value]):
+                if not (isinstance(model, str) and access.allows_model(model)):
+                    raise no_such_model(str(model)[:256], f"models[{number}]")
     if named and access.models and not models:
         raise InvalidRequest("Your API key allows only some models. Name one of them in 'model'.", param="model")
     if access.tools:
@@ -71,6 +81,8 @@ def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
                     yield from _types(part, place)
                 if name == _SEARCH_OF_CHAT and part is not None:
                     yield name, "web_search"
+                if name.lower() == _PLUGINS and part and not place:
+                    yield name, _PLUGINS
                 if name not in _SCHEMAS:
                     waiting.append((f"{place}.{name}", part))
         elif isinstance(value, list):

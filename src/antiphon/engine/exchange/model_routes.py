@@ -95,10 +95,10 @@ class ModelRule:
         return not any(letter in self.pattern for letter in "*?[")
 
 
-def no_such_model(model: str) -> NotFound:
-    """Return the 404 error for a model that this server does not serve."""
+def no_such_model(model: str, param: str = "model") -> NotFound:
+    """Return the 404 error for a model that this server does not serve. `param` is the field that names the model."""
     return NotFound(
-        f"The model '{model}' does not exist or you do not have access to it.", param="model", code="model_not_found"
+        f"The model '{model}' does not exist or you do not have access to it.", param=param, code="model_not_found"
     )
 
 

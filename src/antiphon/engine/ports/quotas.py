@@ -283,12 +283,15 @@ class Reservation(Protocol):
         """The `x-ratelimit-*` headers of the answer. The result is empty if no limit on requests or tokens per minute
         applies."""
 
-    def take_now(self, model: str, *, size: int, output: int | None, background: bool = False) -> bool:
+    def take_now(
+        self, model: str, *, size: int, output: int | None, background: bool = False, choices: int = 1
+    ) -> bool:
         """Reserve the request's amounts from this process's leases, before the first model call. Returns False if the
         leases are too small. The caller then calls `take`.
 
         `size`: the bytes of the request's body. `output`: the maximum of output tokens that the request allows.
-        `background`: the request only queues a response, so it does not count as a parallel request.
+        `background`: the request only queues a response, so it does not count as a parallel request. `choices`: the
+        number of answers that the request asks for (`n`). Each answer may have `output` tokens.
         """
 
     def add_now(self, size: int) -> bool:
@@ -314,8 +317,9 @@ class Reservation(Protocol):
         """Settle a forwarded request with the input and output tokens of its answer. The cost is computed from the
         prices of the request's model."""
 
-    def close_as_estimated(self) -> None:
-        """Settle a forwarded request with its estimate, because the answer reports no usage."""
+    def close_as_estimated(self, sent: int = 0) -> None:
+        """Settle a forwarded request whose answer reports no usage. The request costs its estimate, or more if the
+        answer's text is longer. `sent`: the bytes of this text."""
 
     def close_job(
         self, model: str, *, size: int, output: int | None, tokens: int, cost: int, queued_at: float, ended: bool

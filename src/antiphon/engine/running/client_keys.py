@@ -31,6 +31,7 @@ from antiphon.engine.waiting import stop
 from antiphon.errors import InvalidRequest, NotFound, StoreError, Unavailable
 from antiphon.ids import IdFactory, new_id
 from antiphon.observability.repeated_failures import Outage
+from antiphon.redaction import without_client_keys
 from antiphon.stores.audit import AuditEntry, AuditStore, log_audit_entry
 from antiphon.stores.client_keys import MOST_KEYS, ClientKeyStore
 
@@ -83,7 +84,7 @@ class KeyMissing(NotFound):
     def __init__(self, key_id: str) -> None:
         self.in_settings = _SETTINGS_KEY.fullmatch(key_id) is not None
         self.problem = _CHANGE_SETTINGS if self.in_settings else "there is no such key"
-        super().__init__(f"Client key with id '{key_id[:LONGEST]}' not found.")
+        super().__init__(f"Client key with id '{without_client_keys(key_id[:LONGEST])}' not found.")
 
 
 class KeyEnded(InvalidRequest):
@@ -126,7 +127,8 @@ class KeyManager:
         access = Access(wanted.models, wanted.tools)
         named = (wanted.name, NAMED + wanted.owner, wanted.team)
         key = ClientKey(self._new_id("key"), *named, given[:_PREFIX], access, 0.0)
-        detail = {"name": key.name, "team": key.team, "models": access.models, "tools": access.tools}
+        limits = {"models": access.models, "tools": access.tools, "expires_in": wanted.lifetime}
+        detail = {"name": key.name, "team": key.team, **limits}
         noted = AuditEntry(self._actor, "keys create", key.id, key.owner, detail)
         made = await self._keys.create(key, digest, wanted.lifetime, self._audit.statement(noted))
         if made is None:
@@ -143,7 +145,8 @@ class KeyManager:
         if lifetime is None and former.expires_at is not None:
             lifetime = former.expires_at - former.created_at
         token, new = _new_token(), self._new_id("key")
-        noted = AuditEntry(self._actor, "keys rotate", key_id, former.owner, {"successor": new})
+        detail = {"successor": new, "expires_in": lifetime, "overlap": overlap}
+        noted = AuditEntry(self._actor, "keys rotate", key_id, former.owner, detail)
         digest = hashlib.sha256(token.encode()).digest()
         beside = self._audit.statement(noted)
         made = await self._keys.rotate(key_id, new, token[:_PREFIX], digest, beside, lifetime=lifetime, overlap=overlap)

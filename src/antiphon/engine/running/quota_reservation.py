@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import Grant, Limit, Measure
 
@@ -136,7 +137,7 @@ class QuotaReservation:
     """The amounts that one request reserves in all limits that apply to the request (`Reservation`)."""
 
     __slots__ = (
-        *("_background", "_closed", "_model", "_parts", "_quotas", "_short", "_size"),
+        *("_background", "_choices", "_closed", "_model", "_parts", "_quotas", "_short", "_size"),
         *("abandoned", "amounts", "caller", "leases"),
     )
 
@@ -145,6 +146,7 @@ class QuotaReservation:
         self.caller = caller
         self._model = ""
         self._background = False
+        self._choices = 1
         self.amounts: Amounts = (1, 0, 0)
         self._size = 0
         self._parts: dict[Lease, int] = {}
@@ -155,8 +157,11 @@ class QuotaReservation:
         self.leases: Sequence[Lease] = ()
         """This process's leases of the limits that apply to the request, in their current periods."""
 
-    def take_now(self, model: str, *, size: int, output: int | None, background: bool = False) -> bool:
+    def take_now(
+        self, model: str, *, size: int, output: int | None, background: bool = False, choices: int = 1
+    ) -> bool:
         """See `Reservation.take_now`."""
+        self._choices = choices
         self._estimate(model, size, output, background)
         amounts, parts = self.amounts, self._parts
         for lease in self.leases:
@@ -198,8 +203,8 @@ class QuotaReservation:
         if self.leases:
             # A client may send any number, so limit it.
             output = None if output is None else _bounded(output)
-            tokens, cost = self._quotas.estimate(model, size, output, steady=background)
-            self.amounts = (1, tokens, _bounded(cost))
+            tokens, cost = self._quotas.estimate(model, size, output, steady=background, choices=self._choices)
+            self.amounts = (1, _bounded(tokens), _bounded(cost))
 
     def refresh(self) -> None:
         """Look up the leases again, because the period of a limit may have ended."""
@@ -256,7 +261,7 @@ class QuotaReservation:
         if not self._parts:
             return
         if output > 0:
-            self._quotas.learn(self._model, _bounded(output))
+            self._quotas.learn(self._model, _bounded(output // self._choices))
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, _bounded(tokens), _bounded(cost))
         scarce = False
@@ -281,9 +286,13 @@ class QuotaReservation:
         """See `Reservation.close_read`."""
         self.close(read + written, written, self._quotas.cost(self._model, read, written))
 
-    def close_as_estimated(self) -> None:
+    def close_as_estimated(self, sent: int = 0) -> None:
         """See `Reservation.close_as_estimated`."""
-        self.close(self.amounts[_TOKENS], 0, self.amounts[_COST])
+        used, tokens, cost = Usage.estimated(self._size, sent), self.amounts[_TOKENS], self.amounts[_COST]
+        if used.total_tokens > tokens:
+            tokens = used.total_tokens
+            cost = max(cost, self._quotas.cost(self._model, used.input_tokens, used.output_tokens))
+        self.close(tokens, 0, cost)
 
     def close_job(
         self, model: str, *, size: int, output: int | None, tokens: int, cost: int, queued_at: float, ended: bool

@@ -183,12 +183,12 @@ class Quotas:
         self._leases.clear()
         self._plans.clear()
 
-    def estimate(self, model: str, size: int, output: int | None, *, steady: bool) -> tuple[int, int]:
+    def estimate(self, model: str, size: int, output: int | None, *, steady: bool, choices: int = 1) -> tuple[int, int]:
         """The tokens to reserve for a request, and their cost in millionths. `steady`: ignore the average length of the
-        model's answers, so that a later call returns the same estimate."""
+        model's answers, so that a later call returns the same estimate. `choices`: the number of answers."""
         read = size // BYTES_PER_TOKEN
         expected = self._expected if steady else round(self._averages.get(model, self._expected))
-        written = output if output is not None else expected
+        written = (output if output is not None else expected) * choices
         return read + written, self.cost(model, read, written)
 
     def learn(self, model: str, output: int) -> None:

@@ -134,6 +134,9 @@ class SqliteBackend(Backend):
         async for said in examine_schemas(self._folder):
             yield said
 
+    def check_archives(self) -> None:
+        """See `Backend`."""
+
     def make_archive(
         self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool, report: Report = ignore_progress
     ) -> BackupSummary:

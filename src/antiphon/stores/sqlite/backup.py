@@ -35,7 +35,7 @@ import msgspec
 from msgspec import Struct
 
 from antiphon.errors import StoreError
-from antiphon.stores.backend import BackupSummary, KeyFiles, KeyName, Report, ignore_progress
+from antiphon.stores.backend import BackupSummary, KeyFiles, KeyName, Report, check_target, ignore_progress
 from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_folder
 from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.database import open_connection, store_errors
@@ -93,8 +93,7 @@ def make_archive(
 
     Raises `StoreError`, for example when `target` exists or another backup is running.
     """
-    if target.exists():
-        raise StoreError(f"The file {target} exists already. Choose another name for the backup.")
+    check_target(target)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
