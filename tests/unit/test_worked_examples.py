@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.worked_examples import ask, changed_copy
+from tests.support.worked_examples import ask, changed_copy, outcome_of_tests
 
 MOST = {
-    "A request field": 3,
+    "A request field": 6,
     "A list operation of a store": 2,
     "A hosted tool": 2,
     "An upstream profile": 2,
@@ -32,6 +32,14 @@ def test_the_field_instructs_the_model_and_is_repeated_and_checked(tmp_path: Pat
     assert found["chat"][1]["messages"][0]["role"] == "user" and found["answers"][1]["answer_language"] is None
     refused = found["answers"][2]["error"]
     assert (refused["param"], refused["code"]) == ("answer_language", "invalid_type")
+
+
+@pytest.mark.full
+def test_the_tests_pass_after_the_edits_of_a_field(tmp_path: Path) -> None:
+    files = ("test_field_support.py", "test_initial_response.py", "test_request_fields.py", "test_chat_stream.py")
+    tests = [f"tests/unit/translation/{name}" for name in files] + ["tests/golden/test_golden.py"]
+    outcome = outcome_of_tests("A request field", tmp_path, *tests, "tests/golden/test_reverse.py")
+    assert " passed" in outcome and "failed" not in outcome and "error" not in outcome, outcome
 
 
 @pytest.mark.full

@@ -204,17 +204,18 @@ async def test_places_go_to_whom_has_the_fewest() -> None:
 async def test_waiting_for_a_place_is_part_of_a_calls_time() -> None:
     tool = _Tool("waits")
     places = Places(2)
-    box = Toolbox([tool], ToolSettings(concurrent=2, seconds=0.05), places=places)
-    running = [asyncio.create_task(box.run(CALL)) for _ in range(2)]
+    patient = Toolbox([tool], ToolSettings(concurrent=2), places=places)
+    running = [asyncio.create_task(patient.run(CALL)) for _ in range(2)]
     while tool.running < 2:
         await asyncio.sleep(0)
-    # Both places become free at the same time at which this one's time is over, or later.
+    # The running calls keep both slots until the gate opens, so the third call cannot start.
+    box = Toolbox([tool], ToolSettings(concurrent=2, seconds=0.05), places=places)
     with structlog.testing.capture_logs() as lines:
-        result = await Toolbox.run(box, replace(CALL, owner="other"))
-    assert result.failed and "0.05 seconds" in result.output
-    assert "tools.concurrent" in [line["setting"] for line in lines if line["event"] == "tool_timed_out"]
-    for one in await asyncio.gather(*running):
-        assert one.failed and "did not answer within 0.05 seconds" in one.output
+        result = await box.run(replace(CALL, owner="other"))
+    assert result.failed and "did not start within 0.05 seconds" in result.output
+    assert [line["setting"] for line in lines if line["event"] == "tool_timed_out"] == ["tools.concurrent"]
+    tool.gate.set()
+    assert [one.output for one in await asyncio.gather(*running)] == ["fine", "fine"]
     assert places.untouched
 
 

@@ -11,8 +11,10 @@ repeats the field. The following code uses the rows:
 
 This module also has the values of `include`, and checks limits.
 
-A field that goes to the chat server unchanged needs only a row in the table. A field that Antiphon acts on also has an
-attribute of `CreateResponse`, and code that reads that attribute.
+A field that goes to every chat server unchanged needs only a row in the table, with `forward=_always`. With
+`forward=_if_passed` Antiphon ignores the field, unless the server's profile names it in `passed_fields`
+(`translation/profiles/vendors.py`). A field that Antiphon acts on also has an attribute of `CreateResponse`, and code
+that reads that attribute.
 
 `parameters.py` has the fields that only chat servers know.
 
