@@ -645,14 +645,14 @@ _INPUTS = {
 
 def exchange() -> str:
     """The table of transitions."""
-    lines = [_EXCHANGE, "| state | what happens | input | next states |"]
-    lines.append("| --- | --- | --- | --- |")
-    for state, meaning in _MEANINGS.items():
+    lines = [_EXCHANGE, "| state | what happens in this state |", "| --- | --- |"]
+    lines += [f"| {state.name} | {meaning} |" for state, meaning in _MEANINGS.items()]
+    lines += ["", "| state | input | next states |", "| --- | --- | --- |"]
+    for state in _MEANINGS:
         for happening in Input:
             if after := TRANSITIONS[state].get(happening):
                 names = ", ".join("stays" if one is state else one.name for one in _MEANINGS if one in after)
-                lines.append(f"| {state.name} | {meaning} | {happening.value} | {names} |")
-                meaning = ""
+                lines.append(f"| {state.name} | {happening.value} | {names} |")
     lines += ["", "| input | what it means |", "| --- | --- |"]
     lines += [f"| {happening.value} | {_INPUTS[happening]} |" for happening in Input]
     return "\n".join(lines) + "\n"

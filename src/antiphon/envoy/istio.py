@@ -81,8 +81,8 @@ def objects(
 
 
 def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
-    """Return the commands that change an object of another team. The commands run after all `objects` exist. The list
-    is empty for a Gateway that serves only Antiphon."""
+    """Return the commands that put the sidecar into an existing Gateway, which another team may own. The commands run
+    after all `objects` exist. The list is empty for a Gateway that serves only Antiphon."""
     if place.own:
         return []
     comment = "Last: put the sidecar into the Gateway's pods. The Gateway must not name another ConfigMap."

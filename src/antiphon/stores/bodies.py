@@ -181,7 +181,7 @@ def _unpacked(packed: bytes, bodies: Bodies) -> Recording:
     plain = bodies.open(packed)
     try:
         if zstandard.frame_content_size(plain) > MOST_RECORDED_BYTES:
-            raise StoreError("The recorded contents of a request are damaged: they are too large.")
+            raise StoreError("The recorded contents of a request are damaged: their stated size exceeds the maximum.")
         return _DECODER.decode(zstandard.ZstdDecompressor().decompress(plain, max_output_size=MOST_RECORDED_BYTES))
     except (zstandard.ZstdError, msgspec.DecodeError) as error:
         raise StoreError(f"The recorded contents of a request are damaged: {error}") from error

@@ -94,8 +94,8 @@ _PAUSE = 0.01
 
 
 def counter(control: int) -> Callable[[int], None]:
-    """Start the counter process, which reads commands from the socket `control`. Returns a function that sends the
-    seccomp listener's descriptor to the counter.
+    """Start the counter, a process that counts and limits the files that the code creates. It reads commands from the
+    socket `control`. Returns a function that sends the seccomp listener's descriptor to the counter.
 
     The counter answers each line that it reads with one line. `<number>` sets how many files the code may create from
     now on. `held?` asks whether the process has deleted files that are still open, because such files use disk space.
