@@ -22,6 +22,10 @@ class _Made(Struct):
     name: str
 
 
+class _Rows(Struct):
+    rows: list[dict[str, str]]
+
+
 def _ask(**fields: Any) -> Outcome:
     return run({"model": "m", "input": "hi", **fields}, [OK], headers=JSON)
 
@@ -177,6 +181,8 @@ def test_a_wrong_type_is_said_in_the_words_of_json(fields: dict[str, Any], messa
         (_Made, b"[]", None, "invalid_type", "Invalid request body: expected an object, but got an array instead."),
         (CreateConversation, b'{"metadata":{"a":{}}}', "metadata.a", "invalid_type", "Invalid type for 'metadata.a': "),
         (_Made, b'{"name":5}', "name", "invalid_type", "Invalid type for 'name': expected a string, but got an"),
+        # The key of a map within a list is not looked for.
+        (_Rows, b'{"rows":[{"a":1}]}', "rows[0]", "invalid_type", "Invalid type for 'rows[0]': expected a string, but"),
         (_Made, b"{}", "name", "missing_required_parameter", "Missing required parameter: 'name'."),
     ],
 )
