@@ -124,7 +124,7 @@ class ConversationStoreContract:
         for cursor in ("conv_bob", "conv_none"):
             with pytest.raises(InvalidRequest) as caught:
                 await peer.list(ALICE, PageQuery(**{name: cursor}))  # type: ignore[arg-type]
-            said.append(caught.value.body())
+            said.append(caught.value.body().replace(cursor.encode(), b"ID"))
         assert said[0] == said[1] and name.encode() in said[0]
 
     # Items.
