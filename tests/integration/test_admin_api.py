@@ -118,7 +118,7 @@ async def test_the_audit_names_the_api_and_no_token(tmp_path: Path) -> None:
         ]
         made = audit["data"][2]["detail"]
         assert (made["name"], made["expires_in"]) == ("laptop", 3600)
-        assert audit["data"][1]["detail"] == {"successor": after["id"], "expires_in": None, "overlap": 60}
+        assert audit["data"][1]["detail"] == {"successor": after["id"], "expires_in": 3600, "overlap": 60}
         assert not any(secret in f"{audit}{lines}" for secret in (key["token"], after["token"], TOKEN))
         _, newest = await admin(app, "audit?limit=1")
         assert newest["has_more"] and len(newest["data"]) == 1
