@@ -191,10 +191,11 @@ async def test_every_list_is_ones_own(server: Server, alice: dict[str, str], bob
         assert not any(owned.encode() in mine for kind, owned in alice.items() if kind != "version"), pattern
         kind = usual_spelling(pattern).rpartition("/")[2].removesuffix("s").replace("vector_store", "store")
         for cursor in ("after", "before"):
-            answers = [
-                await server.ask("bob", "GET", f"{pattern}?{cursor}={each}") for each in (alice[kind], MISSING[kind])
-            ]
-            assert (answers[0].status, answers[0].body) == (answers[1].status, answers[1].body), (pattern, cursor)
+            told = set()
+            for each in (alice[kind], MISSING[kind]):
+                answer = await server.ask("bob", "GET", f"{pattern}?{cursor}={each}")
+                told.add((answer.status, answer.body.replace(each.encode(), b"<id>")))
+            assert len(told) == 1, (pattern, cursor, told)
 
 
 @pytest.mark.parametrize(("path", "body", "kind"), IN_BODIES)
