@@ -4,8 +4,8 @@ This module defines the JSON objects, and reads fields and query parameters. `en
 change, `credential_checks.py` checks the admin token, and `commands/admin/` has the command line.
 
 Invariants: every endpoint has the guard, which checks the admin token. An answer contains a key's token only if it
-reports the creation of that key. Every list has a maximum length. Antiphon stores an audit row of each read before it
-answers the read.
+reports the creation of that key. Every list has a maximum length. Before Antiphon answers a read, the audit log has a
+row for this read. Equal reads within `LIST_SECONDS` share one row.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ class Well(Struct):
 
 
 class Unwell(Struct):
-    """The process cannot serve requests now, so a load balancer must send it none. `reason` is a short text for
-    operators."""
+    """The process should get no requests now, because it is shutting down or cannot use its store. `reason` is a short
+    text for operators."""
 
     status: Literal["unavailable"]
     reason: str

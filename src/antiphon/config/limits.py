@@ -40,8 +40,8 @@ class LimitSettings(Section):
     drive_ahead_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
     """Maximum number of unread bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar
     cannot see how much a client has read, so it assumes that each client reads 256 KiB a second. By this estimate, one
-    stream may have at most 8 MiB of unread bytes. A stream with more unread bytes waits, so the sidecar writes it at
-    256 KiB a second."""
+    stream may have at most 8 MiB of unread bytes, and less if many streams share this limit. A stream with more unread
+    bytes waits, so the sidecar writes it at 256 KiB a second."""
     input_items: int = Field(default=10_000, ge=1)
     """Maximum number of items in one request's `input`."""
     chain_items: int = Field(default=50_000, ge=1)

@@ -142,7 +142,7 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
 
     A list is comma-separated, or a YAML list in brackets. The value of a setting that contains further settings
     (`models`, `upstreams`) is YAML. The function appends an error message to `wrong` for each unknown setting. It
-    ignores variables that Kubernetes sets for a Service named `antiphon`.
+    ignores variables that Kubernetes sets for a Service named `antiphon` or `antiphon-…`.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
     values: dict[str, object] = {}

@@ -38,8 +38,8 @@ class StateSettings(Section):
     write `…@HOST:PORT,HOST:PORT/DATABASE`. Antiphon then uses the server that accepts writes. `memory:` is for tests,
     because the state is lost when the process ends."""
     direct_url: SecretUrl | None = None
-    """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses this URL for `LISTEN`,
-    which a pooler does not forward."""
+    """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses this URL for work
+    that does not go through a pooler: `LISTEN`, schema migrations, and the creation of vector indexes."""
     pool: int = Field(default=4, ge=1, le=64)
     """Maximum number of connections to PostgreSQL per process."""
     deadline: float = Field(default=4.5, gt=0)
@@ -94,7 +94,8 @@ class FileSettings(Section):
     names twice counts twice."""
     sweep: float = Field(default=3_600.0, gt=0)
     """Seconds between two runs of the task that deletes expired files and incomplete uploads. The first run begins when
-    the process starts. If several processes share a database, only one of them runs the task at a time."""
+    the process starts. If several processes share a database, only one of them runs the task in each
+    interval."""
     lease: float = Field(default=900.0, ge=1)
     """Seconds after which an upload counts as failed if the process that receives it has died. An upload may take
     longer, because a live process renews its lease three times in this interval."""
@@ -228,8 +229,8 @@ class BackgroundSettings(Section):
     per_owner: int = Field(default=100, ge=1)
     """Maximum number of unfinished background responses of one owner. Further requests get a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
-    """What happens to a background response when its process dies or stops, or when the Envoy of `antiphon up` ends
-    during a model call. `retry`: Antiphon runs the response again from its beginning. `fail`: the response fails, and
+    """What happens to a background response when its process dies or stops, or when Envoy ends during a model
+    call. `retry`: Antiphon runs the response again from its beginning. `fail`: the response fails, and
     its error names the reason."""
     attempts: int = Field(default=3, ge=1)
     """Maximum number of attempts to run a background response, if `on_restart` is `retry`. An attempt ends when the

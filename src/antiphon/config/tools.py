@@ -23,7 +23,7 @@ class ToolSettings(Section):
     log (`ignored`). `refuse`: the request gets a 400 that names the missing setting. Requests with `code_interpreter`
     or `mcp` always get a 400 if the tool is not set up."""
     seconds: float = Field(default=60.0, gt=0)
-    """Seconds for one tool call, including its wait while `tools.concurrent` other calls run. A call that takes longer
+    """Seconds for one tool call, including its wait for a free call under `tools.concurrent`. A call that takes longer
     fails, and the model gets the error."""
     concurrent: int = Field(default=32, ge=1)
     """Maximum number of concurrent tool calls per process. The calls of one owner may use three quarters of this
@@ -118,7 +118,7 @@ class CodeInterpreterSettings(Section):
     allowed."""
     disk_bytes: int = Field(default=256 * MIB, ge=MIB)
     """Maximum number of bytes of all files in one container. While the container's interpreter runs, the files are in
-    memory if Antiphon may mount file systems (docs/how-to/code-interpreter.md)."""
+    memory if Antiphon may mount file systems or the kernel allows user namespaces (docs/how-to/code-interpreter.md)."""
     output_bytes: int = Field(default=64 * 1024, ge=1024)
     """Maximum number of bytes of output from one run of code. Antiphon removes the middle of a longer output."""
     files: int = Field(default=2_000, ge=1)

@@ -153,8 +153,8 @@ class UpstreamGroup:
 
     @property
     def name(self) -> str:
-        """The group's name in routes and logs: the upstreams' names, separated by commas. The name of a single upstream
-        never contains a comma."""
+        """The group's name in routes and logs: the upstreams' names, separated by commas. With weights, each name is
+        followed by `:` and its weight. The name of a single upstream never contains a comma."""
         if not self.weights:
             return ",".join(self.names)
         return ",".join(f"{name}:{weight}" for name, weight in zip(self.names, self.weights, strict=True))

@@ -258,8 +258,8 @@ class Reading:
     async def every(
         self, path: str, owner: str | Caller, *, query: Mapping[str, str] | None = None, most: int = 1000
     ) -> tuple[list[Any], bool]:
-        """Read all pages of a list of the API. Returns the first objects of the list (about `most`), and whether the
-        list has more objects."""
+        """Read the pages of a list of the API until about `most` objects are read. Returns these objects, and whether
+        the list has more objects."""
         found: list[Any] = []
         after: dict[str, str] = {}
         while len(found) < most:

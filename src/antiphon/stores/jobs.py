@@ -240,7 +240,7 @@ class JobStore:
         claim may skip a job whose row another transaction has locked.
 
         A worker claims only jobs whose `needs` are all in `able` (None: any job), or jobs older than `PATIENCE`
-        seconds. If no worker has the capabilities for a job, the worker that claims the old job ends it with an error.
+        seconds. An older job fails, or runs without the missing tool, if no worker has the capabilities for it.
 
         `besides` names the jobs that the worker still runs. The result never includes a job in `besides`, so a worker
         does not take over its own jobs. The result includes other jobs that the worker already holds, because the

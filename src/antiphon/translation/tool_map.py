@@ -74,7 +74,8 @@ class HostedFunction:
     """The function that the model sees for a hosted tool. `parameters` is a JSON schema.
 
     - `approval` is true if the sidecar asks the client before it runs a call.
-    - `deferred` is true if the model sees the function only after a tool search has found the function.
+    - `deferred` is true if, in a request with tool search, the model sees the function only after a search has found
+      it.
     - `read_only` is true if a call changes nothing outside this gateway. The sidecar may retry such a call. The sidecar
       sends a call of any other function at most once.
     """

@@ -171,9 +171,9 @@ class Reasoning(_EmittedItem, kw_only=True):
 
 
 class FunctionCall(_Tracked, kw_only=True):
-    """A call of a function tool. `arguments` is a JSON object, encoded as a JSON string. `namespace` is present when
-    the tool was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool's
-    declaration requests encrypted arguments."""
+    """A call of a function tool. `arguments` is the text that the model wrote, usually a JSON object. `namespace` is
+    present when the tool was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the
+    tool's declaration requests encrypted arguments."""
 
     type: Literal["function_call"] = "function_call"
     arguments: JsonText
@@ -244,7 +244,7 @@ class FileSearchCall(_Tracked, kw_only=True):
 
 class WebSearchCall(_Tracked, kw_only=True):
     """A web search, or a page that Antiphon opened. `action` is `{type: search, query, sources?}` or `{type: open_page,
-    url}`. Only a completed call has `action`."""
+    url}`. `action` is present once the call has ended with a result or a failure."""
 
     type: Literal["web_search_call"] = "web_search_call"
     action: JsonObject | UnsetType = UNSET

@@ -3,9 +3,9 @@
 The browser refreshes the facts on the page until the request ends. `unfinished.py` lists and cancels such requests, and
 `request.py` shows a finished request.
 
-Invariants: the contents appear only if the browser loads the whole page. Each such load writes one row to the audit.
-The fragment that the browser polls has only facts. When the request ends, the browser loads the page of the finished
-request.
+Invariants: the contents appear only if the browser loads the whole page. If an operator loads the contents, the audit
+gets a row. Repeated loads within a minute share one row. The fragment that the browser polls has only facts. When the
+request ends, the browser loads the page of the finished request.
 """
 
 from __future__ import annotations

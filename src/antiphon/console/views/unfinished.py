@@ -4,7 +4,8 @@ The list also has the requests that ended last. `engine/running/live.py` publish
 `background.py` shows background responses, and `requests.py` shows finished requests.
 
 The browser asks for the list of requests every second. Each such request also makes all processes publish their
-requests in flight for a few more seconds. If no browser shows the list, the processes publish nothing.
+requests in flight for a few more seconds. If no browser shows this list or another page with requests in
+flight, the processes publish nothing.
 """
 
 from __future__ import annotations

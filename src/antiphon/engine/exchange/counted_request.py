@@ -1,6 +1,6 @@
 """`POST /v1/responses/input_tokens`: counts the tokens of a request.
 
-The client gets the upstream's count if the upstream has an API for counting, else an estimate.
+The client gets the upstream's count if the upstream has an API for counting and the call succeeds, else an estimate.
 `translation/chat/context_size.py` encodes the request to that API, and parses the API's answer.
 
 Invariant: the client gets an estimated count if the call to the upstream fails.

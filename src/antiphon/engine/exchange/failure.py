@@ -150,8 +150,8 @@ def transport_failure(error: UpstreamError | None) -> ApiError:
 
 
 def local_fault(told: str) -> UpstreamFault:
-    """Return whether the connection to the upstream broke (`CUT`) or never existed (`UNREACHABLE`), for a call that
-    Envoy answered with a local reply. `told` is the value of the `LOCAL_REPLY` header."""
+    """Return the fault of a call that Envoy answered with a local reply. The fault is `CUT` if the connection ended
+    after the upstream had received the request, else `UNREACHABLE`. `told` is the value of the `LOCAL_REPLY` header."""
     cut = told.partition(":")[0] != PICKER_REPLY and _TAKEN in told
     return UpstreamFault.CUT if cut else UpstreamFault.UNREACHABLE
 

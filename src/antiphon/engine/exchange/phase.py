@@ -202,8 +202,8 @@ class ModelCall:
         """The number of bytes in the body of the call."""
         self.reader = AnswerReader()
         self.status = 0
-        """The HTTP status of the upstream's answer. 0 if no answer has arrived, or if Envoy answered because it could
-        not reach the upstream."""
+        """The HTTP status of the upstream's answer. 0 if no answer has arrived, or if Envoy answered instead of the
+        upstream."""
         self.local_reply = ""
         """The value of the header that Envoy adds to an answer that it created itself. Empty if the upstream
         answered."""
@@ -343,7 +343,8 @@ class ExchangeCore:
 class Phase:
     """The base class of all phases. An instance of this class itself accepts no input and can only end.
 
-    A subclass overrides the methods for the inputs that it accepts. All other methods raise `ExchangeStateError`.
+    A subclass overrides the methods for the inputs that it accepts. The methods for all other inputs raise
+    `ExchangeStateError`.
     """
 
     def __init__(self, core: ExchangeCore) -> None:
@@ -386,8 +387,8 @@ class Phase:
         raise self._unexpected("a saved row")
 
     def reject(self, error: ApiError) -> None:
-        """Fail the request. If the exchange has sent no head to the client and no tool call has run, the client gets an
-        HTTP error. Otherwise the client gets a failed response."""
+        """Fail the request. The client gets an HTTP error if it has received no head, and no approved or possibly
+        state-changing tool call has run. Otherwise the client gets a failed response."""
         if not self.core.answer.head_sent and not self.core.counts:
             self.core.refuse(error)
         else:

@@ -136,8 +136,8 @@ class ResponseEnd(Phase):
         core.finish(ending.status)
 
     def _naming_calls(self, error: ApiError) -> ApiError:
-        """If hosted tool calls have run, add the id of the stored response to the error's message. The client can read
-        the calls in that response."""
+        """Add the id of the stored response to the error's message, if approved or possibly state-changing tool calls
+        have run. The client can read the calls in that response."""
         known = self.core.known
         if self.core.counts and known.stored:
             error.message = f"{error.message} The stored response '{known.response_id}' contains its tool calls."

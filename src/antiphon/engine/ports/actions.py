@@ -54,7 +54,8 @@ class StoredItem:
     """An input or output item of a response, as the store holds it and as the endpoint `input_items` returns it.
 
     `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON with text that the model saw but
-    that the item lacks (`types/items.py`). Only requests that continue the response read `shown`.
+    that the item lacks (`types/items.py`). Only later requests whose input includes the item read
+    `shown`.
     """
 
     id: str

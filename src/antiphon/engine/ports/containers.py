@@ -4,9 +4,9 @@ Lives here: a container's row, the port `ContainerRows`, and the values of a cli
 here: running code (`tools/code_interpreter/`), the HTTP endpoints (`api/containers.py`), SQL.
 
 A process that uses a container holds a lease on the container. Each lease has a new, unique holder name. `Leases`
-(`stores/leases.py`) renews the lease. If only one machine uses the database, the container files are in the data folder
-of this machine. If several machines share the database, a row names the machine that has the current files. The row
-also names the snapshot with a copy of these files.
+(`stores/leases.py`) renews the lease. With SQLite, the container files are in the data folder of this machine.
+With PostgreSQL, a row names the machine that has the current files. The row also names the snapshot with a copy of
+these files.
 
 Invariants: A container belongs to one owner. A lookup returns None for a container that is missing, expired or another
 owner's. By the store's clock, a container has at most one holder at any time. A holder whose lease has expired can no
@@ -108,7 +108,7 @@ class ContainerHead(Struct):
     """The process that last ran code in the container. Only this process's interpreter has the variables of earlier
     runs. `runs` counts all runs of code in the container."""
     machine: str = ""
-    """The machine that has the current files. Empty if only one machine uses the database."""
+    """The machine that has the current files. Empty with SQLite."""
 
     def expired(self, now: float) -> bool:
         """Return whether the container was unused for longer than `idle_seconds` at the time `now`."""
@@ -171,8 +171,8 @@ class ContainerRows(Leased, Protocol):
 
     @property
     def contents(self) -> ContainerContents | None:
-        """The storage of the containers' snapshots. None if only one machine uses the database, because no other
-        machine then needs a copy of the files."""
+        """The storage of the containers' snapshots. None with SQLite, because no other machine then needs a copy
+        of the files."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.

@@ -45,7 +45,7 @@ from antiphon.types.json import encode
 
 PATIENCE = 3600.0
 """The seconds for which a job waits for a worker with the features that the job needs. After that, a worker without
-these features may claim the job, and ends the response with an error."""
+these features may claim the job. The response then fails, or runs without the missing tool."""
 
 _END_OF_EVENT = b"\n\n"
 

@@ -22,7 +22,8 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
     """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start. The time
     of a background response in the queue lies before its start, so `start` of a `queue` span is negative.
 
-    `name` says what the step used: the upstream of a `call` span, the function of a `tool` span.
+    `name` is the upstream of a `call` span, or the function of a `tool` span. Of other spans it is the loaded or saved
+    object.
 
     A span of the kind `call` has the facts `operation`, `status`, `fault`, `head`, `first`, `input_tokens`,
     `output_tokens` and `estimated`. `head` and `first` are the seconds from the call's start to the answer's head and

@@ -163,7 +163,8 @@ class Leased(Protocol):
     """A store whose leases the holders must renew (`stores/leases.py`)."""
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Renew the leases of these holders for `seconds` from now. Returns those holders whose lease had not expired.
+        """Renew the leases of these holders for `seconds` from now. Returns those holders that still have their lease.
+        An expired lease counts too, until another holder or a sweep takes it.
 
         Raises `StoreError`.
         """

@@ -280,8 +280,8 @@ class ChunkHit:
 
 
 class ChunkIndex(Protocol):
-    """The queries of a search. The database applies filters before it selects the best hits, so filters do not reduce
-    the number of hits."""
+    """The queries of a search. The database applies filters before it selects the best hits. So the result has the
+    maximum number of hits if enough chunks match the filters."""
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
         """Return the vector stores of `store_ids` that belong to the owner. The database's clock decides `expired`."""

@@ -146,8 +146,8 @@ class S3Blobs:
             await self.remove([f"{key}/{name}" for name in pieces])
         if late:
             raise StoreError(
-                f"A part of a deleted file may still appear in {self._where}, because S3 did not answer one of the "
-                "upload's requests. Antiphon deletes the file again later."
+                f"A part of a deleted file may still appear in {self._where}, because one of the upload's "
+                "requests to S3 failed. Antiphon deletes the file again later."
             )
 
     async def aclose(self) -> None:
