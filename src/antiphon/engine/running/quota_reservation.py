@@ -163,17 +163,11 @@ class QuotaReservation:
         """See `Reservation.take_now`."""
         self._choices = choices
         self._estimate(model, size, output, background)
-        amounts, parts = self.amounts, self._parts
+        amounts = self.amounts
         for lease in self.leases:
             if lease.left < amounts[lease.counts]:
                 return False
-        # The same as `reserve` for a request that holds nothing yet, with less work: most requests end here.
-        for lease in self.leases:
-            part = parts[lease] = amounts[lease.counts]
-            lease.left -= part
-            lease.reserved += part
-            lease.users += 1
-            lease.idle = False
+        self.reserve()
         return True
 
     def add_now(self, size: int) -> bool:
