@@ -1,12 +1,14 @@
 """Measures the cost of telemetry in real processes, per small request: `antiphon serve`, and `antiphon extproc` behind
 Envoy.
 
-Lives here: the processes, their order and the ratios. Not here: the measurement without sockets (`telemetry.py`), the
-process without telemetry (`unwatched.py`).
+Lives here: the processes, their order and the ratios. Also: processes with quotas and with the console, whose CPU time
+includes Envoy's. Not here: the measurement without sockets (`telemetry.py`), the process without telemetry
+(`unwatched.py`).
 
 All processes run during the whole benchmark, and get requests in turn over the same number of connections. The figure
 is the CPU time of all threads of the process per request. The program computes ratios within a round and reports the
-median over the rounds, which other load affects less than sums. Envoy's CPU time does not count.
+median over the rounds, which other load affects less than sums. Envoy's CPU time counts only in the ratios of quotas
+and of the console (`WITH_ENVOY`).
 
 Invariant: the benchmark stops each process that it started. Each process also ends by itself when the benchmark ends.
 """
@@ -17,11 +19,11 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from antiphon.config.settings import load_settings
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
@@ -31,12 +33,15 @@ from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_process import EnvoyAdmin
 from lab.bench import cpu
 from lab.bench.load import Job
-from lab.bench.variants import RESPONSES, Process, poll
+from lab.bench.variants import FEATURES, RESPONSES, Process, poll
 
 DOORS = {"serve": "antiphon serve", "extproc": "antiphon extproc, behind Envoy"}
 NOTHING, PIPE = "nothing", "on, lines to a pipe"
+QUOTAS, CONSOLE = "with quotas", "with the console"
 _WATCHED = {
     PIPE: ("antiphon", "info", True),
+    QUOTAS: ("antiphon", "info", True),
+    CONSOLE: ("antiphon", "info", True),
     "on, lines to a file": ("antiphon", "info", False),
     "on, without lines": ("antiphon", "error", True),
     NOTHING: ("lab.bench.unwatched", "error", True),
@@ -47,16 +52,28 @@ under a supervisor."""
 _PIPED = 'exec "$@" 2> >(exec cat > "$0")'
 
 
+WITH_ENVOY = {name: FEATURES["-" + name.rpartition(" ")[2]] for name in (QUOTAS, CONSOLE)}
+"""The environment of the processes with quotas and with the console."""
+
+
 @dataclass
 class Asked:
-    """A process, and its address."""
+    """A process, its address, and the Envoy in front of it."""
 
     process: Process
     port: int
+    envoy: Process | None = None
 
 
-async def measure(doors: list[str], rounds: int, seconds: float, connections: int) -> dict[str, dict[str, list[float]]]:
-    """CPU microseconds per request by server, process and round."""
+class Spent(NamedTuple):
+    """Microseconds of CPU time per request, of the process alone and together with its Envoy."""
+
+    process: float
+    both: float
+
+
+async def measure(doors: list[str], rounds: int, seconds: float, connections: int) -> dict[str, dict[str, list[Spent]]]:
+    """The CPU time per request by server, process and round."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
         pipe = ParentPipe()
@@ -69,7 +86,7 @@ async def measure(doors: list[str], rounds: int, seconds: float, connections: in
                 place = folder / f"{door}-{number}"
                 place.mkdir()
                 asked[door][name] = await _start(stack, door, name, int(upstream.ready), place, pipe)
-        found: dict[str, dict[str, list[float]]] = {door: {name: [] for name in _WATCHED} for door in doors}
+        found: dict[str, dict[str, list[Spent]]] = {door: {name: [] for name in _WATCHED} for door in doors}
         for number in range(rounds + 1):
             for door in doors:
                 # The order changes with each round.
@@ -81,9 +98,19 @@ async def measure(doors: list[str], rounds: int, seconds: float, connections: in
         return found
 
 
-def ratio(by_name: dict[str, list[float]], name: str) -> float:
-    """The median of the rounds' ratios to the process without telemetry."""
-    return statistics.median(one / none for one, none in zip(by_name[name], by_name[NOTHING], strict=True))
+def ratio(by_name: dict[str, list[Spent]], name: str) -> float:
+    """The median of the rounds' ratios to the process without telemetry. For quotas and the console: the ratios to the
+    process with telemetry, with Envoy's CPU time."""
+    if name in WITH_ENVOY:
+        return statistics.median(one.both / plain.both for one, plain in zip(by_name[name], by_name[PIPE], strict=True))
+    return statistics.median(
+        one.process / none.process for one, none in zip(by_name[name], by_name[NOTHING], strict=True)
+    )
+
+
+def median(by_name: dict[str, list[Spent]], name: str) -> float:
+    """The median CPU time in the rounds, which `ratio` compares."""
+    return statistics.median(one.both if name in WITH_ENVOY else one.process for one in by_name[name])
 
 
 async def _helper(stack: AsyncExitStack, folder: Path, name: str, *, wait: bool) -> Process:
@@ -95,7 +122,8 @@ async def _helper(stack: AsyncExitStack, folder: Path, name: str, *, wait: bool)
 async def _start(stack: AsyncExitStack, door: str, name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Asked:
     program, level, piped = _WATCHED[name]
     before = ("/bin/bash", "-c", _PIPED, str(folder / "lines")) if piped else ()
-    return await start(stack, door, (*before, sys.executable, "-m", program), level, upstream, folder, pipe)
+    command = (*before, sys.executable, "-m", program)
+    return await start(stack, door, command, level, upstream, folder, pipe, WITH_ENVOY.get(name))
 
 
 async def start(
@@ -106,13 +134,14 @@ async def start(
     upstream: int,
     folder: Path,
     pipe: ParentPipe,
+    environment: Mapping[str, str] | None = None,
 ) -> Asked:
     """Start a server's process, with an Envoy in front of it if needed, and wait until it serves."""
     command = [
         *(*program, door, "--upstream", f"http://127.0.0.1:{upstream}/v1", "--auth", "none"),
         *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", level, "--log-format", "json"),
     ]
-    process = await Process.start(folder / "log", *command, wait=door == "serve", pipe=pipe)
+    process = await Process.start(folder / "log", *command, wait=door == "serve", pipe=pipe, environment=environment)
     stack.push_async_callback(process.stop)
     if door == "serve":
         return Asked(process, int(process.ready.removesuffix("/v1").rpartition(":")[2]))
@@ -136,15 +165,15 @@ async def start(
     stack.push_async_callback(envoy.stop)
     admin = EnvoyAdmin(settings.place(settings.envoy.admin))
     await poll(envoy, admin.is_live)
-    return Asked(process, await admin.bound_port("public") or 0)
+    return Asked(process, await admin.bound_port("public") or 0, envoy)
 
 
 async def _there(*sockets: Path) -> bool:
     return all(socket.exists() for socket in sockets)
 
 
-async def _ask(load: Process, asked: Asked, seconds: float, connections: int) -> float:
-    """Microseconds of the process's CPU time per request."""
+async def _ask(load: Process, asked: Asked, seconds: float, connections: int) -> Spent:
+    """Send requests to one process."""
     job = Job(
         port=asked.port,
         path=RESPONSES.path,
@@ -157,9 +186,10 @@ async def _ask(load: Process, asked: Asked, seconds: float, connections: int) ->
         stamps=False,
         stagger=0.0,
     )
-    before = cpu.cpu_seconds([asked.process.pid])
+    processes = [asked.process.pid] if asked.envoy is None else [asked.process.pid, asked.envoy.pid]
+    before = [cpu.cpu_seconds([pid]) for pid in processes]
     answer: dict[str, Any] = json.loads(await load.ask(json.dumps(job)))
     if answer["errors"] or answer["unfinished"] or not answer["requests"]:
         raise SystemExit(f"bench: {answer['complaint'] or 'requests were not answered'}")
-    spent = cpu.cpu_seconds([asked.process.pid]) - before
-    return spent / int(answer["requests"]) * 1e6
+    spent = [cpu.cpu_seconds([pid]) - was for pid, was in zip(processes, before, strict=True)]
+    return Spent(*(seconds / int(answer["requests"]) * 1e6 for seconds in (spent[0], sum(spent))))

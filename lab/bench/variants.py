@@ -61,7 +61,7 @@ LABELS = {
 _PURE = "-pure"
 _PLENTY = 1_000_000
 _RATES = ("REQUESTS_PER_MINUTE", "TOKENS_PER_MINUTE", "TOKENS_PER_MONTH", "COST_PER_MONTH")
-_ENDINGS = {
+FEATURES = {
     _PURE: {"PYTHONPATH": str(_SOURCES)},
     "-quotas": {
         **{f"ANTIPHON_QUOTAS__EACH_OWNER__{limit}": str(1000 * _PLENTY) for limit in _RATES},
@@ -71,12 +71,12 @@ _ENDINGS = {
 }
 """The environment of the variants of another build or with another feature, by the end of the variant's name. No
 request reaches a quota. The console records no contents."""
-_SPECIAL = tuple(ending for ending in _ENDINGS if ending != _PURE)
+_SPECIAL = tuple(ending for ending in FEATURES if ending != _PURE)
 
 
 def usual() -> list[str]:
     """The default variants: both builds if Antiphon is compiled, without the variants of a feature."""
-    left_out = _SPECIAL if antiphon.compiled() else tuple(_ENDINGS)
+    left_out = _SPECIAL if antiphon.compiled() else tuple(FEATURES)
     return [name for name in LABELS if not name.endswith(left_out)]
 
 
@@ -268,7 +268,7 @@ async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe
 
 async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe, workers: int) -> Variant:
     mode, transport = _mode_and_transport(name)
-    environment = next((values for ending, values in _ENDINGS.items() if name.endswith(ending)), {})
+    environment = next((values for ending, values in FEATURES.items() if name.endswith(ending)), {})
     door = ("--door", "http") if mode == "http" else ("--mode", mode, "--transport", transport)
     process = await Process.start(
         folder / "log",
@@ -307,7 +307,7 @@ def _store_chain(port: int, turns: int) -> str:
 
 def _mode_and_transport(name: str) -> tuple[str, str]:
     """The mode and transport in a variant's name; the default transport is the fast one."""
-    for ending in _ENDINGS:
+    for ending in FEATURES:
         name = name.removesuffix(ending)
     mode, _, transport = name.partition("-")
     return mode, transport or "http2"

@@ -89,6 +89,17 @@ async def test_the_leases_of_a_process_can_be_read(store: QuotaStore) -> None:
     assert await store.held("b") == []
 
 
+async def test_a_process_learns_which_slots_it_shares(store: QuotaStore) -> None:
+    slots = [
+        Wanted(Limit("owner", f"owner:n:{name}", name, "parallel_requests", 10), 2, 2, 8) for name in ("anna", "ben")
+    ]
+    assert await store.grant("a", slots)
+    assert await store.shared("a") == {}
+    assert await store.grant("b", [*slots[:1], _wanted(100)])
+    assert await store.grant("a", [_wanted(100)])
+    assert await store.shared("a") == await store.shared("b") == {"owner:n:anna": 4}, "only limits of slots"
+
+
 async def test_a_report_of_another_period_changes_nothing(store: QuotaStore) -> None:
     grant = await _one(store, "a", _wanted(100))
     assert await store.report("a", [Report(OWNER, "tokens_per_month", grant.starts - 1, spent=60, debt=9)])

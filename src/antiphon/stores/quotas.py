@@ -92,6 +92,10 @@ WHERE holder = :holder AND subject = :subject AND measure = :measure AND starts 
 DEAD = f"SELECT holder FROM quota_holders WHERE seen_at < now_ms() - CAST(:age AS bigint) LIMIT {_SWEPT}"
 BURY = "DELETE FROM quota_holders WHERE holder = :holder AND seen_at < now_ms() - CAST(:age AS bigint)"
 HELD = "SELECT subject, measure, starts, amount FROM quota_leases WHERE holder = :holder ORDER BY subject, measure"
+SHARED = """
+SELECT subject, c.leased FROM quota_leases AS l JOIN quota_counters AS c USING (subject, measure)
+WHERE l.holder = :holder AND measure = 'parallel_requests' AND c.leased > l.amount
+"""
 FORGET_LEASES = "DELETE FROM quota_leases WHERE holder = :holder"
 FORGET = f"""
 DELETE FROM quota_counters WHERE (subject, measure) IN (
@@ -185,6 +189,10 @@ class QuotaStore:
         """See `QuotaCounters.held`."""
         rows = await self._tables.fetch(HELD, {"holder": holder})
         return [Report(row["subject"], row["measure"], row["starts"], back=row["amount"]) for row in rows]
+
+    async def shared(self, holder: str) -> dict[str, int]:
+        """See `QuotaCounters.shared`."""
+        return {row["subject"]: row["leased"] for row in await self._tables.fetch(SHARED, {"holder": holder})}
 
     async def leave(self, holder: str) -> None:
         """See `QuotaCounters.leave`."""

@@ -264,6 +264,54 @@ async def test_a_request_waits_for_the_slots_that_another_process_no_longer_need
     await here.aclose()
 
 
+async def test_a_process_keeps_the_slots_that_its_requests_need_all_the_time(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"parallel_requests": 20})
+    for expected in (3, 3, 3):
+        for one in [await _take(quotas) for _ in range(3)]:
+            one.close(0, 0, 0)
+        assert await quotas.flush()
+        assert counters.grants == expected, "the first requests lease the slots, and no later request"
+    for held in (1, 1, 0):
+        if held:
+            (await _take(quotas)).close(0, 0, 0)
+        assert await quotas.flush()
+        assert (await _used(counters))["owner:n:anna", "parallel_requests"] == (0, held)
+    assert counters.grants == 3
+
+
+async def test_a_process_returns_free_slots_when_the_processes_hold_most_of_them(counters: _Counters) -> None:
+    ids = Ids()
+    here, there = (_quotas(counters, ids, each_owner={"parallel_requests": 4}) for _ in range(2))
+    first, second = await _take(here), await _take(here)
+    held = [await _take(there) for _ in range(2)]
+    first.close(0, 0, 0)
+    assert not second.leases[0].scarce, "the other process has leased its slots later"
+    for leased in (4, 3):
+        # The first report learns that the slots are scarce.
+        assert await here.flush()
+        assert (await _used(counters))["owner:n:anna", "parallel_requests"] == (0, leased)
+    held.append(await _take(there))
+    assert not REFUSED
+
+
+@pytest.mark.parametrize("reason", ["unavailable", "unknown"])
+async def test_a_query_that_fails_after_a_report_settles_nothing_twice(
+    counters: _Counters, monkeypatch: pytest.MonkeyPatch, reason: Literal["unavailable", "unknown"]
+) -> None:
+    quotas = _quotas(counters, each_owner={"parallel_requests": 4, "tokens_per_month": 10_000})
+    (await _take(quotas)).close(70, 10, 0)
+
+    async def fails(holder: str) -> dict[str, int]:
+        raise StoreError("the connection is lost", reason=reason)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counters, "shared", fails)
+        assert await quotas.flush(), "the report is stored"
+    (await _take(quotas)).close(30, 10, 0)
+    await quotas.aclose()
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"] == (100, 0)
+
+
 async def test_the_headers_know_what_this_process_has_returned(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"requests_per_minute": 1000})
     (await _take(quotas)).close(0, 0, 0)

@@ -353,6 +353,11 @@ class QuotaCounters(Protocol):
         """Return the leases of a process, each as the report that would return the whole lease."""
         ...
 
+    async def shared(self, holder: str) -> dict[str, int]:
+        """Return the leased slots for parallel requests, by subject, of all limits in which both this process and
+        another process hold slots."""
+        ...
+
     async def leave(self, holder: str) -> None:
         """Remove the registration of a process that has reported all its usage. The amounts that the process leased
         become free."""

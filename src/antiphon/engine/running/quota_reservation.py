@@ -11,6 +11,7 @@ Invariant: a request holds a reservation in all of its limits, or in none.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -34,9 +35,10 @@ class Lease:
 
     `left` is the free amount of the lease. `users` is the number of requests in flight that use the lease, and
     `reserved` is the amount that they have reserved. `spent` (used from the lease) and `debt` (used beyond the lease)
-    wait for the next report. `known` is the used and leased amount of all processes at the last grant. `ends` is in
-    seconds of `time.monotonic`. `counts` is the index in `Amounts` of the amount that this limit counts. `shown`
-    selects the headers that show the limit.
+    wait for the next report. `known` is the used and leased amount of all processes at the last grant, and for a limit
+    on parallel requests at the last report. `least` is the smallest free amount since the last report, for parallel
+    requests only. `ends` is in seconds of `time.monotonic`. `counts` is the index in `Amounts` of the amount that this
+    limit counts. `shown` is the index in `_SHOWN` of the headers that show the limit, or -1.
     """
 
     __slots__ = (
@@ -49,24 +51,24 @@ class Lease:
             "ends",
             "idle",
             "known",
+            "least",
             "left",
             "limit",
             "parallel",
             "reserved",
         ),
-        *("shown", "shown_limit", "spent", "starts", "users"),
+        *("shown", "spent", "starts", "users"),
     )
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.counts = _COUNTS[limit.measure]
         self.shown = _SHOWN_FOR.get(limit.measure, -1)
-        self.shown_limit = str(limit.amount)
         self.parallel = limit.measure == "parallel_requests"
         self.starts = -1
         self.ends = FOREVER
         self.left = self.reserved = self.spent = self.debt = 0
-        self.known = self.users = 0
+        self.known = self.least = self.users = 0
         self.idle = True
         self.asked_again_at = 0.0
         self.refused_need = 0
@@ -110,6 +112,15 @@ class Lease:
         return self.parallel and self.known * 2 > self.limit.amount
 
     @property
+    def surplus(self) -> int:
+        """The free amount that this process returns with its next report. A free slot for parallel requests was not
+        needed since the last report, or another process may need it. Other amounts return if no request has used the
+        lease since then."""
+        if not self.parallel:
+            return self.left if self.idle else 0
+        return self.left if self.scarce else min(self.least, self.left)
+
+    @property
     def empty(self) -> bool:
         """Whether the lease has nothing to report, and no request needs it."""
         return not (self.left or self.users or self.spent or self.debt or self.later)
@@ -133,25 +144,44 @@ _SHOWN: Final = (
 _SHOWN_FOR: Final[dict[Measure, int]] = {"requests_per_minute": 0, "tokens_per_minute": 1}
 
 
+class Plan:
+    """The leases that apply to all requests of one caller for one model, until the period of one lease ends.
+
+    `ends` is in seconds of `time.monotonic`. `queued` has the leases that apply to a request that only queues a
+    response. `shown` has, for each group of headers, their names and the leases from which the group shows one.
+    """
+
+    __slots__ = ("ends", "leases", "queued", "shown")
+
+    def __init__(self, leases: Sequence[Lease]) -> None:
+        self.leases = leases
+        self.queued = [lease for lease in leases if not lease.parallel]
+        self.ends = min((lease.ends for lease in leases), default=FOREVER)
+        groups = [(names, [lease for lease in leases if lease.shown == at]) for at, names in enumerate(_SHOWN)]
+        self.shown = [(names, of_group) for names, of_group in groups if of_group]
+
+
+_NO_PLAN: Final = Plan(())
+
+
 class QuotaReservation:
     """The amounts that one request reserves in all limits that apply to the request (`Reservation`)."""
 
     __slots__ = (
-        *("_background", "_choices", "_closed", "_model", "_parts", "_quotas", "_short", "_size"),
+        *("_background", "_choices", "_closed", "_held", "_model", "_parts", "_plan", "_quotas", "_short", "_size"),
         *("abandoned", "amounts", "caller", "leases"),
     )
 
     def __init__(self, quotas: Quotas, caller: Caller) -> None:
         self._quotas = quotas
         self.caller = caller
-        self._model = ""
-        self._background = False
-        self._choices = 1
+        self._background = self._closed = self._short = False
+        self._model, self._choices, self._size = "", 1, 0
         self.amounts: Amounts = (1, 0, 0)
-        self._size = 0
-        self._parts: dict[Lease, int] = {}
-        self._short = False
-        self._closed = False
+        self._plan = _NO_PLAN
+        # The leases in which the request has a reservation, and the reserved amount in each of them.
+        self._held: Sequence[Lease] = ()
+        self._parts: list[int] = []
         self.abandoned = False
         """Whether the request has stopped waiting for a grant of the shared counters."""
         self.leases: Sequence[Lease] = ()
@@ -172,7 +202,7 @@ class QuotaReservation:
 
     def add_now(self, size: int) -> bool:
         """See `Reservation.add_now`."""
-        if not self._parts:
+        if not self._held:
             # No limit applies, or the request is a background job, whose estimate was charged when it was queued.
             return True
         before = self._size // BYTES_PER_TOKEN
@@ -198,16 +228,23 @@ class QuotaReservation:
             # A client may send any number, so limit it.
             output = None if output is None else _bounded(output)
             tokens, cost = self._quotas.estimate(model, size, output, steady=background, choices=self._choices)
-            self.amounts = (1, _bounded(tokens), _bounded(cost))
+            self.amounts = (1, min(tokens, _MOST), min(cost, _MOST))
 
     def refresh(self) -> None:
         """Look up the leases again, because the period of a limit may have ended."""
-        leases = self._quotas.leases(self.caller, self._model)
-        self.leases = [lease for lease in leases if not lease.parallel] if self._background else leases
+        self._plan = plan = self._quotas.plan(self.caller, self._model)
+        self.leases = plan.queued if self._background else plan.leases
 
     def missing(self, lease: Lease) -> int:
         """The amount that the request needs beyond its reservation in the lease."""
-        return self.amounts[lease.counts] - self._parts.get(lease, 0)
+        return self.amounts[lease.counts] - self._part(lease)
+
+    def is_refused(self, lease: Lease, now: float) -> bool:
+        """Whether the request exceeds the whole limit, or the counters refused an equal or smaller amount a moment ago.
+        In both cases the process does not ask the counters."""
+        if self.amounts[lease.counts] > lease.limit.amount:
+            return True
+        return now < lease.asked_again_at and self.missing(lease) - lease.left >= lease.refused_need
 
     def lacking(self) -> list[Lease]:
         """The leases whose free amount is smaller than the amount that the request still needs."""
@@ -219,62 +256,74 @@ class QuotaReservation:
         In shadow mode, or while the database fails, Antiphon serves even a request that gets less than its missing
         amount.
         """
+        if self._held is not self.leases:
+            self._begin_again()
         amounts, parts = self.amounts, self._parts
-        for old in [lease for lease in parts if lease not in self.leases] if parts else ():
-            # The old lease's period ended while the request loaded its history, so the request counts in the new
-            # period.
-            _give_back(old, parts.pop(old))
-        for lease in self.leases:
-            held = parts.get(lease)
-            if held is None:
-                lease.users += 1
-                held = 0
-            part = amounts[lease.counts] - held
+        for at, lease in enumerate(self.leases):
+            part = amounts[lease.counts] - parts[at]
             if part > lease.left:
                 part = lease.left
                 self._short = True
             lease.left -= part
             lease.reserved += part
             lease.idle = False
-            parts[lease] = held + part
+            parts[at] += part
+
+    def _begin_again(self) -> None:
+        """Reserve in the current leases from now on. A lease's period may have ended while the request loaded its
+        history. Then the request counts in the new period."""
+        held, leases = self._held, self.leases
+        parts = [self._part(lease) for lease in leases] if held else [0] * len(leases)
+        for lease in leases:
+            lease.users += 1
+        for lease, part in zip(held, self._parts, strict=True):
+            lease.users -= 1
+            if lease not in leases:
+                lease.left += part
+                lease.reserved -= part
+        self._held, self._parts = leases, parts
+
+    def _part(self, lease: Lease) -> int:
+        """The amount that the request has reserved in this lease."""
+        return self._parts[self._held.index(lease)] if lease in self._held else 0
 
     def release(self) -> None:
         """Give all reserved amounts back to the leases, because the request is refused."""
-        parts = self._parts
-        if parts:
-            for lease, part in parts.items():
-                _give_back(lease, part)
-            self._quotas.changed(soon=any(lease.scarce for lease in parts))
-            parts.clear()
+        if self._held:
+            for lease, part in zip(self._held, self._parts, strict=True):
+                lease.left += part
+                lease.reserved -= part
+                lease.users -= 1
+            self._quotas.changed(soon=any(lease.scarce for lease in self._held))
+            self._held, self._parts = (), []
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
         """See `Reservation.close`."""
         if self._closed:
             return
         self._closed = True
-        if not self._parts:
+        if not self._held:
             return
         if output > 0:
-            self._quotas.learn(self._model, _bounded(output // self._choices))
+            self._quotas.learn(self._model, min(output, _MOST) // self._choices)
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, _bounded(tokens), _bounded(cost))
-        scarce = False
-        for lease, part in self._parts.items():
+        soon = False
+        for lease, part in zip(self._held, self._parts, strict=True):
             lease.users -= 1
-            if lease.parallel:
-                scarce = scarce or lease.scarce
-                lease.reserved -= part
-                lease.left += part
-                continue
-            used = amounts[lease.counts]
             lease.reserved -= part
-            most = part + lease.left
+            if lease.parallel:
+                lease.least = min(lease.least, lease.left)
+                lease.left += part
+                soon = soon or lease.scarce
+                continue
+            used, most = amounts[lease.counts], part + lease.left
             if used > most:
                 lease.debt += used - most
                 used = most
             lease.left = most - used
             lease.spent += used
-        self._quotas.changed(soon=scarce)
+        self._quotas.changed(soon=soon)
 
     def close_read(self, read: int, written: int) -> None:
         """See `Reservation.close_read`."""
@@ -307,31 +356,21 @@ class QuotaReservation:
     def headers(self) -> Headers:
         """The `x-ratelimit-*` headers of the answer. Each group of headers shows the limit with the smallest remaining
         amount."""
-        least: dict[int, tuple[int, Lease]] = {}
-        for lease in self.leases:
-            if (shown := lease.shown) >= 0:
-                remaining = lease.remaining
-                if shown not in least or remaining < least[shown][0]:
-                    least[shown] = remaining, lease
-        found: list[tuple[str, str]] = []
-        now = monotonic()
-        for shown, (remaining, lease) in least.items():
-            names, ends = _SHOWN[shown], lease.ends
-            seconds = ends - now if now < ends != FOREVER else 0.0
+        found: Headers = ()
+        for (limit, remaining, reset), leases in self._plan.shown:
+            lease = leases[0] if len(leases) == 1 else min(leases, key=_remaining)
+            seconds = 0 if lease.ends == FOREVER else max(0, round(lease.ends - monotonic()))
             found += (
-                (names[0], lease.shown_limit),
-                (names[1], str(remaining)),
-                (names[2], f"{seconds:.0f}s"),
+                (limit, str(lease.limit.amount)),
+                (remaining, str(lease.remaining)),
+                (reset, f"{seconds}s"),
             )
-        return tuple(found)
+        return found
+
+
+_remaining = attrgetter("remaining")
 
 
 def _bounded(amount: int) -> int:
     """The amount between 0 and `_MOST`."""
     return 0 if amount < 0 else min(amount, _MOST)
-
-
-def _give_back(lease: Lease, part: int) -> None:
-    lease.left += part
-    lease.reserved -= part
-    lease.users -= 1

@@ -36,7 +36,7 @@ from antiphon.engine.ports.quotas import (
     Report,
     Wanted,
 )
-from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, Lease, QuotaReservation
+from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, Lease, Plan, QuotaReservation
 from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
@@ -104,7 +104,7 @@ class Quotas:
         self._grant_seconds = grant_seconds
         self._holder = ""
         self._leases: dict[tuple[str, Measure], Lease] = {}
-        self._plans: dict[tuple[str, str, str, str], tuple[float, Sequence[Lease]]] = {}
+        self._plans: dict[tuple[str, str, str, str], Plan] = {}
         self._averages: dict[str, float] = {}
         self._lock = asyncio.Lock()
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
@@ -147,16 +147,15 @@ class Quotas:
 
     # Called by reservations
 
-    def leases(self, caller: Caller, model: str) -> Sequence[Lease]:
+    def plan(self, caller: Caller, model: str) -> Plan:
         """The leases of all limits that apply to this caller's requests for this model, in their current periods."""
         key = (caller.owner, caller.key_id, caller.team, model)
         plan = self._plans.get(key)
-        if plan is None or monotonic() >= plan[0]:
-            leases = [self._lease(limit) for limit in self._rules.limits(caller, model)]
+        if plan is None or monotonic() >= plan.ends:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = (min((lease.ends for lease in leases), default=FOREVER), leases)
-        return plan[1]
+            plan = self._plans[key] = Plan([self._lease(limit) for limit in self._rules.limits(caller, model)])
+        return plan
 
     def _lease(self, limit: Limit) -> Lease:
         """The lease of the current period of this limit."""
@@ -179,7 +178,7 @@ class Quotas:
                 self._dirty.set()
 
     def _forget(self) -> None:
-        """Drop all leases of this process, and the cached lists of leases."""
+        """Drop all leases of this process, and the cached plans."""
         self._leases.clear()
         self._plans.clear()
 
@@ -254,7 +253,7 @@ class Quotas:
                 if not lacking:
                     break
                 now = monotonic()
-                refused = [(lease.limit, None) for lease in lacking if _is_refused(lease, reservation, now)]
+                refused = [(lease.limit, None) for lease in lacking if reservation.is_refused(lease, now)]
                 if refused:
                     break
                 if now < self._failed_until:
@@ -274,8 +273,11 @@ class Quotas:
     async def _lease_more(self, reservation: QuotaReservation, lacking: Sequence[Lease]) -> list[_Refused]:
         """Lease more of these limits. Returns the limits that granted nothing. If the database fails, the method
         returns an empty list, and for a short time `fill` does not try the database again."""
-        share = self._warn_share
-        wanted = [_wanted(lease.limit, reservation.missing(lease) - lease.left, share) for lease in lacking]
+        wanted = []
+        for lease in lacking:
+            limit, need = lease.limit, max(1, reservation.missing(lease) - lease.left)
+            want = max(need, limit.amount // _CHUNKS)
+            wanted.append(Wanted(limit, need, want, ceil(limit.amount * self._warn_share)))
         try:
             grants = await self._counters.grant(self._holder, wanted) if self._holder else None
             if grants is None:
@@ -289,7 +291,7 @@ class Quotas:
                 self._dirty.set()
             return []
         self._recovered()
-        # The grants may begin a new period, so the cached lists of leases (`_plans`) may be out of date.
+        # The grants may begin a new period, so the cached plans may be out of date.
         self._plans.clear()
         self._dirty.set()
         refused: list[_Refused] = []
@@ -317,7 +319,7 @@ class Quotas:
         grants = await self._counters.grant(self._holder, [Wanted(one.limit, 0, 0, one.limit.amount) for one in leases])
         for lease, grant in zip(leases, grants or (), strict=False):
             lease.add(grant, monotonic())
-        # The cached lists of leases (`_plans`) do not have the ends of these periods yet.
+        # The cached plans do not have the ends of these periods yet.
         self._plans.clear()
         self._dirty.set()
 
@@ -414,8 +416,8 @@ class Quotas:
                     del self._leases[key]
                     self._plans.clear()
                 continue
-            back = lease.left if lease.idle or lease.parallel else 0
-            lease.idle = True
+            back = lease.surplus
+            lease.idle, lease.least = True, lease.left - back
             if lease.left:
                 # If no request uses this lease until the next report, that report returns its free amount.
                 self._dirty.set()
@@ -435,8 +437,6 @@ class Quotas:
                 self._holder = ""
                 self._begin_again(taken)
                 return True
-            if unknown:
-                await self._learn_periods(unknown)
         except StoreError as error:
             self._fail(str(error))
             if error.reason == "unknown":
@@ -452,8 +452,26 @@ class Quotas:
             return False
         for lease, report in taken:
             lease.known += report.debt - report.back
+        try:
+            if unknown:
+                await self._learn_periods(unknown)
+            await self._learn_shared([lease for lease in self._leases.values() if lease.parallel])
+        except StoreError as error:
+            # The report is stored, and a later call asks again.
+            self._fail(str(error))
+            self._dirty.set()
+            return True
         self._recovered()
         return True
+
+    async def _learn_shared(self, leases: Sequence[Lease]) -> None:
+        """Learn how many slots for parallel requests all processes hold. If slots are scarce, return the free ones."""
+        if leases:
+            shared = await self._counters.shared(self._holder)
+            for lease in leases:
+                lease.known = shared.get(lease.limit.subject, lease.left + lease.reserved)
+                if lease.left and lease.scarce:
+                    self.changed(soon=True)
 
     async def _find_out(self) -> None:
         """After an unknown outcome, compare the stored leases with this process's leases. Repeat the reports that were
@@ -478,21 +496,5 @@ class Quotas:
             self._unsure = False
 
 
-def _wanted(limit: Limit, need: int, warn_share: Fraction) -> Wanted:
-    need = max(1, need)
-    # Lease only the slots for parallel requests that this request needs, because other processes may need the other
-    # slots.
-    want = need if limit.measure == "parallel_requests" else max(need, limit.amount // _CHUNKS)
-    return Wanted(limit, need, want, ceil(limit.amount * warn_share))
-
-
 def _said(limit: Limit) -> dict[str, str | int]:
     return {"subject": limit.subject, "name": limit.name, "measure": limit.measure, "limit": limit.amount}
-
-
-def _is_refused(lease: Lease, reservation: QuotaReservation, now: float) -> bool:
-    """Whether the request exceeds the whole limit, or the counters refused an equal or smaller amount a moment ago. In
-    both cases the process does not ask the counters."""
-    if reservation.amounts[lease.counts] > lease.limit.amount:
-        return True
-    return now < lease.asked_again_at and reservation.missing(lease) - lease.left >= lease.refused_need
