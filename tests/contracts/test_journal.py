@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.journal import (
+    REFUSED,
     Detail,
     Entry,
     EntryFilter,
@@ -347,6 +348,21 @@ async def test_the_sweep_keeps_the_newest(store: JournalStore) -> None:
     ]
     assert await store.sweep(-3600.0, 100, 3600.0, 1 << 30) == (8, 4)
     assert (await store.list(ALL)).total == 0 and await store.record("req_10") is None
+
+
+async def test_refusals_are_a_tenth_of_the_entries_and_in_no_sum(store: JournalStore) -> None:
+    refused = [
+        entry(number, owner=("", ALICE)[number % 2], outcome=REFUSED, fault="client", model="", input_tokens=0)
+        for number in range(1, 31)
+    ]
+    await store.add([*refused, entry(100), entry(101, owner=BOB)])
+    (busy,) = await store.sums()
+    assert (busy.requests, busy.failed) == (2, 0)
+    assert sum(one.requests for one in await store.slots(since=0.0, seconds=60.0)) == 2
+    assert (await store.list(EntryFilter(owner=ALICE, outcome=REFUSED))).total == 15
+    assert (await store.list(EntryFilter(owner=BOB))).total == 1
+    assert (await store.sweep(3600.0, 100, 3600.0, 1 << 30))[0] == 20
+    assert ids((await store.list(ALL)).entries) == ["req_101", "req_100", *(f"req_{at}" for at in range(30, 20, -1))]
 
 
 def request(number: int, owner: str = ALICE, age: float = 1.0) -> LiveRequest:

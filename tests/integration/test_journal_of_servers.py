@@ -9,6 +9,8 @@ from pathlib import Path
 import aiohttp
 
 from antiphon.config.operators import ConsoleSettings
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.journal import REFUSED
 from tests.support.chat_server import (
     DEADLINE,
     Reset,
@@ -47,6 +49,55 @@ async def test_the_http_server_notes_a_stream_and_a_refusal() -> None:
         assert len(journal.entries) == 4
         await door.ask(post_bytes(_ASKED, path="/v1/prompts"))
         assert len(journal.entries) == 4, "only requests for responses"
+        await door.ask(post_bytes(_ASKED, path="/v1/respones?key=hidden"))
+        assert (journal.last.outcome, journal.last.status, journal.last.code) == (REFUSED, 404, "unknown_url")
+        assert journal.last.detail.path == "/v1/respones" and "hidden" not in repr(journal.last)
+        await door.ask(post_bytes(_ASKED, path="/v1/models"))
+        assert (journal.last.outcome, journal.last.status, journal.last.door) == (REFUSED, 405, "http")
+
+
+_NO_KEYS = OwnerResolver("bearer", key=b"key", client_keys={})
+
+
+async def test_both_servers_note_a_wrong_key(tmp_path: Path) -> None:
+    journal = Noted()
+    async with open_http_door(journal=journal, owners=_NO_KEYS) as door:
+        for path in ("/v1/responses", "/v1/files", "/v1/chat/completions"):
+            await door.ask(post_bytes(_ASKED, path=path, headers={"authorization": "Bearer wrong-key-of-a-client"}))
+            entry = journal.last
+            assert (entry.outcome, entry.status, entry.owner, entry.detail.path) == (REFUSED, 401, "", path)
+            assert "wrong-key" not in repr(entry)
+    assert len(journal.entries) == 3
+    journal = Noted()
+    async with open_door(tmp_path, journal=journal, owners=_NO_KEYS) as opened:
+        stream = opened.stream()
+        await stream.request(request_body())
+        await stream.complete()
+        entry = journal.last
+        assert (entry.outcome, entry.status, entry.owner, entry.door) == (REFUSED, 401, "", "extproc")
+
+
+async def test_both_servers_note_that_they_are_full(tmp_path: Path) -> None:
+    journal, go_on = Noted(), asyncio.Event()
+    async with open_http_door(journal=journal, owner_requests=1) as door:
+        door.chat.script(answer(parts=[Wait(go_on), event("a")]))
+        asked = asyncio.create_task(door.ask(post_bytes(_ASKED)))
+        await until(lambda: any(live.calls == 1 for live in door.context.telemetry.live()))
+        for path in ("/v1/responses", "/v1/chat/completions"):
+            await door.ask(post_bytes(_ASKED, path=path))
+            entry = journal.last
+            assert (entry.outcome, entry.status, entry.detail.path, entry.door) == (REFUSED, 429, path, "http")
+            assert entry.owner
+        go_on.set()
+        await asyncio.wait_for(asked, DEADLINE)
+    journal = Noted()
+    async with open_door(tmp_path, journal=journal, owner_requests=1) as opened:
+        first, second = opened.stream(), opened.stream()
+        await first.request(request_body())
+        await first.forwarded()
+        await second.request(request_body())
+        await second.complete()
+        assert (journal.last.outcome, journal.last.status, journal.last.door) == (REFUSED, 429, "extproc")
 
 
 async def test_an_operator_stops_a_stream_that_is_silent() -> None:

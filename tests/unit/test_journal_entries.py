@@ -15,9 +15,9 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.exchange.recording_exchange import STOPPED, RecordingExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.engine.ports.jobs import JobRequest
-from antiphon.engine.ports.journal import Entry, JournalSpan
+from antiphon.engine.ports.journal import REFUSED, Entry, JournalSpan
 from antiphon.engine.ports.quotas import QuotaExceeded
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.observability.metrics import Metrics
@@ -202,23 +202,28 @@ def test_a_refused_request_has_its_cause() -> None:
     assert (entry.status, entry.detail.message, entry.detail.path) == (413, "The body is too large.", "/v1/responses")
 
 
-def test_a_request_without_an_exchange_is_noted_unless_a_flood_could_displace_the_others() -> None:
+def test_a_request_without_an_exchange_is_noted_and_floods_are_marked() -> None:
     journal = Noted()
     telemetry = Telemetry(Metrics(), journal=journal)
     wrong = Failure("client", "The header occurs twice.", 400, "duplicate_header", "read_request")
     telemetry.refused("http", "req_1", _CALLER, "/v1/responses", wrong, "Send it once.")
+    (entry,) = journal.entries
+    assert (entry.request_id, entry.owner, entry.status, entry.code, entry.outcome) == (
+        *("req_1", "n:team-a", 400, "duplicate_header", "error"),
+    )
+    assert (entry.detail.message, entry.detail.cause) == ("Send it once.", "The header occurs twice.")
     telemetry.refused("http", "req_2", _CALLER, "/v1/files", wrong, "Send it once.")
     telemetry.refused("http", "req_3", _CALLER, "/v1/responses", Failure("client", "no key", 401), "No key.")
     telemetry.refused("http", "req_4", _CALLER, "/v1/responses", Failure("ours", "full", 503, counted=True), "Full.")
-    (entry,) = journal.entries
-    assert (entry.request_id, entry.owner, entry.status, entry.code) == (
-        "req_1",
-        "n:team-a",
-        400,
-        "duplicate_header",
-    )
-    assert (entry.detail.message, entry.detail.cause) == ("Send it once.", "The header occurs twice.")
+    assert {one.outcome for one in journal.entries[1:]} == {REFUSED} and len(journal.entries) == 4
     Telemetry(Metrics()).refused("http", "req_1", _CALLER, "/v1/responses", wrong, "Send it once.")
+
+
+def test_no_key_of_a_path_is_in_the_entry_of_a_refused_request() -> None:
+    journal, key = Noted(), "sk-abcdefghijklmnopqrstuvwx"
+    unknown = Failure("client", f"Unknown request URL: GET /v1/{key}.", 404, "unknown_url")
+    Telemetry(Metrics(), journal=journal).refused("http", "req_1", NO_CALLER, f"/v1/{key}", unknown, unknown.cause)
+    assert journal.last.detail.path == "/v1/[redacted]" and key not in repr(journal.last)
 
 
 def test_a_client_that_leaves() -> None:

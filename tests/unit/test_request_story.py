@@ -8,7 +8,7 @@ import pytest
 
 from antiphon.commands.journal import as_json, contents, facts, row
 from antiphon.console.story import tell, why_no_contents, why_no_entry
-from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, Part, Recording
+from antiphon.engine.ports.journal import REFUSED, Detail, Entry, JournalSpan, Part, Recording
 
 ESCAPE = "\x1b[31mred\x07"
 
@@ -58,6 +58,16 @@ def test_no_text_of_a_client_reaches_the_terminal() -> None:
     story = tell(Recording((Part(0.0, "request", ESCAPE.encode()), Part(0.1, "event", f"data: {ESCAPE}\n\n".encode()))))
     shown = "\n".join([*facts(hostile, colors=False), *contents(story, colors=False)])
     assert "\x1b" not in shown and "\x07" not in shown and "red" in shown
+
+
+def test_a_row_of_refused_requests_names_their_path_and_their_number() -> None:
+    told = {"outcome": REFUSED, "fault": "client", "status": 401, "code": "invalid_api_key", "owner": "", "model": ""}
+    detail = Detail(path="/v1/files", alike=1234)
+    line = row(entry(**told, detail=detail), colors=False)
+    assert "refused  /v1/files  -  " in line and "401 invalid_api_key (1,234 times)" in line
+    assert "\n".join(facts(entry(**told, detail=detail), colors=False)).count("/v1/files") == 2
+    assert "before it began a response" in why_no_contents(entry(**told, recorded=False))
+    assert "refused  /v1/x  anna" in row(entry(outcome=REFUSED, model="", detail=Detail(path="/v1/x")), colors=False)
 
 
 def test_the_failure_and_the_steps_are_told() -> None:
@@ -121,7 +131,7 @@ def test_json_holds_the_bodies_as_values() -> None:
 )
 def test_a_request_without_a_row_is_explained_by_its_id(name: str, few: bool) -> None:
     assert ("at least 16 digits" in why_no_entry(name)) is few
-    assert ("lack of capacity" in why_no_entry(name)) is not few
+    assert ("share one row" in why_no_entry(name)) is not few
 
 
 def test_the_advice_on_recording_fits_the_outcome() -> None:

@@ -39,7 +39,7 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason, UpstreamRequest
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.engine.ports.journal import Journal, JournalSpan
+from antiphon.engine.ports.journal import REFUSED, Journal, JournalSpan
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError
@@ -342,11 +342,8 @@ class PassedEntry:
             self._first = time.perf_counter() - self._started
 
     def refuse(self, error: ApiError) -> None:
-        """Record that the client got this error instead of an upstream's answer. A refusal for lack of capacity gets no
-        entry, because a flood of such refusals would displace all other entries."""
-        failure = refusal(error)
-        if not failure.counted:
-            self._end(failure, error.message, error.status, None, 0)
+        """Record that the client got this error instead of an upstream's answer."""
+        self._end(refusal(error), error.message, error.status, None, 0)
 
     def end(
         self, status: int, failure: Failure | None, usage: PassedUsage | None, size: int, *, stream: bool = False
@@ -382,6 +379,7 @@ class PassedEntry:
         )
         entry = msgspec.structs.replace(
             entry,
+            outcome=REFUSED if failure is not None and failure.counted else entry.outcome,
             model=self._model,
             upstream=self._upstream,
             status=status,

@@ -37,12 +37,12 @@ from antiphon.api.http import (
 from antiphon.api.models import ModelCatalog
 from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice
-from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.exchange.phase import EXCHANGE_PATHS
 from antiphon.engine.ports.callers import ADMIN
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.background import Background
-from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
+from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, Unauthorized, store_refusal
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.responses import ResponseStore
@@ -95,6 +95,7 @@ METRICS_PATH = "/metrics"
 """The path of the Prometheus metrics. The 404 for a mistyped path suggests a similar path, but never the path of the
 metrics."""
 
+_UNHANDLED = frozenset({"unknown_url", "method_not_allowed"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -269,6 +270,14 @@ def _key_ignored(response: ApiResponse) -> ApiResponse:
     others = tuple(pair for pair in response.headers if pair[0] != "antiphon-ignored")
     named = HEADER if said is None else f"{said}, {HEADER}"
     return replace(response, headers=(*others, ("antiphon-ignored", named)))
+
+
+def is_unhandled(failure: Failure | None) -> bool:
+    """Return whether the router refused the request before a handler got it. The reasons are an unknown path, a wrong
+    method, or wrong credentials for a path of operators."""
+    if failure is None or failure.fault != "client" or failure.upstream_status:
+        return False
+    return failure.code in _UNHANDLED or failure.status == Unauthorized.status
 
 
 def unknown_url(method: str, path: str, known: Iterable[str] = ()) -> NotFound:

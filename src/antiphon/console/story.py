@@ -21,7 +21,7 @@ import msgspec
 from antiphon import __version__
 from antiphon.api.chat import PASSED
 from antiphon.console.formats import moment
-from antiphon.engine.ports.journal import Entry, Part, Recording
+from antiphon.engine.ports.journal import REFUSED, Entry, Part, Recording
 from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.errors import InvalidRequest
 from antiphon.recordings.format import CannotRecord, entry_line, make_entry
@@ -161,8 +161,8 @@ def why_no_entry(name: str) -> str:
             "after 'resp_' or 'req_', or 16 characters of a UUID."
         )
     return (
-        "The journal has no request with this id. Antiphon keeps no row of a request that it refused for lack of "
-        "capacity or for an invalid key. After console.keep it deletes a row."
+        "The journal has no request with this id. If Antiphon refuses many requests within a minute, they share one "
+        "row. After console.keep Antiphon deletes a row."
     )
 
 
@@ -193,7 +193,8 @@ def why_no_contents(entry: Entry, never: Collection[str] = ()) -> str:
             "Antiphon forwards requests to this path unchanged, so it records no contents of them. The client has "
             "received the upstream's answer."
         )
-    if entry.fault == "client" and not entry.response_id and not entry.detail.upstream_status:
+    unread = entry.fault == "client" and not entry.response_id and not entry.detail.upstream_status
+    if entry.outcome == REFUSED or unread:
         return (
             "Antiphon refused the request before it began a response, so there are no contents to show. The message "
             "above says what to change."

@@ -22,6 +22,7 @@ from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, LiveReques
 from antiphon.ids import new_id
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.outcome import advice_for
+from antiphon.redaction import KEYS
 
 _MOST_CALLS: Final = 200
 _TEXT_LENGTH: Final = 2000
@@ -263,11 +264,17 @@ def plain_entry(
         code=failure.code if failure is not None else "",
         status=failure.status if failure is not None else 200,
         detail=Detail(
-            message=message[:_TEXT_LENGTH],
-            cause=failure.cause[:_TEXT_LENGTH] if failure is not None else "",
+            message=_without_keys(message[:_TEXT_LENGTH]),
+            cause=_without_keys(failure.cause[:_TEXT_LENGTH]) if failure is not None else "",
             advice=advice_for(failure) if failure is not None else "",
             upstream_status=failure.upstream_status if failure is not None else 0,
-            path=path[:_ID_LENGTH],
+            path=_without_keys(path[:_ID_LENGTH]),
             operation=failure.operation if failure is not None else "",
         ),
     )
+
+
+def _without_keys(text: str) -> str:
+    """Remove API keys. A client may put a key into the path of a URL, and the message about an unknown path quotes the
+    path."""
+    return KEYS.sub("[redacted]", text)

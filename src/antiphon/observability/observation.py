@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
+from msgspec.structs import replace
 
 from antiphon.config.operators import ConsoleSettings
 from antiphon.config.upstreams import PriceSettings
@@ -28,7 +29,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.jobs import JobRequest
-from antiphon.engine.ports.journal import Entry, Journal, LiveRequest, Recording
+from antiphon.engine.ports.journal import REFUSED, Entry, Journal, LiveRequest, Recording
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
@@ -83,12 +84,13 @@ class Telemetry:
         return Observation(self, door, request_id, caller, headers)
 
     def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
-        """Record a refused request in the journal, if the request asked for a response but was refused before Antiphon
-        created its `ResponseExchange`. The method leaves out refusals for missing capacity or an invalid key, because a
-        flood of such refusals would displace all other entries."""
-        counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
-        if self.journal is not None and counts:
-            self.journal.note(plain_entry(door, request_id, caller, path, failure, message), None)
+        """Record in the journal a request that was refused before Antiphon created its `ResponseExchange`. The entry
+        has the outcome `refused`, unless a client with a valid key asked for a response."""
+        if self.journal is not None:
+            entry = plain_entry(door, request_id, caller, path, failure, message)
+            if path not in EXCHANGE_PATHS or failure.counted or failure.status == _UNAUTHORIZED:
+                entry = replace(entry, outcome=REFUSED)
+            self.journal.note(entry, None)
 
     def live(self) -> list[LiveRequest]:
         """The requests in flight, oldest first. If `journal` is None, the list is empty."""

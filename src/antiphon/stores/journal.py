@@ -26,6 +26,7 @@ import msgspec
 
 from antiphon.engine.ports.journal import (
     MOST_COUNTED,
+    REFUSED,
     Choices,
     Detail,
     Entry,
@@ -50,6 +51,8 @@ _MOST = 10**15
 _PIECE = 1000
 _SAMPLE = 5000
 _GROUPS = 200
+_REFUSALS = 10
+"""At most a tenth of the entries are entries of refused requests."""
 _CHOICES = 100
 OVERLAP = 3.0
 """The seconds before the newest known entry that a reader reads again. Processes write their entries once a second, so
@@ -146,6 +149,8 @@ _THREAD = """(
 ) AS thread CROSS JOIN requests"""
 _EQUAL = ("owner", "outcome", "fault", "code", "model", "upstream", "door", "team", "key_id")
 OLD_PLACE = "SELECT ended_at, id FROM requests ORDER BY ended_at DESC, id DESC LIMIT 1 OFFSET :most"
+_REFUSED = f"outcome = '{REFUSED}'"
+OLD_REFUSAL = OLD_PLACE.replace("ORDER", f"WHERE {_REFUSED} ORDER")
 FORGET_OLD = f"""
 DELETE FROM requests WHERE id IN (
   SELECT id FROM requests WHERE ended_at < now_ms() - CAST(:age AS bigint) ORDER BY ended_at LIMIT {_PIECE}
@@ -156,11 +161,14 @@ DELETE FROM requests WHERE id IN (
   SELECT id FROM requests WHERE (ended_at, id) <= (CAST(:at AS bigint), :id) ORDER BY ended_at LIMIT {_PIECE}
 )
 """
+FORGET_REFUSALS = FORGET_MORE.replace("WHERE (", f"WHERE {_REFUSED} AND (")
 FORGET_OLD_RECORDS = """
 DELETE FROM request_records WHERE id IN (
   SELECT id FROM request_records WHERE at < now_ms() - CAST(:age AS bigint) ORDER BY at LIMIT 100
 )
 """
+# An entry of refused requests may stand for many requests, none of which reached a model.
+_SUMMED = f"NOT {_REFUSED}"
 _SUMS = "count(*) AS requests, count(CASE WHEN fault <> '' THEN 1 END) AS failed, " + ", ".join(
     f"CAST(coalesce(sum({name}), 0) AS bigint) AS {name}" for name in _NUMBERS if name != "calls"
 )
@@ -278,7 +286,7 @@ class JournalStore:
 
     async def sums(self, owner: str = "", *, since: float = 0.0, by: By = "model") -> tuple[EntrySum, ...]:
         """Return sums over the entries since the time `since`, one for each model, upstream or owner. The sum with the
-        most requests comes first.
+        most requests comes first. Sums leave out requests with the outcome `refused`.
 
         `since` is in seconds since the epoch. The result has at most 200 sums. The medians and 95th percentiles cover
         only the newest 5000 entries.
@@ -286,12 +294,12 @@ class JournalStore:
         where, named = _selected(EntryFilter(owner=owner, since=since))
         group = {"model": "model", "owner": "owner", "upstream": "upstream"}[by]
         rows = await self._tables.fetch(
-            f"SELECT {group} AS name, {_SUMS} FROM requests WHERE {where} "
+            f"SELECT {group} AS name, {_SUMS} FROM requests WHERE {_SUMMED} AND {where} "
             f"GROUP BY {group} ORDER BY requests DESC, {group} LIMIT {_GROUPS}",
             named,
         )
         sample = await self._tables.fetch(
-            f"SELECT {group} AS name, took, first_at FROM requests WHERE {where} "
+            f"SELECT {group} AS name, took, first_at FROM requests WHERE {_SUMMED} AND {where} "
             f"ORDER BY ended_at DESC, id DESC LIMIT {_SAMPLE}",
             named,
         )
@@ -327,7 +335,7 @@ class JournalStore:
         where, named = _selected(EntryFilter(owner=owner, since=since))
         named["step"] = max(1, milliseconds(seconds))
         rows = await self._tables.fetch(
-            f"SELECT ended_at / CAST(:step AS bigint) AS slot, {_SUMS} FROM requests WHERE {where} "
+            f"SELECT ended_at / CAST(:step AS bigint) AS slot, {_SUMS} FROM requests WHERE {_SUMMED} AND {where} "
             f"GROUP BY 1 ORDER BY 1 DESC LIMIT {_PIECE}",
             named,
         )
@@ -346,12 +354,14 @@ class JournalStore:
         return await self.unpack(bytes(rows[0]["body"])) if rows else None
 
     async def sweep(self, keep: float, most: int, record_keep: float, record_bytes: int) -> tuple[int, int]:
-        """Delete entries older than `keep` seconds, and all entries except the newest `most`. Delete recorded contents
-        older than `record_keep` seconds, and the oldest recorded contents beyond `record_bytes`. Returns how many
-        entries and how many recorded contents were deleted."""
+        """Delete entries older than `keep` seconds, all but the newest `most` entries, and the oldest refusals beyond a
+        tenth of `most`. Delete recorded contents older than `record_keep` seconds, and the oldest recorded contents
+        beyond `record_bytes`. Returns how many entries and how many recorded contents were deleted."""
         gone = await self._repeat(FORGET_OLD, {"age": milliseconds(keep), **self._now})
-        for row in await self._tables.fetch(OLD_PLACE, {"most": most}):
-            gone += await self._repeat(FORGET_MORE, {"at": row["ended_at"], "id": row["id"]})
+        refusals = (OLD_REFUSAL, FORGET_REFUSALS, most // _REFUSALS)
+        for place, forget, kept in (refusals, (OLD_PLACE, FORGET_MORE, most)):
+            for row in await self._tables.fetch(place, {"most": kept}):
+                gone += await self._repeat(forget, {"at": row["ended_at"], "id": row["id"]})
         records = await self._repeat(FORGET_OLD_RECORDS, {"age": milliseconds(min(keep, record_keep)), **self._now})
         return gone, records + await self._repeat(MAKE_ROOM, {"bytes": record_bytes})
 
@@ -455,10 +465,8 @@ def _detail(detail: Detail) -> str:
     except (TypeError, ValueError):
         # A field that JSON cannot represent must not make the whole transaction fail. So the store writes only the
         # texts below.
-        cut = Detail(
-            message=_text(detail.message, 1000), cause=_text(detail.cause, 1000), advice=_text(detail.advice, 1000)
-        )
-        return msgspec.json.encode(cut).decode()
+        texts: dict[str, Any] = {name: _text(getattr(detail, name), 1000) for name in ("message", "cause", "advice")}
+        return msgspec.json.encode(Detail(**texts)).decode()
 
 
 def _quantiles(values: Sequence[int]) -> tuple[float, float] | None:

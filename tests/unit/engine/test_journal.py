@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from antiphon.config.operators import ConsoleSettings
-from antiphon.engine.ports.journal import Entry, Part, Recording
+from antiphon.engine.ports.journal import REFUSED, Entry, Part, Recording
 from antiphon.engine.running.journal import HELD_SECONDS, JournalRecorder
 from antiphon.errors import StoreError
 from antiphon.stores.journal import JournalStore
@@ -247,3 +247,52 @@ async def test_entries_that_the_end_could_not_write_are_reported() -> None:
         ("journal_not_written", "warning"),
         ("journal_not_written", "error"),
     ]
+
+
+def refused(number: int, **changed: Any) -> Entry:
+    return entry(number, **{"outcome": REFUSED, "status": 401, "code": "invalid_api_key", "owner": "", **changed})
+
+
+async def test_a_flood_of_refusals_gets_few_rows_that_count_each_refusal() -> None:
+    store, clock = Kept(), Clock()
+    recorder = JournalRecorder(store, ALL, clock=clock)
+    for number in range(1000):
+        recorder.note(refused(number), None)
+    recorder.note(refused(1000, owner="n:anna", status=429, code="owner_full"), None)
+    recorder.note(entry(1001), None)
+    assert await recorder.write()
+    assert store.ids == [*(f"req_{number}" for number in range(10)), "req_1000", "req_1001"]
+    clock.at = 59.0
+    recorder.note(refused(1002), None)
+    assert recorder.waiting == 0
+    clock.at = 61.0
+    recorder.note(refused(1003), None)
+    assert await recorder.write()
+    (rows, *_) = store.units[-1]
+    assert [(one.id, one.detail.alike, one.age) for one in rows] == [("req_1002", 991, 2.0), ("req_1003", 0, 0.0)]
+
+
+async def test_refusals_of_many_owners_share_a_row_that_no_owner_sees() -> None:
+    store = Kept()
+    recorder = JournalRecorder(store, ALL, clock=Clock())
+    for number in range(5000):
+        recorder.note(refused(number, owner=f"b:{number}", key_name="k"), None)
+    await recorder.aclose()
+    rows = [one for entries, *_ in store.units for one in entries]
+    assert len(rows) < 200 and sum(one.detail.alike or 1 for one in rows) == 5000
+    assert {(one.owner, one.key_name) for one in rows if one.detail.alike} == {("", "")}
+
+
+@fake_time
+async def test_the_row_that_refusals_share_comes_without_a_further_refusal() -> None:
+    store = Kept()
+    recorder = JournalRecorder(store, ALL, clock=asyncio.get_running_loop().time)
+    recorder.start()
+    for number in range(12):
+        recorder.note(refused(number), None)
+    await asyncio.sleep(30)
+    assert len(store.ids) == 10
+    await asyncio.sleep(35)
+    assert store.ids[10:] == ["req_11"]
+    await recorder.aclose()
+    assert len(store.ids) == 11

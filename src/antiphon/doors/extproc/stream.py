@@ -30,6 +30,7 @@ from urllib.parse import parse_qsl
 import structlog
 
 from antiphon.api.http import AnswerCut, ApiRequest
+from antiphon.api.router import is_unhandled
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.answers import Accounting, refusal_message, with_request_id
 from antiphon.doors.extproc.immediate_response import Ahead, Drive, answer_streamed, answer_whole
@@ -172,6 +173,9 @@ async def _serve(
     finally:
         if failure is not None:
             _write_line(request, caller, failure, time.perf_counter() - started)
+            if is_unhandled(failure):
+                told = (request.request_id, caller, request.path, failure, failure.cause)
+                context.telemetry.refused("extproc", *told)
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:

@@ -338,3 +338,9 @@ def _frame_size(data: bytes, at: int) -> int | None:
     if at + 2 + width > len(data):
         return None
     return 6 + width + int.from_bytes(data[at + 2 : at + 2 + width], "big")
+
+
+def is_promised(request: web.BaseRequest) -> bool:
+    """Whether the server promised to serve one more request on this request's connection."""
+    connection = request.protocol
+    return isinstance(connection, HttpConnection) and connection.promised

@@ -24,9 +24,9 @@ import structlog
 from aiohttp import web
 
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse, error_response
-from antiphon.api.router import METRICS_PATH, Router, unknown_url
+from antiphon.api.router import METRICS_PATH, Router, is_unhandled, unknown_url
 from antiphon.doors.context import DoorContext, Kind
-from antiphon.doors.http.connection import DoorServer, HttpConnection
+from antiphon.doors.http.connection import DoorServer, is_promised
 from antiphon.doors.http.console import OPERATION, OWNER, TO_CONSOLE, ConsoleAccess, ConsoleAt, without_session
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.incoming_body import CLOSE, UPLOAD_BYTES, BodyKind, BodyLimit, body_pieces, read_whole
@@ -219,7 +219,7 @@ class HttpDoor:
         try:
             response = await self._answer(request, call)
             call.status = response.status
-            if context.admission.closed and not _is_promised(request):
+            if context.admission.closed and not is_promised(request):
                 # A stream whose head was sent before the drain has no `connection: close`. The connection closes
                 # anyway, because the next request on it would be refused.
                 response.force_close()
@@ -236,7 +236,7 @@ class HttpDoor:
                 if call.response is None:
                     operation = call.operation or context.router.operation_of(call.method, call.path)
                     context.telemetry.metrics.request_finished(operation, error.status, call.failure.fault)
-                    context.telemetry.refused("http", call.id, call.caller, call.path, call.failure, error.message)
+                    self._note_refusal(call, call.failure, error.message)
             else:
                 _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
                 error = InternalError("The server had an error while processing your request.")
@@ -273,7 +273,7 @@ class HttpDoor:
         # Health checks and metrics need no admission, so the server answers them during a drain and at its limit.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
         with (
-            nullcontext() if is_open else self._context.admission.admit(owner, kind, promised=_is_promised(request)),
+            nullcontext() if is_open else self._context.admission.admit(owner, kind, promised=is_promised(request)),
             self._context.bodies.hold(owner) as hold,
         ):
             if Router.is_exchange(call.method, call.path):
@@ -300,10 +300,10 @@ class HttpDoor:
             return make_response(302, (*TO_CONSOLE, *call.added), b"")
         if (caller := await console.runs(asked)) is not None:
             call.caller, call.headers = caller, without_session(call.headers)
-            place = admission.admit(caller.owner, "response", promised=_is_promised(request))
+            place = admission.admit(caller.owner, "response", promised=is_promised(request))
             with place, bodies.hold(caller.owner) as hold:
                 return await self._serve_exchange(request, call, caller, hold, RESPONSES_PATH)
-        with admission.admit(OWNER, promised=_is_promised(request)), bodies.hold(OWNER) as hold:
+        with admission.admit(OWNER, promised=is_promised(request)), bodies.hold(OWNER) as hold:
             handle, kind = partial(console.handle, _peer_address(request)), console.body_of(asked)
             return await self._ask(request, call, asked, handle, hold, kind, console.form_limit(asked, kind))
 
@@ -331,6 +331,8 @@ class HttpDoor:
             asked = replace(asked, body=await self._read_body(request, call, hold, limit))
         answer = await handle(asked)
         call.failure = answer.failure
+        if answer.failure is not None and is_unhandled(answer.failure):
+            self._note_refusal(call, answer.failure)
         if call.method == "GET" and counts:
             # Data from the store counts as memory until the client has received it. Only GET responses count, because a
             # change has already taken effect and its response must be sent.
@@ -342,6 +344,12 @@ class HttpDoor:
         if answer.stream is not None:
             return await send_stream(request, answer.status, headers, answer.stream)
         return make_response(answer.status, headers, answer.body)
+
+    def _note_refusal(self, call: _RequestRecord, failure: Failure, message: str = "") -> None:
+        # The journal has no entries of requests for the console's pages.
+        if call.operation != OPERATION:
+            told = message or failure.cause
+            self._context.telemetry.refused("http", call.id, call.caller, call.path, failure, told)
 
     def _preflight(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse | None:
         """Return the response to a browser's CORS preflight request, which has no credentials. Returns None for other
@@ -364,10 +372,8 @@ class HttpDoor:
             given = request.headers.get(SECRET_HEADER, "")
             call.trusted = hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode())
             if not call.trusted and self._private and not self._context.router.is_open(call.path):
-                raise Unauthorized(
-                    ("Only the gateway may use this port. Send the request to the gateway's address for clients."),
-                    code="missing_secret",
-                )
+                told = "Only the gateway may use this port. Send the request to the gateway's address for clients."
+                raise Unauthorized(told, code="missing_secret")
         if not call.trusted:
             forged = self._context.owners.header
             headers = tuple((name, value) for name, value in _without_private(headers) if name != forged or not forged)
@@ -386,10 +392,8 @@ class HttpDoor:
         """Serve a request that creates a response. `path` is the path of the API if the request came on another
         path."""
         if not self._drive_exchanges and call.path == RESPONSES_PATH:
-            raise NotFound(
-                ("This port does not create responses. Send the request to the gateway's address for clients."),
-                code="unknown_url",
-            )
+            told = "This port does not create responses. Send the request to the gateway's address for clients."
+            raise NotFound(told, code="unknown_url")
         exchange = self._context.new_exchange()
         exchange.hold = hold
         observed = self._context.telemetry.observe("http", call.id, caller, call.headers)
@@ -489,11 +493,6 @@ def _peer_address(request: web.BaseRequest) -> str:
     """The host part of the peer's address. For a Unix socket the text is empty."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return str(peer[0]) if isinstance(peer, tuple) else ""
-
-
-def _is_promised(request: web.BaseRequest) -> bool:
-    connection = request.protocol
-    return isinstance(connection, HttpConnection) and connection.promised
 
 
 def _without_private(headers: Headers) -> Headers:

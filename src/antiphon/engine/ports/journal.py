@@ -15,6 +15,9 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+REFUSED = "refused"
+"""The outcome of a request that Antiphon refused for its key, its path or a lack of capacity. A client without a valid
+key can cause such refusals, so the journal limits the number of their entries."""
 PART = Literal["request", "call", "head", "data", "end", "tool", "saved", "event_head", "event", "finish"]
 
 
@@ -61,6 +64,8 @@ class Detail(Struct, frozen=True, omit_defaults=True):
     operation: str = ""
     """The step that failed, such as `call_upstream`."""
     stream: bool = False
+    alike: int = 0
+    """The number of refused requests that share this entry, or 0 for the entry of one request."""
     held_by: str = ""
     """The process whose memory has the contents of a request with `store: false`. Empty if no process has such
     contents."""

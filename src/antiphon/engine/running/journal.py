@@ -7,9 +7,9 @@ A write for each request would double the cost of an unstored response. So the r
 batch. A process that is killed loses the entries of its last second.
 
 Invariants: `note` never waits and never raises. The queue holds at most `most` entries, and at most `most_bytes` of
-contents. The recorder counts the entries and contents that do not fit, and logs the loss at most once a minute. If the
-recorder writes an entry twice, the store ignores the second write. No store gets the contents of a request with `store:
-false`.
+contents. The queue has few entries of refused requests (`refusals.py`). The recorder counts the entries and contents
+that do not fit, and logs the loss at most once a minute. If the recorder writes an entry twice, the store ignores the
+second write. No store gets the contents of a request with `store: false`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import structlog
 from msgspec.structs import replace
 
 from antiphon.config.operators import ConsoleSettings
-from antiphon.engine.ports.journal import Entry, Recording
+from antiphon.engine.ports.journal import REFUSED, Entry, Recording
+from antiphon.engine.running.refusals import Refusals
 from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError, Unavailable
 from antiphon.observability.repeated_failures import Outage
@@ -87,6 +88,7 @@ class JournalRecorder:
         """The number of entries and of contents that this process lost since its start."""
         self._logged = dict(self.lost)
         self._lost_at = float("-inf")
+        self._refusals = Refusals()
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._outage = Outage(_log, "journal_not_written", "journal_written_again")
@@ -113,6 +115,11 @@ class JournalRecorder:
     def note(self, entry: Entry, recording: Recording | None) -> None:
         """See `Journal.note`. Drops contents that the settings do not record, and sets `Entry.recorded`."""
         now = self._clock()
+        if entry.outcome == REFUSED:
+            self._end_refusals()
+            if not self._refusals.take(entry, now):
+                self._noted.set()
+                return
         if recording is not None and not self._is_wanted(entry):
             recording = None
         size = _size_of(recording)
@@ -126,12 +133,21 @@ class JournalRecorder:
             if recording is not None and not kept:
                 self._lose(contents=1)
                 recording, size = None, 0
+        self._queue(_Noted(now, replace(entry, recorded=kept), recording, size))
+
+    def _queue(self, noted: _Noted) -> None:
         if self.waiting >= self._most:
             self._lose(entries=1)
             return
-        self._waiting.append(_Noted(now, replace(entry, recorded=kept), recording, size))
-        self._bytes += size
+        self._waiting.append(noted)
+        self._bytes += noted.size
         self._noted.set()
+
+    def _end_refusals(self, *, all: bool = False) -> None:
+        """Queue the entries that refused requests of a past minute share. With `all`, queue those of the current minute
+        too."""
+        for at, entry in self._refusals.ended(self._clock(), all=all):
+            self._queue(_Noted(at, entry, None, 0))
 
     def held(self, request_id: str, owner: str = "") -> Recording | None:
         """Return the contents of a request with `store: false` that this process served. With an `owner`, the method
@@ -143,6 +159,7 @@ class JournalRecorder:
     async def aclose(self) -> None:
         """Stop the task, write the remaining entries, and drop the contents in memory."""
         await stop(self._task)
+        self._end_refusals(all=True)
         await self.write()
         self._held.clear()
         self._held_bytes = 0
@@ -173,15 +190,23 @@ class JournalRecorder:
     async def _write_on(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS if self._held else None):
+                async with asyncio.timeout(self._wait_seconds()):
                     await self._noted.wait()
             self._forget_held()
+            self._end_refusals()
             if not self._noted.is_set():
                 continue
             await asyncio.sleep(self._seconds)
             self._noted.clear()
             if not await self.write():
                 self._noted.set()
+
+    def _wait_seconds(self) -> float | None:
+        """The longest time until this object has to do something, even if it gets no further entry."""
+        ends = self._refusals.ends_at()
+        waits = [_LOOK_SECONDS] if self._held else []
+        waits += [max(0.0, ends - self._clock())] if ends is not None else []
+        return min(waits, default=None)
 
     def _take(self) -> list[_Noted]:
         """Return the oldest entries that fit into one batch. `_put_down` removes the entries from the queue after the
