@@ -84,6 +84,16 @@ async def test_what_envoy_passes_on_by_itself_and_fails_is_one_line(tmp_path: Pa
     assert not {"upstream", "upstream_status"} & found["no-sidecar"].keys(), found["no-sidecar"]
 
 
+async def test_with_the_console_an_unknown_path_is_one_line_without_its_query(tmp_path: Path) -> None:
+    async with real_envoy(tmp_path, settings={"console": {"enabled": True, "listen": "127.0.0.1:0"}}) as envoy:
+        assert await ask(envoy, "/v1/nothing?key=hidden", "nothing") == (404, "nothing", True)
+        assert (await ask(envoy, "/v1/files", "last"))[0] == 503
+        await until(lambda: len(lines(envoy)) == 2)
+        line = lines(envoy)["nothing"]
+    told = {"door": "envoy", "level": "info", "fault": "client", "code": "unknown_url", "status": 404, "method": "POST"}
+    assert told.items() <= line.items() and line["path"] == "/v1/nothing" and "hidden" not in str(line), line
+
+
 async def test_why_envoy_could_not_reach_an_upstream_is_in_the_sidecars_line(tmp_path: Path) -> None:
     """A server that is down and a name without an address are two things to mend."""
     for url, why in (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import aiohttp
 import pytest
 
 from antiphon.app.build import App, build
+from antiphon.commands.journal import _tail
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.ports.journal import Entry, EntryFilter
@@ -154,6 +156,29 @@ async def test_commands_explain_an_empty_journal_and_an_unknown_id(
         assert (await made.post())[0] == 200
         await made.entry()
         assert await run_command("show", "job-9", *data) == 1
-        assert "job-9: the journal has no request with this id. Antiphon keeps no row" in capsys.readouterr().err
+        assert "job-9: the journal has no request with this id. If Antiphon refuses many" in capsys.readouterr().err
         assert await run_command("tail", "--no-follow", "--model", "other", *data) == 0
         assert capsys.readouterr().err == ""
+
+
+async def tail_for(seconds: float, data: Path) -> None:
+    """Run `antiphon tail` on this data folder and stop it after some seconds."""
+    arguments = argparse.Namespace(
+        **dict.fromkeys(("owner", "model", "code")), failed=False, lines=1, json=True, no_follow=False
+    )
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await _tail(load_settings({"data": data}), arguments)
+
+
+async def test_tail_says_that_no_gateway_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with process(tmp_path, enabled=True) as made:
+        assert (await made.post())[0] == 200
+        await made.entry()
+        # The gateway records, although these settings do not say so.
+        await tail_for(4.5, tmp_path)
+        assert capsys.readouterr().err == ""
+    await tail_for(4.5, tmp_path)
+    told = capsys.readouterr()
+    assert told.err.startswith("antiphon: no running gateway records requests") and "console.enabled: true" in told.err
+    assert '"outcome": "completed"' in told.out

@@ -14,13 +14,25 @@ from structlog.testing import capture_logs
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.journal import REFUSED
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.supervisor.child_output import ChildOutput
-from antiphon.supervisor.worker_orders import STREAM_ENDED, Obey, Orders, pass_on_early_end, take_early_end, take_orders
+from antiphon.supervisor.worker_orders import (
+    PATH_UNKNOWN,
+    STREAM_ENDED,
+    Obey,
+    Orders,
+    pass_on_early_end,
+    pass_on_line,
+    take_early_end,
+    take_orders,
+    take_unknown_path,
+)
 from tests.support.exchanges import SSE, make_exchange
 from tests.support.fake_time import in_fake_time
+from tests.support.journal import Noted
 from tests.support.metrics import value_of
 
 LEFT = EarlyEnd(client_left=True, details="downstream_remote_disconnect", status=200)
@@ -257,3 +269,23 @@ def test_of_the_words_that_nobody_asked_for_a_thousand_are_kept() -> None:
             assert found == expected, name
 
     in_fake_time(work())
+
+
+def test_one_sidecar_notes_each_unknown_path_that_envoy_refused() -> None:
+    journal, first, second = Noted(), Orders(), Orders()
+    telemetry = Telemetry(Metrics(), journal=journal)
+    line = {"door": "envoy", "code": "unknown_url", "cause": "no endpoint", "path": "/v1/x", "status": 404}
+
+    async def work() -> None:
+        assert not pass_on_line(json.dumps({**line, "message": "request", "request_id": "req_1"}), [first, second])
+        assert not pass_on_line(json.dumps({**line, "message": "request", "request_id": "req_2"}), [])
+        for other in ('"unknown_url"', json.dumps({**line, "door": "http"}), json.dumps(["unknown_url"])):
+            assert not pass_on_line(other, [first, second])
+        for one in (first, second):
+            one.close()
+            await take_orders(one.theirs, {PATH_UNKNOWN: partial(take_unknown_path, telemetry)})
+
+    asyncio.run(work())
+    (entry,) = journal.entries
+    assert (entry.request_id, entry.door, entry.outcome, entry.status) == ("req_1", "envoy", REFUSED, 404)
+    assert (entry.owner, entry.code, entry.detail.path) == ("", "unknown_url", "/v1/x")

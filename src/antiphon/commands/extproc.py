@@ -16,7 +16,7 @@ from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.envoy.sidecars import endpoint, numbered
-from antiphon.supervisor.worker_orders import STREAM_ENDED, take_early_end
+from antiphon.supervisor.worker_orders import PATH_UNKNOWN, STREAM_ENDED, take_early_end, take_unknown_path
 
 _log = structlog.get_logger(__name__)
 
@@ -54,7 +54,10 @@ async def _serve(process: ServingProcess) -> int:
         ends, metrics = app.endings.early, settings.metrics.listen
         if process.is_worker:
             ends.listen(asyncio.get_running_loop())
-        orders = {STREAM_ENDED: partial(take_early_end, ends)}
+        orders = {
+            STREAM_ENDED: partial(take_early_end, ends),
+            PATH_UNKNOWN: partial(take_unknown_path, app.context.telemetry),
+        }
         # After a reload, this process still serves requests from the old Envoy, but the new generation starts new
         # background responses.
         async with process.hearing(metrics and numbered(metrics, worker), give_way=http.send_away, orders=orders):

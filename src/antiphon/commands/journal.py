@@ -36,14 +36,20 @@ from antiphon.observability.outcome import hint_for
 from antiphon.recordings.format import decoded, is_json
 from antiphon.stores import backend_of
 from antiphon.stores.journal import OVERLAP, JournalStore
+from antiphon.stores.live import LiveStore
 from antiphon.stores.tables import milliseconds
 
 _SECONDS = 1.0
+_ANSWER_SECONDS = 3.0
 _MOST = 500
 _PAGES = 20
 _WIDTH = 36
 _LINE = 200
 _LONGEST = 20_000
+_NOT_RECORDED = (
+    "no running gateway records requests, so no new requests appear here. Start the gateway with console.enabled: true "
+    "('antiphon up --console')."
+)
 _RED, _GREEN, _END = "\x1b[31m", "\x1b[32m", "\x1b[0m"
 
 
@@ -73,6 +79,8 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
             _write(entry, as_json=arguments.json)
         if follow.is_empty and (why := await _why_empty(settings, stores.journal)):
             print(f"antiphon: {why}", file=sys.stderr)
+        elif not arguments.no_follow and not settings.console.enabled and not await _is_recording(stores.live):
+            print(f"antiphon: {_NOT_RECORDED}", file=sys.stderr)
         failing = False
         while not arguments.no_follow:
             await asyncio.sleep(_SECONDS)
@@ -89,6 +97,17 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
             for entry in entries:
                 _write(entry, as_json=arguments.json)
     return 0
+
+
+async def _is_recording(live: LiveStore) -> bool:
+    """Whether a running process writes entries to the journal. Such a process reports its requests in flight about a
+    second after a viewer asks for them."""
+    await live.watch(_ANSWER_SECONDS)
+    for _ in range(round(_ANSWER_SECONDS / _SECONDS)):
+        if await live.read():
+            return True
+        await asyncio.sleep(_SECONDS)
+    return bool(await live.read())
 
 
 async def _why_empty(settings: Settings, journal: JournalStore) -> str:

@@ -24,7 +24,7 @@ import yaml
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.clusters import clusters
-from antiphon.envoy.failures import REQUEST_ID, early_ends, failure_lines, local_replies
+from antiphon.envoy.failures import REQUEST_ID, early_ends, failure_lines, local_replies, unknown_paths
 from antiphon.envoy.messages import (
     FULL_DUPLEX,
     Config,
@@ -140,6 +140,7 @@ def connection_manager(settings: Settings) -> Config:
     manager["access_log"] = [
         failure_lines(),
         early_ends(),
+        *([unknown_paths()] if settings.console.enabled else []),
         *([_access_log(settings)] if settings.envoy.access_log else []),
     ]
     return manager

@@ -5,7 +5,8 @@ the sidecar receives.
 
 Envoy logs failures of passed-through requests, and of sidecars that do not answer. Envoy logs each failed upstream of a
 request, because Envoy retries with the next upstream and the sidecar sees only the last upstream. Envoy logs a relayed
-stream that ended early, because only Envoy knows which side ended it.
+stream that ended early, because only Envoy knows which side ended it. With the console, Envoy also logs each request to
+a path that does not exist.
 
 This module selects the requests for which Envoy writes a log line. The lines distinguish a client that disconnects from
 an upstream that breaks off. Envoy's lines have the same fields as the sidecar's log lines (`observability/outcome.py`).
@@ -239,6 +240,26 @@ def early_ends() -> Config:
     return lines
 
 
+def unknown_paths() -> Config:
+    """Build the access log of requests to paths that no route serves. Envoy answers these requests itself."""
+    parts = {
+        "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+        "message": "request",
+        "level": "info",
+        "door": "envoy",
+        "fault": "client",
+        "code": UNKNOWN_URL,
+        "cause": "no endpoint has this path",
+        "status": "%RESPONSE_CODE%",
+        "seconds": f"%TYPED_CEL({_SECONDS})%",
+        "method": "%REQ(:METHOD):32%",
+        # This attribute has no query, and clients may send a key in the query.
+        "path": "%CEL(request.url_path):256%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+    }
+    return log_lines("unknown_paths", parts, f"xds.route_name == '{NOTHING}'")
+
+
 def failed_tries(upstream: str, head_seconds: float) -> Config:
     """Build the access log of one upstream in a list. The log has the failures that make Envoy try the next upstream.
     If the upstream sends no response head within `head_seconds`, Envoy itself closes the connection to the upstream's
@@ -253,9 +274,11 @@ def failed_tries(upstream: str, head_seconds: float) -> Config:
         "fault": "upstream",
         "upstream": upstream,
         "cause": f"%CEL({silent} ? 'timed_out: no response head came in time (timeouts.head)' : {_CAUSE})%",
-        "upstream_status": f"%TYPED_CEL({silent} || {_NO_ANSWER} ? 0 : response.code)%",
+        "upstream_status": f"%TYPED_CEL({silent} || {_NO_ANSWER} ? {_OMIT} : response.code)%",
         "flags": "%RESPONSE_FLAGS%",
         "seconds": f"%TYPED_CEL({_SECONDS})%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    return log_lines("failed_tries", parts, f"response.code == 429 || response.code >= 500 || {silent}")
+    lines = log_lines("failed_tries", parts, f"response.code == 429 || response.code >= 500 || {silent}")
+    lines["typed_config"]["log_format"]["omit_empty_values"] = True
+    return lines

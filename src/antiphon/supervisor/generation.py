@@ -43,7 +43,7 @@ from antiphon.supervisor.listen_address import HeldPorts, SocketFlags, answers, 
 from antiphon.supervisor.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
 from antiphon.supervisor.run_folder import write_private
 from antiphon.supervisor.supervision import RestartPolicy, Supervised, tell_first
-from antiphon.supervisor.worker_orders import pass_on_early_end
+from antiphon.supervisor.worker_orders import pass_on_line
 from antiphon.types.transport import SECRET_HEADER
 
 if TYPE_CHECKING:
@@ -268,9 +268,9 @@ class Generation:
         return process
 
     def _pass_on(self, line: str) -> bool:
-        """If a line of Envoy's log reports a response that ended early, pass the line to the sidecars. Returns whether
-        the method passed the line."""
-        return pass_on_early_end(line, [child.orders for child in self._living() if child.orders is not None])
+        """If a line of Envoy's log reports an event that sidecars need to know, pass the line to the sidecars. Returns
+        whether the sidecars log the event."""
+        return pass_on_line(line, [child.orders for child in self._living() if child.orders is not None])
 
     def _living(self) -> list[Child]:
         """Return the running worker processes."""

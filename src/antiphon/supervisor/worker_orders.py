@@ -3,8 +3,9 @@
 The socket is the worker's standard input, and this module implements both ends of it. `generation.py` sends the orders.
 The order `STREAM_ENDED` contains a log line of Envoy, which reports whether the client or the upstream ended a stream
 early. The sidecar that served the stream logs this, but the parent process does not know which sidecar that is. So it
-sends the order to all sidecars. `envoy/failures.py` configures the log line in Envoy, and `observability/endings.py`
-handles the order in the sidecar.
+sends the order to all sidecars. `observability/endings.py` handles the order in the sidecar. The order `PATH_UNKNOWN`
+tells one sidecar that Envoy refused a request to an unknown path, so that the sidecar's journal has the refusal.
+`envoy/failures.py` configures both log lines in Envoy.
 
 Invariants: no other process can send orders to a worker. The parent process sends a worker at most one order that
 requires an answer.
@@ -18,11 +19,15 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.ports.callers import NO_CALLER
+from antiphon.envoy.routes import UNKNOWN_URL
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
+from antiphon.observability.observation import Telemetry
 from antiphon.types.transport import ENDED_EARLY
 
 
@@ -123,6 +128,37 @@ def pass_on_early_end(line: str, sidecars: Iterable[Orders]) -> bool:
     for sidecar in sidecars:
         sidecar.tell(order)
     return True
+
+
+PATH_UNKNOWN = "path_unknown"
+"""The order with Envoy's log line about a request to an unknown path."""
+_UNKNOWN_MARK = f'"{UNKNOWN_URL}"'
+
+
+def pass_on_unknown_path(line: str, sidecars: Sequence[Orders]) -> None:
+    """If `line` is Envoy's log line about a request to an unknown path, send it to one sidecar."""
+    if not sidecars or _UNKNOWN_MARK not in line:
+        return
+    try:
+        said = json.loads(line)
+        if said["code"] == UNKNOWN_URL and said["door"] == "envoy":
+            order = {"do": PATH_UNKNOWN, **{name: said.get(name, "") for name in ("request_id", "path", "cause")}}
+            sidecars[0].tell({**order, "status": said["status"]})
+    except (ValueError, KeyError, TypeError):
+        return
+
+
+def pass_on_line(line: str, sidecars: Sequence[Orders]) -> bool:
+    """If `line` is one of Envoy's log lines that sidecars need, send it to them. Returns whether the sidecars log the
+    event instead of the caller."""
+    pass_on_unknown_path(line, sidecars)
+    return pass_on_early_end(line, sidecars)
+
+
+def take_unknown_path(telemetry: Telemetry, order: dict[str, Any]) -> None:
+    """Handle the order `PATH_UNKNOWN` in the worker."""
+    failure = Failure("client", order["cause"], order["status"], UNKNOWN_URL)
+    telemetry.refused("envoy", order["request_id"], NO_CALLER, order["path"], failure, order["cause"])
 
 
 def take_early_end(ends: EarlyEnds, order: dict[str, Any]) -> None:
