@@ -124,6 +124,28 @@ class SecretSearch:
         more._exact = more._exact or self._exact
         return more
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether there is any secret to search for."""
+        return bool(self._secrets)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The start and the end of each known secret in the text, in order and without overlaps."""
+        body = text.encode("utf-8", "surrogatepass")
+        if "\\" in text and self._is_escaped_in(body):
+            gone = [*_spans(text, self._secrets), *_escaped_spans(text, self._secrets)]
+        elif self._may_be_in(body) or any(word in body for word in self._short):
+            gone = _spans(text, self._secrets)
+        else:
+            return []
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(gone):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        return merged
+
     def clean(self, body: bytes) -> bytes:
         """The body without the known secrets. Returns `body` itself if it contains no secret."""
         if b"\\" in body and self._is_escaped_in(body):

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote_plus
 
-from antiphon.redaction import bytes_without, without
+from antiphon.redaction import SecretSearch, bytes_without, without
+from antiphon.spelled_secrets import pieces_without
 
 Secrets = tuple[str, ...]
 
@@ -103,7 +104,9 @@ def environment_secrets(environ: Mapping[str, str]) -> Secrets:
 
 def scrubbed(chunks: tuple[tuple[float, bytes], ...], secrets: Secrets) -> tuple[tuple[float, bytes], ...]:
     """The chunks of a body without the secrets. If a secret lies across two chunks, the result is a single chunk."""
-    body = b"".join(data for _, data in chunks)
+    spelled = pieces_without([data for _, data in chunks], SecretSearch(secrets))
+    chunks = tuple((seconds, data) for (seconds, _), data in zip(chunks, spelled, strict=True) if data)
+    body = b"".join(spelled)
     clean = bytes_without(body, secrets)
     if clean == body:
         return chunks

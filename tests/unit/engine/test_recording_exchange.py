@@ -223,6 +223,29 @@ def test_a_secret_that_is_split_over_the_chunks_of_a_stream(written: str) -> Non
         assert len([part for part in recording.parts if part.kind == "data"]) == 2
 
 
+@pytest.mark.parametrize("end", [_END, b""])
+def test_a_secret_that_the_model_spells_over_several_events_is_in_neither_stream(end: bytes) -> None:
+    ticks, outcome = Ticks(), Outcome()
+    exchange = _exchange(ticks=ticks)
+    _ask(exchange)
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(200, SSE)
+    for at in range(0, len(_KEY), 3):
+        ticks.now += 2 * STEP
+        exchange.receive_upstream_data(_TEXT.replace(b"hi", _KEY[at : at + 3].encode()))
+        pump(exchange, outcome)
+    exchange.receive_upstream_data(end)
+    pump(exchange, outcome)
+    recording = _whole(exchange)
+    for kind in ("data", "event"):
+        stream = joined(recording, kind)
+        events = [json.loads(line[5:]) for line in stream.splitlines() if line.startswith(b"data: {")]
+        deltas = [one["choices"][0]["delta"].get("content", "") for one in events if "choices" in one]
+        deltas += [one["delta"] for one in events if isinstance(one.get("delta"), str)]
+        assert "".join(deltas) == "[redacted]" and _KEY.encode() not in stream
+    assert len([part for part in recording.parts if part.kind == "data"]) > 5
+
+
 def test_a_body_that_cannot_be_read_may_have_secrets() -> None:
     for body, kept in ((b'{"tools": [{"type": "mcp"', b""), (b'{"tools": 5}', b'{"tools": 5}')):
         exchange = _exchange()

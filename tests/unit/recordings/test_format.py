@@ -211,7 +211,8 @@ def test_an_exchange_without_a_form_is_refused(values: dict[str, Any], said: str
 
 
 def _split(text: str) -> list[tuple[float, bytes]]:
-    return [(0.0, b'data: {"choices":[{"delta":{"content":"%c"}}]}\n\n' % letter) for letter in text.encode()]
+    """A stream with an unknown form, which `spelled_secrets.py` cannot cut."""
+    return [(0.0, b'data: {"parts":[{"words":{"content":"%c"}}]}\n\n' % letter) for letter in text.encode()]
 
 
 def test_plain_secrets_are_removed() -> None:

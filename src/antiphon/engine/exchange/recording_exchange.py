@@ -11,9 +11,9 @@ upstream sends within `STEP` seconds become one part, and so do all events for t
 at the end of the request.
 
 Invariants: a `RecordingExchange` behaves like a `ResponseExchange` until an operator cancels the request. No part
-contains a credential of the request or a secret of the settings. Apart from removed secrets, a recording below its
-limit contains exactly the bytes that the upstream sent (`data` parts) and the client got (`event` parts). A recording
-has at most `limit` bytes of data and `MOST` parts.
+contains a credential of the request or a secret of the settings, as far as the searches find them. Apart from removed
+secrets, a recording below its limit contains exactly the bytes that the upstream sent (`data` parts) and the client got
+(`event` parts). A recording has at most `limit` bytes of data and `MOST` parts.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from antiphon.engine.ports.journal import PART, Part, Recording
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.redaction import KnownSecrets, SecretSearch, bearer_token, unescaped
+from antiphon.spelled_secrets import pieces_without
 from antiphon.types.json import try_decode
 from antiphon.types.transport import Headers, UpstreamError
 from antiphon.types.views import DeclaredTools
@@ -278,6 +279,7 @@ _SHOWN: Final = frozenset(
         *("x-antiphon-tried", "x-request-id", "x-should-retry"),
     }
 )
+_WHOLE: Final = (b"\nevent: response.completed\n", b"\nevent: response.incomplete\n")
 _SHOWN_FAMILIES: Final = ("antiphon-", "x-ratelimit-", "x-stainless-")
 _NO_SECRETS: Final = frozenset({"accept", "accept-encoding", "accept-language", "content-type", "user-agent"})
 _SCHEMES: Final = frozenset({"basic", "bearer", "token"})
@@ -423,9 +425,19 @@ def _clean_parts(parts: Sequence[Part], search: SecretSearch) -> list[bytes]:
         call += part.kind == "call"
         number = {"data": call, "event": 0}.get(part.kind, place)
         streams.setdefault((part.kind, number), []).append(place)
-    for places in streams.values():
+    spelled = False
+    # The upstream's streams come first, because the deltas of the events contain the upstream's deltas.
+    for (kind, _), places in sorted(streams.items(), key=lambda stream: stream[0][0] == "event"):
         whole = b"".join([cleaned[place] for place in places])
         clean = search.clean(whole)
+        # The last event has every text as a whole, so the ordinary search finds a secret that the deltas spell.
+        if kind == "data" or (kind == "event" and (spelled or clean != whole or not any(map(whole.count, _WHOLE)))):
+            pieces = pieces_without([cleaned[place] for place in places], search)
+            for place, data in zip(places, pieces, strict=True):
+                spelled = spelled or data != cleaned[place]
+                cleaned[place] = data
+            whole = b"".join(pieces)
+            clean = search.clean(whole)
         if clean is whole or clean == whole:
             continue
         each = [search.clean(cleaned[place]) for place in places]
