@@ -64,10 +64,12 @@ def test_a_row_of_refused_requests_names_their_path_and_their_number() -> None:
     told = {"outcome": REFUSED, "fault": "client", "status": 401, "code": "invalid_api_key", "owner": "", "model": ""}
     detail = Detail(path="/v1/files", alike=1234)
     line = row(entry(**told, detail=detail), colors=False)
-    assert "refused  /v1/files  -  " in line and "401 invalid_api_key (1,234 times)" in line
+    assert "refused  /v1/files  -  relay  " in line and "401 invalid_api_key (1,234 times)" in line
     assert "\n".join(facts(entry(**told, detail=detail), colors=False)).count("/v1/files") == 2
     assert "before it began a response" in why_no_contents(entry(**told, recorded=False))
     assert "refused  /v1/x  anna" in row(entry(outcome=REFUSED, model="", detail=Detail(path="/v1/x")), colors=False)
+    unread = entry(outcome="error", fault="client", status=400, code="invalid_json", model="", calls=0)
+    assert "error  -  anna  relay  400 invalid_json" in row(unread, colors=False)
 
 
 def test_the_failure_and_the_steps_are_told() -> None:

@@ -30,7 +30,7 @@ from antiphon.config.settings import Settings
 from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
 from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.callers import NAMED
-from antiphon.engine.ports.journal import REFUSED, Entry, EntryFilter
+from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.outcome import hint_for
 from antiphon.recordings.format import decoded, is_json
@@ -228,20 +228,13 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
 def row(entry: Entry, *, colors: bool) -> str:
     """The request on one line."""
     outcome, asked, code = entry.outcome or "-", entry.model, entry.code
-    if outcome == REFUSED:
-        asked, code = asked or entry.detail.path, f"{entry.status} {code}".rstrip()
+    figures = [f"{count(entry.input_tokens)} → {count(entry.output_tokens)}", duration(entry.seconds)]
+    if entry.refused_early:
+        asked, code, figures = asked or entry.detail.path, f"{entry.status} {code}".rstrip(), [entry.door]
         code += f" ({count(entry.detail.alike)} times)" if entry.detail.alike else ""
     if colors:
         outcome = f"{_RED if entry.fault else _GREEN}{outcome}{_END}"
-    tokens = f"{count(entry.input_tokens)} → {count(entry.output_tokens)}"
-    parts = (
-        moment(entry.ended_at),
-        outcome,
-        asked or "-",
-        owner_name(entry.owner) or "-",
-        tokens,
-        duration(entry.seconds),
-    )
+    parts = (moment(entry.ended_at), outcome, asked or "-", owner_name(entry.owner) or "-", *figures)
     return (
         "  ".join(one_line(part, _LINE) if part is not outcome else part for part in parts)
         + (f"  {one_line(code, 80)}" if code else "")
@@ -264,7 +257,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
         "stored": "" if entry.stored else "no",
         "ignored": ", ".join(entry.detail.ignored),
         "status": f"{entry.status}, upstream {entry.detail.upstream_status}" if entry.detail.upstream_status else "",
-        "path": entry.detail.path if entry.outcome == REFUSED else "",
+        "path": entry.detail.path if entry.refused_early else "",
         "caused by": entry.fault,
         "message": entry.detail.message,
         "cause": entry.detail.cause if entry.detail.cause != entry.detail.message else "",

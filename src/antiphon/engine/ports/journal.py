@@ -122,6 +122,11 @@ class Entry(Struct, frozen=True):
         without output tokens, because its first byte may belong to an error."""
         return self.first if self.output_tokens or not self.fault else None
 
+    @property
+    def refused_early(self) -> bool:
+        """Whether Antiphon refused the request before it read the request's model."""
+        return self.outcome == REFUSED or bool(self.fault and not self.model and not self.calls)
+
 
 class Part(Struct, frozen=True):
     """One recorded input or output of a request. `at` is in seconds after the request's start. `facts` has the values
