@@ -230,7 +230,7 @@ def row(entry: Entry, *, colors: bool) -> str:
     outcome, asked, code = entry.outcome or "-", entry.model, entry.code
     figures = [f"{count(entry.input_tokens)} → {count(entry.output_tokens)}", duration(entry.seconds)]
     if entry.refused_early:
-        asked, code, figures = asked or entry.detail.path, f"{entry.status} {code}".rstrip(), [entry.door]
+        asked, code, figures = asked or entry.detail.path, f"{entry.status or ''} {code}".strip(), [entry.door]
         code += f" ({count(entry.detail.alike)} times)" if entry.detail.alike else ""
     if colors:
         outcome = f"{_RED if entry.fault else _GREEN}{outcome}{_END}"

@@ -5,8 +5,8 @@ of a minute get separate rows. All further refusals of the same kind share one r
 of the minute. The kind is the owner, the status and the error code. `journal.py` writes the rows, and
 `stores/journal.py` limits the number of all rows of refusals.
 
-Invariants: in a minute, a process makes at most `_SEPARATE` separate rows of one kind, and at most `_MOST_KINDS` shared
-rows. The rows together count each refusal once.
+Invariants: in a minute, a process makes at most `_SEPARATE` separate rows of one kind, and at most `_MOST_SEPARATE` of
+all kinds. It makes at most `_MOST_KINDS` shared rows a minute. The rows together count each refusal once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from antiphon.engine.ports.journal import Entry
+from antiphon.engine.ports.journal import REFUSED, Detail, Entry
 
 MINUTE: Final = 60.0
 _SEPARATE: Final = 10
+_MOST_SEPARATE: Final = 100
 _MOST_KINDS: Final = 100
 _Kind = tuple[str, int, str]
 _OTHERS: Final[_Kind] = ("", 0, "")
+_MIXED: Final = Entry(
+    "", "", outcome=REFUSED, detail=Detail(message="Antiphon refused these requests for several reasons.")
+)
 
 
 class Refusals:
@@ -29,6 +33,7 @@ class Refusals:
 
     def __init__(self) -> None:
         self._began = float("-inf")
+        self._separate = 0
         self._counts: dict[_Kind, int] = {}
         self._shared: dict[_Kind, tuple[float, Entry]] = {}
 
@@ -40,17 +45,22 @@ class Refusals:
         """Count a refused request. Returns whether the request gets a separate row. Call `ended` first."""
         if now - self._began >= MINUTE:
             self._began = now
+            self._separate = 0
             self._counts.clear()
         kind = (entry.owner, entry.status, entry.code)
         if kind not in self._counts and len(self._counts) >= _MOST_KINDS - 1:
             kind = _OTHERS
-        count = self._counts[kind] = self._counts.get(kind, 0) + 1
-        if count <= _SEPARATE:
+        count = self._counts.get(kind, 0)
+        if count < _SEPARATE and self._separate < _MOST_SEPARATE and kind not in self._shared:
+            self._counts[kind] = count + 1
+            self._separate += 1
             return True
+        self._counts.setdefault(kind, 0)
+        alike = self._shared[kind][1].detail.alike + 1 if kind in self._shared else 1
         if kind == _OTHERS:
             # The row stands for refusals of several owners, so only operators may see it.
-            entry = replace(entry, owner="", key_id="", key_name="", team="")
-        self._shared[kind] = (now, replace(entry, detail=replace(entry.detail, alike=count - _SEPARATE)))
+            entry = replace(_MIXED, id=entry.id, door=entry.door, fault=entry.fault)
+        self._shared[kind] = (now, replace(entry, detail=replace(entry.detail, alike=alike)))
         return False
 
     def ended(self, now: float, *, all: bool = False) -> list[tuple[float, Entry]]:
