@@ -192,6 +192,11 @@ async def every_view(report: Report, who: Visitor, made: Made, as_whom: str) -> 
     if as_whom == "operator":
         status = await who.open("/keys")
         report.check("operator: keys", [*([f"status {status}"] if status != 200 else []), *await who.judge()])
+        await who.open("/models")
+        await who.page.click("#doctor button")
+        await who.page.wait_for_selector("#doctor [role=status]", timeout=50_000)
+        wrong = [] if "Problems and notes" in await who.page.inner_html("#doctor") else ["no finding"]
+        report.check("operator: checks", [*wrong, *await who.judge()])
 
 
 async def pictures(who: Visitor, there: Place, folder: Path) -> None:

@@ -448,6 +448,7 @@ FACTS = {
         "prompts",
         "playground/ended/{}",
         "models",
+        "models/checks",
         "files",
         "vector-stores",
         "prompt-cache",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.commands.doctor.command import examine_sandbox
+from antiphon.commands.doctor.checks import examine_sandbox
 from antiphon.commands.doctor.upstream_probes import ProbedFeature
 from antiphon.commands.doctor.upstream_report import examine, fitting_profile
 from antiphon.config.settings import Settings

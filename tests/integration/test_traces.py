@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 
 from antiphon.api.http import ApiRequest
 from antiphon.app.build import App, build
-from antiphon.commands.doctor.command import examine_collector
+from antiphon.commands.doctor.checks import examine_collector
 from antiphon.config.settings import load_settings
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor

@@ -20,6 +20,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.app.build import App, build
 from antiphon.config.settings import load_settings
 from antiphon.console.console import Console
+from antiphon.engine.ports.findings import Doctor
 from antiphon.types.transport import Headers
 from tests.support.console_browser import HOST, ConsoleBrowser
 
@@ -69,9 +70,12 @@ class ConsoleApp:
         browser = await self._browser(user)
         return await _read(await browser.send(method, f"/console{path}", hx_request=_flag(fragment)))
 
-    async def post(self, path: str, user: User = "anna", **fields: str) -> ShownPage:
-        """Send a form of a page."""
-        return await _read(await (await self._browser(user)).post(f"/console{path}", **fields))
+    async def post(self, path: str, user: User = "anna", *, fragment: bool = False, **fields: str) -> ShownPage:
+        """Send a form of a page. `fragment`: as htmx does."""
+        browser = await self._browser(user)
+        form = {"csrf": await browser.csrf(), **fields}
+        sent = browser.send("POST", f"/console{path}", form, origin=_ORIGIN, hx_request=_flag(fragment))
+        return await _read(await sent)
 
     async def upload(
         self,
@@ -136,8 +140,26 @@ async def open_console_app(
     acts: bool = True,
     anna: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    doctor: Doctor | None = None,
 ) -> AsyncIterator[ConsoleApp]:
-    """Build a process with these settings. `acts`: operators may change data. `anna`: what Anna's key allows."""
+    """Build a process with these settings. `acts`: operators may change data. `anna`: what Anna's key allows. `doctor`:
+    what runs the checks."""
+    whole = load_settings(console_settings(folder, acts=acts, anna=anna, settings=settings))
+    app = await build(whole, door="http", doctor=doctor)
+    try:
+        yield ConsoleApp(app)
+    finally:
+        await app.aclose()
+
+
+def console_settings(
+    folder: Path,
+    *,
+    acts: bool = True,
+    anna: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The settings of a process with a console."""
     own = {
         "data": folder,
         "admin": {"token": _TOKENS["operator"]},
@@ -145,8 +167,4 @@ async def open_console_app(
         "upstream": {"url": "http://127.0.0.1:9/v1", "auth": "none"},
         "owner": {"keys": {"anna": {"keys": [_TOKENS["anna"]], **(anna or {})}, "bo": {"keys": [_TOKENS["bo"]]}}},
     }
-    app = await build(load_settings({**own, **(settings or {})}), door="http")
-    try:
-        yield ConsoleApp(app)
-    finally:
-        await app.aclose()
+    return {**own, **(settings or {})}

@@ -29,6 +29,7 @@ _LATER = {
         "pptx",
         "zstandard",
         "antiphon.stores.postgres",
+        "antiphon.commands.doctor.checks",
         "antiphon.commands.doctor.command",
         "antiphon.envoy.istio",
     ),

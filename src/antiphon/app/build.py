@@ -50,6 +50,7 @@ from antiphon.engine.exchange.queued_request import able_to
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.ports.callers import AdminToken, KnownKeys, KnownTokens
+from antiphon.engine.ports.findings import Doctor
 from antiphon.engine.running.background import Background, Keyless
 from antiphon.engine.running.client_keys import KeyRing
 from antiphon.engine.running.followers import Followers
@@ -149,18 +150,19 @@ class App:
         await self.opened.aclose()
 
 
-async def build(settings: Settings, *, door: Door) -> App:
+async def build(settings: Settings, *, door: Door, doctor: Doctor | None = None) -> App:
     """Build the components of a process. Raises `ConfigError` or `StoreError`.
 
     `door` is the kind of server that accepts clients. Behind Envoy, the sidecar calls models through a private listener
     of Envoy (the model door), so that Envoy's cluster, retries and credentials apply. The HTTP server calls the
-    upstream itself. If building fails, all resources that were already opened are closed.
+    upstream itself. If building fails, all resources that were already opened are closed. `doctor` runs the checks
+    whose findings the console shows. `App.aclose` closes `doctor`.
     """
     async with AsyncExitStack() as opened:
-        return await _build(settings, door, opened)
+        return await _build(settings, door, opened, doctor)
 
 
-async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
+async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor: Doctor | None) -> App:
     prepare_data(settings.data)
     times, limits = settings.timeouts, settings.limits
     settings = with_admin_token(with_extension_settings(settings))
@@ -346,8 +348,10 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         cors_origins=settings.cors.origins,
         upload_bytes=settings.files.max_bytes,
         bodies=bodies,
-        console=make_console(settings, stores, owners, router.handle, journal, routes, databases),
+        console=make_console(settings, stores, owners, router.handle, journal, routes, databases, doctor),
     )
+    if doctor is not None:
+        opened.push_async_callback(doctor.aclose)
     workers = Workers(
         new_id("worker"),
         stores.background,

@@ -34,6 +34,7 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.loaded_request import open_sealed
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.prompt_comparison import first_difference, read_settings, stored_prompt
+from antiphon.engine.ports.findings import Doctor
 from antiphon.engine.ports.journal import LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.client_keys import KeyManager
@@ -68,10 +69,11 @@ def make_console(
     journal: JournalParts | None,
     routes: ModelRoutes,
     databases: Sequence[StoreStatistics] = (),
+    doctor: Doctor | None = None,
 ) -> Console | None:
     """Return the console, or None if the settings do not enable the console. `handle` answers requests of the API,
     `journal` has the recorded contents that only this process holds, and `routes` finds the upstream of a model.
-    `databases` are the databases whose sizes the console shows."""
+    `databases` are the databases whose sizes the console shows, and `doctor` runs the checks."""
     if journal is None:
         return None
     # This function imports the console only here, because most gateways have no console and need none of its packages.
@@ -124,6 +126,7 @@ def make_console(
         process=journal.live.process,
         summary=context.summary,
         never_stored=settings.owner.store_never,
+        doctor=doctor,
     )
     keys = KeySources(
         KeyManager(stores.client_keys, stores.audit, ACTOR),

@@ -3,7 +3,7 @@
 This module builds the app from the settings, runs tasks next to the servers, and shuts the process down. One task sends
 a request to each upstream, and logs a warning about each upstream that does not answer. `serve.py` and `extproc.py`
 start and drain the servers. `supervisor/process.py` handles signals, and `start_checks.py` logs other warnings.
-`doctor/command.py` checks the features of upstreams.
+`doctor/` checks the features of upstreams.
 
 Invariants: the servers close before the app, whether the process stops after a signal or after an error. The start does
 not wait for an upstream. Each warning is one line with advice, and holds no secret.
@@ -42,6 +42,7 @@ from antiphon.supervisor.worker_orders import Obey, obeying, own_end
 from antiphon.upstream.client import TLS_FAILED, HttpUpstream
 
 if TYPE_CHECKING:
+    from antiphon.commands.doctor.process_doctor import EnvoyPlace, ProcessDoctor
     from antiphon.doors.extproc.server import ExtProcDoor
     from antiphon.doors.http.server import HttpDoor
 
@@ -134,10 +135,23 @@ def run_serving(
 
     async def run() -> int:
         signals = StopSignals(arguments.parent_pipe, settings.timeouts.drain)
-        app = await signals.unless_stopped(build(settings, door=door))
+        doctor = _doctor(settings, door, started=arguments.parent_pipe is not None)
+        app = await signals.unless_stopped(build(settings, door=door, doctor=doctor))
         return 0 if app is None else await serve(ServingProcess(arguments, settings, file, signals, app))
 
     return run_loop(run())
+
+
+def _doctor(settings: Settings, door: Door, *, started: bool) -> ProcessDoctor | None:
+    """The doctor whose findings the console shows, or None without a console. `started` tells whether `antiphon up`
+    started this process."""
+    if not settings.console.enabled:
+        return None
+    # Only a process with a console needs the checks, which import much.
+    from antiphon.commands.doctor.process_doctor import ProcessDoctor
+
+    envoy: EnvoyPlace = "none" if door == "http" else "started" if started else "elsewhere"
+    return ProcessDoctor(settings, envoy=envoy)
 
 
 @asynccontextmanager

@@ -34,6 +34,7 @@ from antiphon.console.site import (
 )
 from antiphon.console.views.background import BackgroundView
 from antiphon.console.views.cache import PromptCacheView
+from antiphon.console.views.doctor import DoctorView
 from antiphon.console.views.files import FilesView
 from antiphon.console.views.keys import KeySources, KeysView
 from antiphon.console.views.models import ModelsView
@@ -296,6 +297,7 @@ def every_view(reading: Reading, keys: KeySources) -> tuple[ConsoleView, ...]:
         PlaygroundView(reading),
         PromptsView(reading),
         ModelsView(reading),
+        DoctorView(reading),
         FilesView(reading),
         VectorStoresView(reading),
         StoreSearchView(reading),

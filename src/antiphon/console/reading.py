@@ -22,6 +22,7 @@ from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console.sessions import Session
 from antiphon.console.story import why_no_entry
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.findings import Doctor
 from antiphon.engine.ports.journal import Entry, EntrySum, LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
@@ -138,6 +139,7 @@ class Reading:
     `window` returns a model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of
     an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
     process, newest first. `process` is the id of this process. `never_stored` is the setting `owner.store_never`.
+    `doctor` runs the checks of `antiphon doctor` in this process.
     """
 
     journal: JournalStore
@@ -162,6 +164,7 @@ class Reading:
     process: str = ""
     summary: Callable[[str, str], str | None] = lambda _owner, _sealed: None
     never_stored: Collection[str] = ()
+    doctor: Doctor | None = None
 
     async def entry(self, request_id: str, owner: str) -> Entry:
         """Return the journal entry of a request. `request_id` is the id of the entry, of the response or of the

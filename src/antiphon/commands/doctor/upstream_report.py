@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Literal
 
 from antiphon.app.extensions import known_profiles
 from antiphon.app.trust import section
@@ -30,27 +28,13 @@ from antiphon.commands.doctor.upstream_probes import (
     usual_server,
 )
 from antiphon.config.settings import Settings
-from antiphon.config.upstreams import AuthMode, UpstreamSettings
-from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, corrected
+from antiphon.config.upstreams import AuthMode
+from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, corrected
+from antiphon.engine.ports.findings import Finding, Verdict
 from antiphon.errors import AntiphonError
 from antiphon.translation.profiles import PROFILES, UpstreamProfile, named_by_list
 from antiphon.upstream.client import TLS_FAILED, HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
-
-Verdict = Literal["ok", "note", "problem"]
-
-
-@dataclass
-class Finding:
-    """One line of the report; `advice` is the recommended action."""
-
-    where: str
-    verdict: Verdict
-    what: str
-    advice: str = ""
-    lacking: bool = False
-    """Whether the server lacks a feature, even if the profile avoids that feature."""
-
 
 _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
     "max_tokens": lambda profile: profile.token_limit_field == "max_tokens",
@@ -105,33 +89,45 @@ async def examine(
             "settings", "problem", f"the settings have no upstream for the model {model}", "check the setting 'models'"
         )
         return
-    for name, upstream in settings.every_upstream.items():
-        if route is not None and name not in route.upstreams:
-            continue
-        chosen = route or next((rule.route for rule in routes.rules if name in rule.route.upstreams), routes.default)
-        if name == DEFAULT_UPSTREAM and route is None:
-            chosen = routes.default
-        async for finding in _Upstream(settings, name, upstream, chosen, seconds).examine(model, key, images=images):
-            yield finding
+    for name in settings.every_upstream:
+        if route is None or name in route.upstreams:
+            one = _Upstream(settings, name, route or _route_to(routes, name), seconds)
+            async for finding in one.examine(model, key, images=images):
+                yield finding
+
+
+def upstream_checks(settings: Settings, *, asks_models: bool, seconds: float) -> dict[str, AsyncIterator[Finding]]:
+    """The checks of each upstream, by the upstream's name in a finding. If `asks_models` is false, the checks send no
+    chat requests. `seconds` is the timeout of a request. Raises `AntiphonError`."""
+    routes = make_routes(settings)
+    upstreams = [_Upstream(settings, name, _route_to(routes, name), seconds) for name in settings.every_upstream]
+    return {one.where: one.examine(None, "", images=False, asks_models=asks_models) for one in upstreams}
+
+
+def _route_to(routes: ModelRoutes, name: str) -> ModelRoute:
+    """A route that leads to the upstream, or the default route if no model uses this upstream."""
+    if name == DEFAULT_UPSTREAM:
+        return routes.default
+    return next((rule.route for rule in routes.rules if name in rule.route.upstreams), routes.default)
 
 
 class _Upstream:
     """One upstream under examination."""
 
-    def __init__(
-        self, settings: Settings, name: str, upstream: UpstreamSettings, route: ModelRoute, seconds: float
-    ) -> None:
+    def __init__(self, settings: Settings, name: str, route: ModelRoute, seconds: float) -> None:
         self._seconds = seconds
         self._connect_seconds = settings.timeouts.connect
         self._name, self._section = name, section(name)
-        self._upstream = upstream
+        self._upstream = settings.every_upstream[name]
         self._route = route
-        self._where = f"upstream {name} ({upstream.url})"
+        self.where = f"upstream {name} ({self._upstream.url})"
 
     def _find(self, verdict: Verdict, what: str, advice: str = "") -> Finding:
-        return Finding(self._where, verdict, what, advice)
+        return Finding(self.where, verdict, what, advice)
 
-    async def examine(self, model: str | None, key: str, *, images: bool) -> AsyncIterator[Finding]:
+    async def examine(
+        self, model: str | None, key: str, *, images: bool, asks_models: bool = True
+    ) -> AsyncIterator[Finding]:
         try:
             target = direct_target(self._name, self._upstream)
         except AntiphonError as error:
@@ -140,13 +136,12 @@ class _Upstream:
         passed = key and self._upstream.auth_mode is AuthMode.PASSTHROUGH
         headers = (("authorization", f"Bearer {key}"),) if passed else ()
         async with aclosing(HttpUpstream(target, connect_seconds=self._connect_seconds)) as client:
-            async for finding in self._examine(
-                target, ChatProbes(client, headers, seconds=self._seconds), model, images=images
-            ):
+            probes = ChatProbes(client, headers, seconds=self._seconds)
+            async for finding in self._examine(target, probes, model, images=images, asks_models=asks_models):
                 yield finding
 
     async def _examine(
-        self, target: UpstreamTarget, probes: ChatProbes, model: str | None, *, images: bool
+        self, target: UpstreamTarget, probes: ChatProbes, model: str | None, *, images: bool, asks_models: bool
     ) -> AsyncIterator[Finding]:
         listed = await probes.get("/models")
         if listed.failure:
@@ -163,6 +158,8 @@ class _Upstream:
             yield self._find("note", f"can be reached, but lists no models: {listed.problem}")
         if self._route.mode == "native":
             yield self._find("note", "has the Responses API itself, so Antiphon forwards requests unchanged")
+            return
+        if not asks_models:
             return
         chosen = self._route.model or model if model else self._choose(names)
         if not chosen:

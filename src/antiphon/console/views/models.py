@@ -22,6 +22,7 @@ from antiphon.config.yaml_text import read_yaml
 from antiphon.console.owner_lists import part_of
 from antiphon.console.reading import Reading, UpstreamFacts
 from antiphon.console.site import PageCall, PageRoute
+from antiphon.console.views.doctor import doctor_values
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
@@ -126,6 +127,7 @@ class ModelsView:
         containers, no_containers = await self._containers(call)
         return call.show(
             "models.html",
+            doctor_values(self._reading) if call.session.is_operator else {"doctor": None},
             part=part,
             upstreams=await self._upstreams() if call.session.is_operator else (),
             capabilities=dict(described),

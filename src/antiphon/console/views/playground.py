@@ -7,6 +7,7 @@ other client (`POST /console/run`). `static/playground.js` reads the answer's st
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,9 @@ from antiphon.engine.ports.journal import Entry
 from antiphon.errors import ApiError
 
 _INDENTED = 20_000
+_SECONDS = 2.0
+"""The time that the page waits for the upstream's list of models. Without this list, the page offers the models in the
+settings."""
 _CALLS = ("function_call", "custom_tool_call")
 _APPROVAL = "mcp_approval_request"
 _CALL = ("type", "id", "call_id", "name", "server_label", "arguments", "input")
@@ -112,9 +116,10 @@ class PlaygroundView:
 
     async def _models(self, owner: str) -> list[str]:
         try:
-            found = await self._reading.json("GET", "/v1/models", owner)
+            async with asyncio.timeout(_SECONDS):
+                found = await self._reading.json("GET", "/v1/models", owner)
             return [str(one["id"]) for one in found["data"]][:500]
-        except (ApiError, KeyError, TypeError):
+        except (ApiError, TimeoutError, KeyError, TypeError):
             return list(self._reading.models)
 
 

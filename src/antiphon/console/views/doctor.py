@@ -1,0 +1,49 @@
+"""Runs the checks of `antiphon doctor` in this process, and shows their findings on the page of models.
+
+The package `commands/doctor` has the checks. `models.py` shows the page, and this module renders the part with the
+findings.
+
+Invariants: only operators see findings, because findings describe the whole installation. The console starts the checks
+only when an operator requests them. A finding is text that may come from an upstream, so templates escape it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.reading import Reading
+from antiphon.console.site import PageCall, PageRoute, redirect
+from antiphon.engine.ports.findings import Finding, Verdict
+from antiphon.errors import NotFound
+
+
+class DoctorView:
+    """The findings of the doctor. Another view links to them, so the navigation has no entry for them."""
+
+    nav: Sequence[tuple[str, str]] = ()
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @PageRoute("POST", "/models/checks", operators=True)
+    async def check(self, call: PageCall) -> ApiResponse:
+        """Run the checks, and return the part of the page with the findings. A browser without scripts gets the whole
+        page."""
+        doctor = self._reading.doctor
+        if doctor is None:
+            raise NotFound("This process cannot run the checks. Run 'antiphon doctor' on the server's machine.")
+        await doctor.run()
+        if not call.fragment:
+            return redirect(call.link("/models") + "#doctor")
+        return call.show("findings.html", doctor_values(self._reading))
+
+
+def doctor_values(reading: Reading) -> dict[str, object]:
+    """Return the variables of the template `findings.html`."""
+    report = reading.doctor.latest if reading.doctor is not None else None
+    found = report.findings if report is not None else ()
+    kept: dict[Verdict, list[Finding]] = {"problem": [], "note": [], "ok": []}
+    for finding in found:
+        kept[finding.verdict].append(finding)
+    return {"doctor": reading.doctor, "report": report, "findings": kept, "process": reading.process}
