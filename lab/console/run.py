@@ -43,6 +43,11 @@ ADMIN = "the-token-of-the-operators-0123456789"
 KEYS = {"anna": "ant_key-of-anna-0123456789", "bo": "ant_key-of-bo-0123456789"}
 _PICTURES = ("requests", "request", "live", "threads", "playground", "prompt-cache", "system", "keys")
 _SLOWEST = 0.2
+_LISTS = (
+    *("/requests", "/requests?failed=1", "/requests?owner=n:anna", "/requests?model=demo", "/live", "/threads"),
+    *("/background", "/prompt-cache", "/models", "/system", "/system?span=7d", "/system/processes"),
+)
+_SLOW_PARTS = ("/prompt-cache/figures?span=7d", "/models/upstreams", "/system/figures?span=7d")
 _UNIT = 1000
 _SMOOTH = 50.0
 """The milliseconds that 19 of 20 frames of a live view may last at most."""
@@ -369,8 +374,8 @@ async def live(report: Report, who: Visitor, there: Place) -> None:
 
 
 async def list_speed(report: Report, who: Visitor, rows: int) -> None:
-    """The time of the answers of lists."""
-    for path in ("/requests", "/requests?failed=1", "/requests?owner=n:anna", "/requests?model=demo", "/system"):
+    """The time of the answers of lists, and of the parts that a page loads later."""
+    for path in (*_LISTS, *_SLOW_PARTS):
         seconds = []
         for _ in range(10):
             began = time.perf_counter()
@@ -378,7 +383,7 @@ async def list_speed(report: Report, who: Visitor, rows: int) -> None:
             await answer.body()
             seconds.append(time.perf_counter() - began)
         middle = statistics.median(seconds)
-        slow = path.startswith("/requests") and middle >= _SLOWEST
+        slow = path in _LISTS and middle >= _SLOWEST
         what = f"{path} answers in {middle * 1000:.0f} ms, at most {max(seconds) * 1000:.0f} ms, at {rows:,} more rows"
         report.check(what, ["slower than 200 ms"] if slow else [])
 

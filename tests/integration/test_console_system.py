@@ -6,7 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from antiphon.console import formats
 from antiphon.engine.ports.journal import Detail, Entry
+from antiphon.stores import journal as stored_journal
 from tests.support.chat_server import ChatServer, never
 from tests.support.console_app import open_console_app
 
@@ -57,3 +61,67 @@ async def test_the_playground_does_not_wait_for_an_upstream_that_hangs(tmp_path:
         async with open_console_app(tmp_path, settings=settings) as console, asyncio.timeout(8):
             page = await console.get("/playground", "operator")
             assert page.status == 200 and "m1" in page.text
+
+
+SLOW = {
+    "/system": ("sums", "First token"),
+    "/prompt-cache": ("sums", "Hit rate"),
+    "/models": ("list", "Newest failure"),
+}
+
+
+@pytest.mark.parametrize("path", SLOW)
+async def test_a_page_does_not_wait_for_slow_figures_and_then_shows_all(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, shown = SLOW[path]
+    async with open_console_app(tmp_path) as console, asyncio.timeout(30):
+        journal = console.app.stores.journal
+        rows = [Entry(f"entry_{one}", "n:anna", model="m1", input_tokens=1000, age=9.0) for one in range(3)]
+        await journal.add(rows)
+        await console.get(path, "operator")
+        original, goes_on, calls = getattr(journal, method), asyncio.Event(), 0
+
+        async def slow(*given: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            await goes_on.wait()
+            return await original(*given, **named)
+
+        monkeypatch.setattr(journal, method, slow)
+        page = await console.get(path, "operator", follow=False)
+        assert page.status == 200 and shown not in page.words, "no figure before the whole figure is known"
+        part = f"/console{'/models/upstreams' if path == '/models' else path + '/figures'}"
+        assert f'hx-get="{part}" hx-trigger="load"' in page.text and f'href="/console{path}?whole=1"' in page.text
+        called = calls
+        loading = asyncio.ensure_future(console.get(part.removeprefix("/console"), "operator", fragment=True))
+        whole = asyncio.ensure_future(console.get(f"{path}?whole=1", "operator"))
+        await asyncio.sleep(0.3)
+        assert not loading.done() and not whole.done() and calls == called, "the part waits for the same computation"
+        goes_on.set()
+        for one in (await loading, await whole):
+            assert one.status == 200 and shown in one.words
+        if path != "/models":
+            assert "m1" in (await loading).words
+            await journal.add([Entry("entry_new", "n:anna", model="m2", input_tokens=1000, age=1.0)])
+            assert "m2" in (await console.get(path, "operator")).words, "a loaded page has no old figures"
+
+
+async def test_a_part_of_an_owner_has_no_figures_of_others(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path) as console:
+        rows = [Entry(f"entry_{one}", f"n:{one}", model=f"of-{one}", input_tokens=9, age=9.0) for one in ("anna", "bo")]
+        await console.app.stores.journal.add(rows)
+        for path in ("/system/figures", "/prompt-cache/figures"):
+            every = (await console.get(path, "operator", fragment=True)).words
+            own = (await console.get(f"{path}?owner=n:bo", "anna", fragment=True)).words
+            assert "of-anna" in every and "of-bo" in every and "of-anna" in own and "of-bo" not in own
+        assert (await console.get("/models/upstreams")).status == 404
+
+
+async def test_a_capped_count_is_shown_as_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MOST_COUNTED", 2)
+    monkeypatch.setattr(stored_journal, "MOST_COUNTED", 2)
+    async with open_console_app(tmp_path) as console:
+        rows = [Entry(f"entry_{one}", "n:anna", door="background", age=9.0) for one in range(5)]
+        await console.app.stores.journal.add(rows)
+        assert "of 2 or more" in (await console.get("/background", "operator")).words

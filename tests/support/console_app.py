@@ -65,10 +65,15 @@ class ConsoleApp:
         self.app = app
         self._browsers: dict[User, ConsoleBrowser] = {}
 
-    async def get(self, path: str, user: User = "anna", *, method: str = "GET", fragment: bool = False) -> ShownPage:
-        """Open a page. `fragment`: as htmx does."""
+    async def get(
+        self, path: str, user: User = "anna", *, method: str = "GET", fragment: bool = False, follow: bool = True
+    ) -> ShownPage:
+        """Open a page. `fragment`: as htmx does. `follow`: with the parts that a browser loads after the page."""
         browser = await self._browser(user)
-        return await _read(await browser.send(method, f"/console{path}", hx_request=_flag(fragment)))
+        page = await _read(await browser.send(method, f"/console{path}", hx_request=_flag(fragment)))
+        if follow and b'class="later"' in page.body:
+            page.body = (await browser.filled(page.text)).encode()
+        return page
 
     async def post(self, path: str, user: User = "anna", *, fragment: bool = False, **fields: str) -> ShownPage:
         """Send a form of a page. `fragment`: as htmx does."""

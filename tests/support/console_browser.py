@@ -16,6 +16,7 @@ from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console.console import Console
 
 HOST = "console.example"
+_LATER = re.compile(r'<div class="later" hx-get="([^"]*)".*?</div>')
 _LINK = re.compile(r'href="(/console[^"#]*)"')
 
 
@@ -60,7 +61,15 @@ class ConsoleBrowser:
             if answer.status != 303:
                 break
             target = header(answer, "location")
-        return answer.status, answer.body.decode()
+        return answer.status, await self.filled(answer.body.decode())
+
+    async def filled(self, page: str) -> str:
+        """The page with each part that the browser loads after the page."""
+        while (found := _LATER.search(page)) is not None:
+            part = await self.send("GET", html.unescape(found[1]), hx_request="true")
+            assert part.status == 200, part.body.decode()
+            page = page[: found.start()] + part.body.decode() + page[found.end() :]
+        return page
 
     async def sign_in(self, token: str) -> None:
         """Sign in with this token."""

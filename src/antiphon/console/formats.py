@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from antiphon.engine.ports.journal import MOST_COUNTED
+
 NONE: Final = "\N{EN DASH}"
 """The text that stands for a value that does not exist."""
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "m"))
@@ -75,6 +77,12 @@ def count(number: float | None) -> str:
     return NONE if number is None else f"{number:,.0f}"
 
 
+def counted(number: int) -> str:
+    """Format the total of a list of requests. The store stops counting at `MOST_COUNTED`, so the total may be larger:
+    `100,000 or more`."""
+    return count(number) + (" or more" if number >= MOST_COUNTED else "")
+
+
 def short(number: float | None) -> str:
     """Format a count in few characters: `950`, `12.3k`, `4.5M`."""
     if number is None:
@@ -113,6 +121,7 @@ FILTERS: Final[dict[str, Callable[..., object]]] = {
     "clock": clock,
     "cost": cost,
     "count": count,
+    "counted": counted,
     "duration": duration,
     "iso": iso,
     "moment": moment,

@@ -10,6 +10,7 @@ the audit.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict, Unpack
@@ -23,7 +24,7 @@ from antiphon.console.sessions import Session
 from antiphon.console.story import why_no_entry
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.findings import Doctor
-from antiphon.engine.ports.journal import Entry, EntrySum, LiveRequest, LiveSnapshot, Recording
+from antiphon.engine.ports.journal import Entry, LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import (
@@ -139,7 +140,8 @@ class Reading:
     `window` returns a model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of
     an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
     process, newest first. `process` is the id of this process. `never_stored` is the setting `owner.store_never`.
-    `doctor` runs the checks of `antiphon doctor` in this process.
+    `doctor` runs the checks of `antiphon doctor` in this process. A slow computation of a page holds `turn`, so that
+    such computations occupy at most one reading connection of the database.
     """
 
     journal: JournalStore
@@ -165,6 +167,7 @@ class Reading:
     summary: Callable[[str, str], str | None] = lambda _owner, _sealed: None
     never_stored: Collection[str] = ()
     doctor: Doctor | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def entry(self, request_id: str, owner: str) -> Entry:
         """Return the journal entry of a request. `request_id` is the id of the entry, of the response or of the
@@ -298,11 +301,6 @@ class Reading:
         if answer.status >= 400:
             raise _error(await _whole(answer), answer.status)
         return answer
-
-
-async def no_sums() -> tuple[EntrySum, ...]:
-    """Return no sums. This function replaces a query for the journal's sums if the user may not see these sums."""
-    return ()
 
 
 def _storable(name: str) -> str:

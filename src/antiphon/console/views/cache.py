@@ -7,18 +7,19 @@ continues. The comparison covers the prompts, the upstreams, and the pause betwe
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.formats import duration
-from antiphon.console.reading import Reading, no_sums
+from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute
+from antiphon.console.slow_parts import SlowPart
 from antiphon.engine.exchange.prompt_comparison import cache_miss
-from antiphon.engine.ports.journal import Entry, EntryFilter, ThreadEntry
+from antiphon.engine.ports.journal import Entry, EntryFilter, EntrySum, ThreadEntry
 from antiphon.errors import ApiError
 from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
 
@@ -61,6 +62,19 @@ def by_thread(entries: Iterable[ThreadEntry]) -> list[ThreadSum]:
     return sorted(found, key=lambda thread: thread.cached_tokens - thread.input_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheFigures:
+    """The figures of a period. `read` counts the requests that the view assigned to threads. `misses` has the newest
+    requests that missed the cache, each with the likely reason, and `total` counts all such requests."""
+
+    models: Sequence[EntrySum]
+    owners: Sequence[EntrySum]
+    threads: Sequence[ThreadSum]
+    read: int
+    misses: Sequence[tuple[Entry, str]]
+    total: int
+
+
 class PromptCacheView:
     """Hit rates of the prompt cache."""
 
@@ -68,30 +82,35 @@ class PromptCacheView:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
+        self._figures: SlowPart[CacheFigures] = SlowPart(reading.turn)
 
     @PageRoute("GET", "/prompt-cache")
     async def show(self, call: PageCall) -> ApiResponse:
         """Show hit rates, and the latest requests that continue a response and missed the cache."""
-        journal = self._reading.journal
+        figures = await self._figures.shown(call, *self._wanted(call))
         chosen = call.choice("span", _SPANS, "24h")
-        since = time.time() - _SPANS[chosen]
-        page, models, owners, entries = await asyncio.gather(
-            journal.list(EntryFilter(owner=call.owner, missed=True, since=since), limit=_MISSES),
-            journal.sums(call.owner, since=since),
-            journal.sums(since=since, by="owner") if call.session.is_operator else no_sums(),
-            journal.thread_entries(call.owner, since=since, most=_READ),
-        )
-        return call.show(
-            "prompt_cache.html",
-            spans=_SPANS,
-            chosen=chosen,
-            models=models,
-            owners=owners,
-            threads=by_thread(entries)[:_THREADS],
-            read=len(entries),
-            misses=[(one, await self._why(one)) for one in page.entries],
-            total=page.total,
-        )
+        return call.show("prompt_cache.html", spans=_SPANS, chosen=chosen, figures=figures)
+
+    @PageRoute("GET", "/prompt-cache/figures")
+    async def show_figures(self, call: PageCall) -> ApiResponse:
+        """Return the part of the page with the figures. The browser loads this part if the page did not wait for it."""
+        return call.show("prompt_cache_figures.html", figures=await self._figures.whole(*self._wanted(call)))
+
+    def _wanted(self, call: PageCall) -> tuple[Hashable, Callable[[], Awaitable[CacheFigures]]]:
+        """Return the key of the figures that the page shows, and a function that computes the figures."""
+        span, owner, every = call.choice("span", _SPANS, "24h"), call.owner, call.session.is_operator
+
+        async def compute() -> CacheFigures:
+            journal, since = self._reading.journal, time.time() - _SPANS[span]
+            # One query after the other, so that the other reading connections of the database stay free.
+            page = await journal.list(EntryFilter(owner=owner, missed=True, since=since), limit=_MISSES)
+            models = await journal.sums(owner, since=since)
+            owners = await journal.sums(since=since, by="owner") if every else ()
+            entries = await journal.thread_entries(owner, since=since, most=_READ)
+            misses = [(one, await self._why(one)) for one in page.entries]
+            return CacheFigures(models, owners, by_thread(entries)[:_THREADS], len(entries), misses, page.total)
+
+        return (span, owner, every), compute
 
     async def _why(self, entry: Entry) -> str:
         """Return the likely reason of a cache miss: the first difference from the earlier request's prompt, another

@@ -22,6 +22,7 @@ from antiphon.config.yaml_text import read_yaml
 from antiphon.console.owner_lists import part_of
 from antiphon.console.reading import Reading, UpstreamFacts
 from antiphon.console.site import PageCall, PageRoute
+from antiphon.console.slow_parts import SlowPart
 from antiphon.console.views.doctor import doctor_values
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ApiError, InvalidRequest
@@ -110,6 +111,7 @@ class ModelsView:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
+        self._states: SlowPart[list[UpstreamState]] = SlowPart(reading.turn)
 
     @PageRoute("GET", "/models")
     async def show(self, call: PageCall) -> ApiResponse:
@@ -129,7 +131,8 @@ class ModelsView:
             "models.html",
             doctor_values(self._reading) if call.session.is_operator else {"doctor": None},
             part=part,
-            upstreams=await self._upstreams() if call.session.is_operator else (),
+            has_upstreams=call.session.is_operator and any(True for _ in self._reading.upstreams()),
+            states=await self._states.shown(call, "", self._upstreams) if call.session.is_operator else None,
             capabilities=dict(described),
             column_of=column_of,
             columns=shown[:_MOST_COLUMNS],
@@ -145,6 +148,11 @@ class ModelsView:
             containers=containers,
             no_containers=no_containers,
         )
+
+    @PageRoute("GET", "/models/upstreams", operators=True)
+    async def show_upstreams(self, call: PageCall) -> ApiResponse:
+        """Return the table of the upstreams. The browser loads this part if the page did not wait for it."""
+        return call.show("models_upstreams.html", states=await self._states.whole("", self._upstreams))
 
     async def _models(self, call: PageCall) -> tuple[list[str], str]:
         """Return the names of the models, and an empty text. If the upstreams did not list their models, returns the
@@ -164,7 +172,8 @@ class ModelsView:
         journal, since = self._reading.journal, time.time() - _DAY
         found = []
         for one in self._reading.upstreams():
-            latest = (await journal.list(EntryFilter(upstream=one.name, since=since), limit=1)).entries
+            # This query counts no entries, because counting reads every entry of the upstream.
+            latest = await journal.newer(EntryFilter(upstream=one.name, since=since), than="", limit=1)
             failed = await journal.list(EntryFilter(upstream=one.name, fault="upstream", since=since), limit=1)
             found.append(UpstreamState(one, next(iter(latest), None), next(iter(failed.entries), None), failed.total))
         return found

@@ -5,18 +5,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import line
-from antiphon.console.reading import Reading, no_sums
+from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute
-from antiphon.engine.ports.journal import MOST_COUNTED, EntryFilter, LiveSnapshot, Slot
+from antiphon.console.slow_parts import SlowPart
+from antiphon.engine.ports.journal import EntryFilter, EntrySum, LiveSnapshot, Slot
 
 _SPANS = {"1h": (3600.0, 60.0), "24h": (86_400.0, 1800.0), "7d": (604_800.0, 10_800.0)}
 _WATCH_SECONDS = 6.0
+
+
+Chart = tuple[str, str, float, float, float]
+"""A chart: the label, the SVG path, the sum, the greatest value and the last value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of a period: the charts, and the sums of each model and of each owner."""
+
+    charts: Sequence[Chart]
+    models: Sequence[EntrySum]
+    owners: Sequence[EntrySum]
 
 
 class SystemView:
@@ -26,34 +40,25 @@ class SystemView:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
+        self._figures: SlowPart[Figures] = SlowPart(reading.turn)
 
     @PageRoute("GET", "/system")
     async def show(self, call: PageCall) -> ApiResponse:
         """Show key figures of the chosen period. Operators also see processes and settings."""
-        reading, journal = self._reading, self._reading.journal
-        chosen = call.choice("span", _SPANS, "24h")
-        seconds, step = _SPANS[chosen]
-        since = time.time() - seconds
-        is_operator = call.session.is_operator
-        counted, models, owners = await asyncio.gather(
-            journal.slots(call.owner, since=since, seconds=step),
-            journal.sums(call.owner, since=since),
-            journal.sums(since=since, by="owner") if is_operator else no_sums(),
-        )
-        slots = _filled(counted, since, step)
+        reading = self._reading
         processes: tuple[LiveSnapshot, ...] = ()
         if call.session.is_operator:
             await reading.live.watch(_WATCH_SECONDS)
             processes = await reading.live.read()
+        quotas = await reading.limits_of(call.owner)
+        # The other queries run first, because the queries of the figures may be slow.
+        figures = await self._figures.shown(call, *self._wanted(call))
         return call.show(
             "system.html",
+            self._span(call),
             spans=_SPANS,
-            chosen=chosen,
-            step=step,
-            charts=_charts(slots),
-            models=models,
-            owners=owners,
-            quotas=await reading.limits_of(call.owner),
+            figures=figures,
+            quotas=quotas,
             processes=processes,
             process=reading.process,
             loaded=False,
@@ -61,6 +66,33 @@ class SystemView:
             settings=reading.settings if call.session.is_operator else "",
             warnings=reading.warnings() if call.session.is_operator else (),
         )
+
+    @PageRoute("GET", "/system/figures")
+    async def show_figures(self, call: PageCall) -> ApiResponse:
+        """Return the part of the page with the charts and the sums. The browser loads this part if the page did not
+        wait for it."""
+        return call.show(
+            "system_figures.html", self._span(call), figures=await self._figures.whole(*self._wanted(call))
+        )
+
+    def _span(self, call: PageCall) -> dict[str, object]:
+        chosen = call.choice("span", _SPANS, "24h")
+        return {"chosen": chosen, "step": _SPANS[chosen][1]}
+
+    def _wanted(self, call: PageCall) -> tuple[Hashable, Callable[[], Awaitable[Figures]]]:
+        """Return the key of the figures that the page shows, and a function that computes the figures."""
+        span, owner, every = call.choice("span", _SPANS, "24h"), call.owner, call.session.is_operator
+
+        async def compute() -> Figures:
+            journal, (seconds, step) = self._reading.journal, _SPANS[span]
+            since = time.time() - seconds
+            # One query after the other, so that the other reading connections of the database stay free.
+            counted = await journal.slots(owner, since=since, seconds=step)
+            models = await journal.sums(owner, since=since)
+            owners = await journal.sums(since=since, by="owner") if every else ()
+            return Figures(_charts(_filled(counted, since, step)), models, owners)
+
+        return (span, owner, every), compute
 
     @PageRoute("GET", "/system/processes", operators=True)
     async def show_processes(self, call: PageCall) -> ApiResponse:
@@ -75,7 +107,6 @@ class SystemView:
             process=reading.process,
             databases=[(one.name, await one.look()) for one in reading.databases],
             rows=(await reading.journal.list(EntryFilter(), limit=1)).total,
-            most=MOST_COUNTED,
             loaded=True,
         )
 
@@ -87,8 +118,7 @@ def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:
     return [known.get(number) or Slot(number * step) for number in range(first, last + 1)]
 
 
-def _charts(slots: Sequence[Slot]) -> list[tuple[str, str, float, float, float]]:
-    """Return the charts. A chart is a tuple of label, SVG path, sum, greatest value and last value."""
+def _charts(slots: Sequence[Slot]) -> list[Chart]:
     series = {
         "requests": [slot.requests for slot in slots],
         "failed": [slot.failed for slot in slots],
