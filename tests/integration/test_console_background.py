@@ -66,7 +66,7 @@ class Place:
 
 
 @asynccontextmanager
-async def place(data: Path, *, act: bool = True, record: Any = "off") -> AsyncIterator[Place]:
+async def place(data: Path, *, act: bool = True, record: Any = "off", **background: Any) -> AsyncIterator[Place]:
     async with processes(data) as made:
         app = await made.start(
             upstream=NOWHERE,
@@ -74,6 +74,7 @@ async def place(data: Path, *, act: bool = True, record: Any = "off") -> AsyncIt
             owner_keys={"anna": {"keys": [ANNA]}, "bo": {"keys": [BO]}},
             admin=AdminSettings(token=SecretStr(TOKEN)),
             console=ConsoleSettings(enabled=True, act=act, record=record),
+            **background,
         )
         door = HttpDoor(app.app.context, console=ConsoleAt.SEPARATE)
         try:
@@ -106,6 +107,28 @@ async def test_a_response_that_was_cancelled_runs_again(tmp_path: Path, record: 
         assert (status, made["status"]) == (200, "queued")
         status, items = await there.app.ask(f"/{made['id']}/input_items", token=ANNA)
         assert status == 200 and "the question" in json.dumps(items)
+
+
+@pytest.mark.parametrize("record", ["off", "all"])
+async def test_a_response_that_was_cancelled_in_the_queue_runs_again(tmp_path: Path, record: str) -> None:
+    async with place(tmp_path, record=record, workers=0) as there:
+        made = await there.app.create(token=ANNA, input="the question", temperature=0.5)
+        browser, bo = await there.user(ANNA), await there.user(BO)
+        page = await there.shows(browser, made["id"])
+        assert "data-retry" not in page
+        assert (await browser.post(f"/console/background/{made['id']}/cancel")).status == 303
+        page = await there.shows(browser, "data-retry")
+        assert page.count("data-retry") == 1 and "cancelled" in page
+        entry_id = page.partition('data-retry="/console/background/')[2].partition("/")[0]
+        sent = json.loads((await browser.send("GET", f"/console/background/{entry_id}/request")).body)
+        assert sent["owner"] == "n:anna" and sent["body"]["temperature"] == 0.5
+        status, again = await there.run(browser, sent, await browser.csrf())
+        assert (status, again["status"]) == (200, "queued")
+        status, items = await there.app.ask(f"/{again['id']}/input_items", token=ANNA)
+        assert status == 200 and "the question" in json.dumps(items)
+        assert entry_id not in (await bo.get("/console/background"))[1]
+        status, page = await browser.get(f"/console/requests/{entry_id}")
+        assert status == 200 and "cancelled" in page
 
 
 async def test_who_may_not_act_gets_no_request(tmp_path: Path) -> None:

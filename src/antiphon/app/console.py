@@ -44,11 +44,13 @@ from antiphon.engine.running.quota_use import QuotaUse, quota_use
 from antiphon.engine.waiting import stop
 from antiphon.errors import AntiphonError, NotFound
 from antiphon.ids import new_id
+from antiphon.observability.journal_entry import queue_entry
 from antiphon.observability.log_lines import recent_warnings
 from antiphon.observability.observation import Telemetry
 from antiphon.stores import Stores
 from antiphon.stores.backend import StoreStatistics
 from antiphon.translation.values import PromptDifference
+from antiphon.types.json import decode_object
 
 if TYPE_CHECKING:
     from antiphon.console.console import Console
@@ -209,6 +211,10 @@ class JournalParts:
                     self._ending.add(task)
                     task.add_done_callback(self._ending.discard)
 
+        # No worker observes a response that is cancelled in the queue, so this process writes its entry.
+        background.ended_in_queue = lambda owner, body: self.recorder.note(
+            queue_entry(owner, decode_object(body)), None
+        )
         self.so_far = telemetry.recorded
         self.live.snapshot = telemetry.live
         self.live.cancel = cancel

@@ -11,7 +11,8 @@ the log line. An `Observation` has a `Trail` only if the process has a journal.
 from __future__ import annotations
 
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
@@ -243,6 +244,24 @@ def status_of(failure: Failure | None, given: object) -> int:
     if failure is None:
         return 200
     return failure.status or (_CLIENT_GONE if failure.fault == "cancelled" else 0)
+
+
+def queue_entry(owner: str, response: Mapping[str, Any]) -> Entry:
+    """Return the journal's entry of a background response that was cancelled before a worker ran it. `response` is the
+    response's stored object."""
+    conversation = response.get("conversation") or {}
+    return Entry(
+        id=new_id("entry"),
+        owner=owner,
+        door="background",
+        model=str(response.get("model") or ""),
+        response_id=str(response["id"]),
+        previous_id=str(response.get("previous_response_id") or ""),
+        conversation_id=str(conversation.get("id") or ""),
+        outcome=str(response["status"]),
+        status=200,
+        stored=True,
+    )
 
 
 def plain_entry(

@@ -50,7 +50,8 @@ _PIECES = 1024
 class Background:
     """The operations on background responses. Each process has one instance.
 
-    The instance calls `offer_job` after it has queued a response, and `wake_workers` after it has ended a response.
+    The instance calls `offer_job` after it has queued a response, and `wake_workers` after it has ended a response. It
+    calls `ended_in_queue` with the owner and the stored object of a response that ended before a worker ran it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Background:
         self.followers = followers
         self.wake_workers: Callable[[], None] = lambda: None
         self.offer_job: Callable[[str], None] = lambda response_id: None
+        self.ended_in_queue: Callable[[str, bytes], None] = lambda owner, body: None
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, needs: Collection[str] = ()
@@ -118,6 +120,8 @@ class Background:
             if await self._jobs.end(JobEnd(response_id, status, body, items, last, events, worker)):
                 self.followers.changed(response_id)
                 self.wake_workers()
+                if found.status == "queued":
+                    self.ended_in_queue(owner, body)
                 return True
             if worker is not None and response_id not in await self._jobs.held(worker):
                 return False
