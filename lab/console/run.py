@@ -170,6 +170,9 @@ async def run(arguments: argparse.Namespace, report: Report) -> None:
                 if arguments.rows:
                     await fill(there, state, arguments.rows)
                 await list_speed(report, operator, arguments.rows)
+            async with visitor(browser, there.origin, axe, phone=True, scheme="dark") as phone_operator:
+                await phone_operator.sign_in(ADMIN)
+                await every_view(report, phone_operator, there.anna, "operator phone dark")
             variants: tuple[tuple[bool, Scheme], ...] = ((True, "light"), (True, "dark"), (False, "dark"))
             for phone, scheme in variants:
                 async with visitor(browser, there.origin, axe, phone=phone, scheme=scheme) as other:
@@ -189,19 +192,19 @@ async def journal_is_written(there: Place) -> None:
 async def every_view(report: Report, who: Visitor, made: Made, as_whom: str) -> None:
     """Open each view by its URL."""
     for name, path in views_of(made).items():
-        query = ("&" if "?" in path else "?") + f"owner=n:{made.owner}" if as_whom == "operator" else ""
+        query = ("&" if "?" in path else "?") + f"owner=n:{made.owner}" if as_whom.startswith("operator") else ""
         status = await who.open(path + query)
         problems = [f"status {status}"] if status != 200 else []
         problems += await who.judge()
         report.check(f"{as_whom}: {name}", problems)
-    if as_whom == "operator":
+    if as_whom.startswith("operator"):
         status = await who.open("/keys")
-        report.check("operator: keys", [*([f"status {status}"] if status != 200 else []), *await who.judge()])
+        report.check(f"{as_whom}: keys", [*([f"status {status}"] if status != 200 else []), *await who.judge()])
         await who.open("/models")
         await who.page.click("#doctor button")
         await who.page.wait_for_selector("#doctor [role=status]", timeout=50_000)
         wrong = [] if "Problems and notes" in await who.page.inner_html("#doctor") else ["no finding"]
-        report.check("operator: checks", [*wrong, *await who.judge()])
+        report.check(f"{as_whom}: checks", [*wrong, *await who.judge()])
 
 
 async def pictures(who: Visitor, there: Place, folder: Path) -> None:

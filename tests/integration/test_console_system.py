@@ -67,7 +67,9 @@ SLOW = {
     "/system": ("sums", "First token"),
     "/prompt-cache": ("sums", "Hit rate"),
     "/models": ("list", "Newest failure"),
+    "/threads": ("sums", "Tokens"),
 }
+PARTS = {"/models": "/models/upstreams", "/threads": "/threads"}
 
 
 @pytest.mark.parametrize("path", SLOW)
@@ -91,7 +93,7 @@ async def test_a_page_does_not_wait_for_slow_figures_and_then_shows_all(
         monkeypatch.setattr(journal, method, slow)
         page = await console.get(path, "operator", follow=False)
         assert page.status == 200 and shown not in page.words, "no figure before the whole figure is known"
-        part = f"/console{'/models/upstreams' if path == '/models' else path + '/figures'}"
+        part = f"/console{PARTS.get(path, path + '/figures')}"
         assert f'hx-get="{part}" hx-trigger="load"' in page.text and f'href="/console{path}?whole=1"' in page.text
         called = calls
         loading = asyncio.ensure_future(console.get(part.removeprefix("/console"), "operator", fragment=True))
@@ -101,7 +103,7 @@ async def test_a_page_does_not_wait_for_slow_figures_and_then_shows_all(
         goes_on.set()
         for one in (await loading, await whole):
             assert one.status == 200 and shown in one.words
-        if path != "/models":
+        if path not in PARTS:
             assert "m1" in (await loading).words
             await journal.add([Entry("entry_new", "n:anna", model="m2", input_tokens=1000, age=1.0)])
             assert "m2" in (await console.get(path, "operator")).words, "a loaded page has no old figures"

@@ -17,6 +17,7 @@ from typing import Final, Generic, TypeVar
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall
+from antiphon.engine.ports.journal import EntrySum
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 
 MOST: Final = 10_000_000
@@ -66,9 +67,15 @@ def needs(setting: str, what: str) -> Iterator[None]:
 
 
 async def choose_owner(call: PageCall, reading: Reading, title: str) -> ApiResponse:
-    """Return the page on which an operator chooses one of the owners that sent requests."""
-    owners = await reading.journal.sums(by="owner")
-    return call.show("choose_owner.html", title=title, owners=owners)
+    """Return the page on which an operator chooses one of the owners that sent requests, or only the page's list of
+    owners."""
+
+    async def compute() -> Sequence[EntrySum]:
+        return await reading.journal.sums(by="owner")
+
+    if call.fragment:
+        return call.show("choose_owner_rows.html", owners=await reading.owner_sums.whole("", compute))
+    return call.show("choose_owner.html", title=title, owners=await reading.owner_sums.shown(call, "", compute))
 
 
 def check_owner(call: PageCall) -> None:

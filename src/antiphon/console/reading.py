@@ -21,10 +21,11 @@ from msgspec.structs import replace
 
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console.sessions import Session
+from antiphon.console.slow_parts import SlowPart
 from antiphon.console.story import why_no_entry
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.findings import Doctor
-from antiphon.engine.ports.journal import Entry, LiveRequest, LiveSnapshot, Recording
+from antiphon.engine.ports.journal import Entry, EntrySum, LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import (
@@ -141,7 +142,8 @@ class Reading:
     an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
     process, newest first. `process` is the id of this process. `never_stored` is the setting `owner.store_never`.
     `doctor` runs the checks of `antiphon doctor` in this process. A slow computation of a page holds `turn`, so that
-    such computations occupy at most one reading connection of the database.
+    such computations occupy at most one reading connection of the database. `owner_sums` computes the sums of each
+    owner.
     """
 
     journal: JournalStore
@@ -168,6 +170,10 @@ class Reading:
     never_stored: Collection[str] = ()
     doctor: Doctor | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    owner_sums: SlowPart[Sequence[EntrySum]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "owner_sums", SlowPart(self.turn))
 
     async def entry(self, request_id: str, owner: str) -> Entry:
         """Return the journal entry of a request. `request_id` is the id of the entry, of the response or of the
