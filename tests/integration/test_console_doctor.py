@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from antiphon.commands.doctor.process_doctor import EnvoyPlace, ProcessDoctor
 from antiphon.config.settings import load_settings
 from antiphon.engine.ports.findings import DoctorReport
@@ -116,3 +118,21 @@ async def test_a_process_without_a_doctor_shows_no_checks(tmp_path: Path) -> Non
         assert "Checks" not in (await console.get("/models", "operator")).words
         refused = await console.post("/models/checks", "operator")
         assert refused.status == 404 and "antiphon doctor" in refused.words
+
+
+@pytest.mark.parametrize("lists", [True, False])
+async def test_an_upstream_that_needs_clients_keys_is_no_problem(tmp_path: Path, lists: bool) -> None:
+    def guarded(request: Received) -> Any:
+        if lists and request.path == "/v1/models":
+            return json_answer({"data": [{"id": "m1"}]})
+        return json_answer({"error": {"message": "no key"}}, 401)
+
+    async with ChatServer() as server:
+        server.default = guarded
+        upstream = {"url": server.base_url, "auth": "passthrough"}
+        settings = load_settings(
+            {"data": tmp_path, "door": "http", "upstream": upstream, "console": {"enabled": True, "act": True}}
+        )
+        report = await ProcessDoctor(settings, envoy="none").run()
+        found = [one for one in report.findings if one.where.startswith("upstream")]
+        assert {one.verdict for one in found} <= {"note", "ok"} and "--key-env" in found[-1].advice

@@ -97,10 +97,12 @@ async def examine(
 
 
 def upstream_checks(settings: Settings, *, asks_models: bool, seconds: float) -> dict[str, AsyncIterator[Finding]]:
-    """The checks of each upstream, by the upstream's name in a finding. If `asks_models` is false, the checks send no
-    chat requests. `seconds` is the timeout of a request. Raises `AntiphonError`."""
+    """The checks of each upstream for a serving process, by the upstream's name in a finding. If `asks_models` is
+    false, the checks send no chat requests. `seconds` is the timeout of a request. Raises `AntiphonError`."""
     routes = make_routes(settings)
-    upstreams = [_Upstream(settings, name, _route_to(routes, name), seconds) for name in settings.every_upstream]
+    upstreams = [
+        _Upstream(settings, name, _route_to(routes, name), seconds, in_process=True) for name in settings.every_upstream
+    ]
     return {one.where: one.examine(None, "", images=False, asks_models=asks_models) for one in upstreams}
 
 
@@ -114,7 +116,10 @@ def _route_to(routes: ModelRoutes, name: str) -> ModelRoute:
 class _Upstream:
     """One upstream under examination."""
 
-    def __init__(self, settings: Settings, name: str, route: ModelRoute, seconds: float) -> None:
+    def __init__(
+        self, settings: Settings, name: str, route: ModelRoute, seconds: float, *, in_process: bool = False
+    ) -> None:
+        self._in_process = in_process
         self._seconds = seconds
         self._connect_seconds = settings.timeouts.connect
         self._name, self._section = name, section(name)
@@ -148,7 +153,9 @@ class _Upstream:
             yield self._find("problem", f"cannot be reached: {listed.failure}", self._reach(listed.failure))
             return
         if listed.status in (401, 403):
-            yield self._find("problem", f"refuses the credentials: {listed.problem}", self._credentials())
+            yield self._keyless() or self._find(
+                "problem", f"refuses the credentials: {listed.problem}", self._credentials()
+            )
             return
         ids = [one.get("id") for one in objects(listed.json.get("data"))]
         names = [one for one in ids if isinstance(one, str) and one]
@@ -181,6 +188,9 @@ class _Upstream:
                 yield self._find("ok", f"model {chosen} answers ({support.detail})")
             else:
                 what = f"model {chosen} does not answer: {support.detail}"
+                if _is_denied(support.detail) and (finding := self._keyless()) is not None:
+                    yield finding
+                    return
                 yield self._find("problem", what, await self._why_not(support, probes, names, listed.status))
                 return
         known = "" if self._host_known() else await identify(target, self._upstream.url, listed)
@@ -229,6 +239,14 @@ class _Upstream:
             return self._find("ok", f"profile {profile.name} fits (the server's list of models indicates this profile)")
         return self._find("ok", f"profile {profile.name} fits{looks}")
 
+    def _keyless(self) -> Finding | None:
+        """The finding about an upstream that rejects requests without a client's key, if the checks run in a serving
+        process. The process has no client's key, so the rejection shows no problem."""
+        if not self._in_process or self._upstream.auth_mode is not AuthMode.PASSTHROUGH:
+            return None
+        what = "can be reached, but needs the key of a client, which these checks do not have"
+        return self._find("note", what, "run 'antiphon doctor --key-env NAME' with the key of a client")
+
     # Advice
 
     def _reach(self, failure: str) -> str:
@@ -254,7 +272,7 @@ class _Upstream:
         return f"set {key}, or name a variable with a client's key: --key-env NAME"
 
     async def _why_not(self, answer: ProbedFeature, probes: ChatProbes, names: list[str], listed: int) -> str:
-        if any(f"HTTP {status}" in answer.detail for status in (401, 403)):
+        if _is_denied(answer.detail):
             return self._credentials()
         if "HTTP 404" in answer.detail and (url := await url_with_prefix(probes, self._upstream.url)):
             return f"set {self._section}.url to {url}, because the API is below /v1"
@@ -263,6 +281,10 @@ class _Upstream:
         if names:
             return f"name a chat model with --model; listed: {', '.join(names[:5])}"
         return "send a request to the model with curl, and read the server's log"
+
+
+def _is_denied(detail: str) -> bool:
+    return any(f"HTTP {status}" in detail for status in (401, 403))
 
 
 def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
