@@ -47,7 +47,7 @@ async def test_an_operator_runs_the_checks_and_sees_each_finding(tmp_path: Path)
             before = await console.get("/models", "operator")
             assert "has not run the checks since its start" in before.words and "may cost money" in before.words
             assert not server.requests or all(one.path == "/v1/models" for one in server.requests), "only on request"
-            part = await console.post("/models/checks", "operator", fragment=True)
+            part = await console.post_by_htmx("/models/checks", "operator")
             assert part.status == 200 and "<html" not in part.text
             for found in ("can be written", "state", "can be reached and lists 1 models", "model m1 answers"):
                 assert found in part.words
@@ -61,8 +61,8 @@ async def test_an_operator_runs_the_checks_and_sees_each_finding(tmp_path: Path)
 
 async def test_findings_are_for_operators(tmp_path: Path) -> None:
     async with checked_console(tmp_path, "http://127.0.0.1:9/v1") as console:
-        assert (await console.post("/models/checks", "anna", fragment=True)).status == 404
-        failed = await console.post("/models/checks", "operator", fragment=True)
+        assert (await console.post_by_htmx("/models/checks", "anna")).status == 404
+        failed = await console.post_by_htmx("/models/checks", "operator")
         assert "problem" in failed.words and "cannot be reached" in failed.words and "→ is the server" in failed.words
         assert "Checks" not in (await console.get("/models", "anna")).words
         assert (await console.post("/models/checks", "operator", csrf="0" * 64)).status == 403
@@ -72,7 +72,7 @@ async def test_an_operator_who_may_only_read_causes_no_chat_request(tmp_path: Pa
     async with ChatServer() as server:
         server.default = chat
         async with checked_console(tmp_path, server.base_url, acts=False) as console:
-            part = await console.post("/models/checks", "operator", fragment=True)
+            part = await console.post_by_htmx("/models/checks", "operator")
             assert "lists 1 models" in part.words and "model m1" not in part.words
             assert "the checks send no chat requests" in part.words
             assert {one.path for one in server.requests} == {"/v1/models"}
@@ -82,7 +82,7 @@ async def test_an_upstream_that_hangs_ends_the_checks_in_time_and_keeps_the_othe
     async with ChatServer() as server:
         server.default = lambda request: never()
         async with checked_console(tmp_path, server.base_url, seconds=2.0) as console:
-            checking = asyncio.ensure_future(console.post("/models/checks", "operator", fragment=True))
+            checking = asyncio.ensure_future(console.post_by_htmx("/models/checks", "operator"))
             await asyncio.sleep(0.2)
             assert (await console.get("/requests", "operator")).status == 200, "the console answers meanwhile"
             part = await checking
@@ -109,7 +109,7 @@ async def test_two_operators_share_one_run(tmp_path: Path) -> None:
 
 async def test_an_envoy_that_another_program_started_is_left_out(tmp_path: Path) -> None:
     async with checked_console(tmp_path, "http://127.0.0.1:9/v1", envoy="elsewhere") as console:
-        part = await console.post("/models/checks", "operator", fragment=True)
+        part = await console.post_by_htmx("/models/checks", "operator")
         assert "did not start the Envoy" in part.words and "Envoy accepts" not in part.words
 
 

@@ -75,12 +75,18 @@ class ConsoleApp:
             page.body = (await browser.filled(page.text)).encode()
         return page
 
-    async def post(self, path: str, user: User = "anna", *, fragment: bool = False, **fields: str) -> ShownPage:
-        """Send a form of a page. `fragment`: as htmx does."""
+    async def post(self, path: str, user: User = "anna", **fields: str) -> ShownPage:
+        """Send a form of a page."""
+        return await self._send_form(path, user, fields, "")
+
+    async def post_by_htmx(self, path: str, user: User = "anna", **fields: str) -> ShownPage:
+        """Send a form of a page as htmx does."""
+        return await self._send_form(path, user, fields, _flag(True))
+
+    async def _send_form(self, path: str, user: User, fields: dict[str, str], htmx: str) -> ShownPage:
         browser = await self._browser(user)
         form = {"csrf": await browser.csrf(), **fields}
-        sent = browser.send("POST", f"/console{path}", form, origin=_ORIGIN, hx_request=_flag(fragment))
-        return await _read(await sent)
+        return await _read(await browser.send("POST", f"/console{path}", form, origin=_ORIGIN, hx_request=htmx))
 
     async def upload(
         self,
