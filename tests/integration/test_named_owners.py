@@ -82,6 +82,33 @@ async def test_the_list_has_the_allowed_models_only(tmp_path: Path) -> None:
         assert (await call(app, "GET", "/antiphon/capabilities?model=gpt-5", BO))[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/responses", {"input": "Hi"}),
+        ("/responses", {"input": "Hi", "background": True}),
+        ("/responses/compact", {"input": "Hi"}),
+        ("/chat/completions", {"messages": []}),
+        ("/embeddings", {"input": "Hi"}),
+        ("/rerank", {"query": "Hi"}),
+    ],
+)
+async def test_no_fallback_brings_a_model_that_the_key_does_not_allow(
+    tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    async with processes(tmp_path / "data") as made:
+        app = await made.start(owner_keys=KEYS, path_allow=("/rerank",))
+        asked = {**body, "model": "qwen3", "fallbacks": ["qwen2", "gpt-5"]}
+        status, refused = await call(app, "POST", path, BO, asked)
+        told = (status, refused["error"]["code"], refused["error"]["param"])
+        assert told == (404, "model_not_found", "fallbacks[1]")
+        status, refused = await call(app, "POST", path, BO, {**asked, "fallbacks": "gpt-5"})
+        assert (status, refused["error"]["code"], refused["error"]["param"]) == (400, "invalid_value", "fallbacks")
+        assert made.chat.requests == []
+        _, answered = await call(app, "POST", path, OLD, asked)
+        assert answered.get("error") is None or answered["error"]["param"] != "fallbacks[1]"
+
+
 @pytest.mark.parametrize("more", [{}, {"background": True}])
 async def test_a_tool_that_the_key_does_not_allow_is_refused(app: BackgroundApp, more: dict[str, Any]) -> None:
     function = {"type": "function", "name": "f", "parameters": {"type": "object"}}

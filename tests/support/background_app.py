@@ -178,6 +178,7 @@ class Processes:
         *,
         upstream: str = "",
         upstream_profile: str = "generic",
+        path_allow: tuple[str, ...] = (),
         keepalive: float = 15.0,
         head: float = 600.0,
         limits: dict[str, Any] | None = None,
@@ -206,7 +207,9 @@ class Processes:
             sealing=SealingSettings(keys=tuple(map(SecretStr, sealing_keys)))
             if sealing_keys
             else where.get("sealing", SealingSettings()),
-            upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
+            upstream=UpstreamSettings(
+                url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile, path_allow=path_allow
+            ),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
             quotas=QuotaSettings(**(quotas or {})),

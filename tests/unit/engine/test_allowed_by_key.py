@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from antiphon.engine.exchange.allowed_by_key import check_body
@@ -50,6 +53,59 @@ def test_a_fallback_model_is_named_by_its_place_in_the_list() -> None:
     assert _code(body, Access(tools=("function",))) is None
 
 
+@pytest.mark.parametrize("field", ["fallbacks", "Context_Window_Fallbacks", "content_policy_fallbacks"])
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        (["qwen2", "gpt"], "[1]"),
+        ([{"model": "qwen2"}, {"model": "gpt", "messages": []}], "[1].model"),
+        ([{"model": "qwen2", "models": ["gpt"]}], "[0].models[0]"),
+        ([{"model": "qwen2", "fallbacks": ["gpt"]}], "[0].fallbacks[0]"),
+        ([{"qwen3": ["qwen2", "gpt"]}], "[0]"),
+        ([{"qwen3": [{"model": "gpt"}]}], "[0].model"),
+        ({"qwen3": ["qwen2"], "*": ["gpt"]}, "[0]"),
+    ],
+)
+def test_a_fallback_of_litellm_is_a_model_of_the_body(field: str, value: object, param: str) -> None:
+    body = {"model": "qwen3", field: value}
+    for prefix, sent in (("", body), ("extra_body.", {"model": "qwen3", "extra_body": {field: value}})):
+        with pytest.raises(ApiError, match="'gpt' does not exist") as refused:
+            check_body(_KEY, json.dumps(sent).encode())
+        assert (refused.value.code, refused.value.param) == ("model_not_found", f"{prefix}{field}{param}")
+    assert _code(json.dumps(body).replace("gpt", "qwen1").encode()) is None
+    assert _code(json.dumps(body).encode(), Access(tools=("function",))) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("fallbacks", "qwen2", "fallbacks"),
+        ("fallbacks", [5], "fallbacks[0]"),
+        ("fallbacks", [["qwen2"]], "fallbacks[0]"),
+        ("fallbacks", [{"qwen3": "qwen2"}], "fallbacks[0]"),
+        ("fallbacks", [{"qwen3": {"qwen2": ["qwen1"]}}], "fallbacks[0]"),
+        ("fallbacks", [{"qwen3": [{"qwen2": ["qwen1"]}]}], "fallbacks[0]"),
+        # With entries of two forms, LiteLLM also reads the second entry as a mapping.
+        ("fallbacks", ["qwen2", {"qwen3": ["gpt"], "model": "qwen1"}], "fallbacks"),
+        ("fallbacks", [{"model": "qwen1", "qwen3": ["gpt"]}, {"qwen2": ["qwen1"]}], "fallbacks"),
+        ("router_settings_override", {"fallbacks": ["gpt"]}, "router_settings_override"),
+        ("user_config", {"model_list": []}, "user_config"),
+        ("extra_body", "{}", "extra_body"),
+    ],
+)
+def test_a_key_with_models_refuses_a_field_whose_models_cannot_be_found(field: str, value: object, param: str) -> None:
+    body = json.dumps({"model": "qwen3", field: value}).encode()
+    with pytest.raises(InvalidRequest, match=re.escape(f"cannot find the models in '{param}'")) as refused:
+        check_body(_KEY, body)
+    assert (refused.value.code, refused.value.param) == ("invalid_value", param)
+    assert _code(body, Access(tools=("function",))) is None
+
+
+@pytest.mark.parametrize("value", ["null", "[]", '[{"qwen3":[]}]', "{}"])
+def test_an_empty_list_of_fallbacks_names_no_model(value: str) -> None:
+    assert _code(b'{"model":"qwen3","fallbacks":%s,"extra_body":null}' % value.encode()) is None
+
+
 def test_an_upstream_chooses_no_model_for_a_key_with_models() -> None:
     assert _code(b"{}", Access(tools=("function",)), named=True) is None
     assert _code(b'{"model":"qwen3","tools":["mcp"]}', Access(models=("qwen*",)), named=True) is None
@@ -70,6 +126,7 @@ def test_an_upstream_chooses_no_model_for_a_key_with_models() -> None:
         (b'{"web_search_options":{}}', "web_search_options"),
         (b'{"plugins":[{"id":"web"}]}', "plugins"),
         (b'{"Plugins":{"id":"web"}}', "Plugins"),
+        (b'{"extra_body":{"plugins":[{"id":"web"}]}}', "plugins"),
     ],
 )
 def test_every_tool_of_a_body_counts(body: bytes, param: str | None) -> None:

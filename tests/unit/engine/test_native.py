@@ -78,6 +78,7 @@ def test_the_first_pattern_that_fits_the_whole_name_decides(model: str, upstream
         (b'{"model":"n1","Model":"n2"}', "model_not_found"),
         (b'{"model":"n1","model":"n2","model":"n1"}', "model_not_found"),
         (b'{"model":"n1","MODEL":["n1"]}', "model_not_found"),
+        (b'{"model":"n1","fallbacks":["n2"]}', "model_not_found"),
         # A function may have a parameter of this name.
         (
             b'{"model":"n1","tools":[{"type":"function","parameters":{"properties":{"tools":[{"type":"mcp"}]}}}]}',

@@ -8,9 +8,11 @@ checks all such fields, because it does not know which one the upstream uses. Na
 (`additional_tools`, `tool_search_output`) also have a field `tools`. So Antiphon checks every `tools` field at any
 depth, except inside a JSON Schema.
 
-Some upstreams accept further names: OpenRouter's `models` lists fallback models, and its `plugins` run at the upstream.
-The check of the models includes `models`. In the check of the tools, `plugins` counts as one tool of the type
-`plugins`.
+Some upstreams accept further names. OpenRouter's `models` and LiteLLM's `fallbacks` list fallback models. OpenRouter's
+`plugins` run at the upstream. The check of the models includes these lists. In the check of the tools, `plugins` counts
+as one tool of the type `plugins`. Both checks include `extra_body`, because some upstreams add its members to the
+request. Other fields of LiteLLM can replace the list of models. Antiphon refuses these fields for a key that limits the
+models, and refuses entries of fallback lists that it cannot read.
 
 Invariant: for a key without limits, Antiphon does not search the body, so the check costs nothing.
 """
@@ -28,6 +30,13 @@ from antiphon.errors import InvalidRequest
 _SCHEMAS: Final = frozenset({"parameters", "input_schema", "schema", "json_schema", "arguments"})
 _SEARCH_OF_CHAT: Final = "web_search_options"
 _PLUGINS: Final = "plugins"
+_EXTRA: Final = "extra_body"
+# LiteLLM's lists of fallback models. Their forms are `["a"]`, `[{"model": "a", "seed": 1}]` and `[{"b": ["a"]}]`.
+_FALLBACKS: Final = frozenset(
+    {"fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "default_fallbacks"}
+)
+# Fields with which a client of LiteLLM replaces the router's settings or its models.
+_ROUTING: Final = frozenset({"router_settings_override", "user_config", "model_list", "context_window_fallback_dict"})
 
 
 class Pairs(list[tuple[str, object]]):
@@ -53,20 +62,74 @@ def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
     if not (access.models or access.tools):
         return
     request = pairs_of(body)
-    models = [value for name, value in request if name.lower() == "model" and value is not None]
-    for model in models:
-        if not (isinstance(model, str) and access.allows_model(model)):
-            raise no_such_model(str(model)[:256])
-    for name, value in request if access.models else ():
-        if name.lower() == "models" and value is not None:
-            for number, model in enumerate(value if isinstance(value, list) else [value]):
-                if not (isinstance(model, str) and access.allows_model(model)):
-                    raise no_such_model(str(model)[:256], f"models[{number}]")
-    if named and access.models and not models:
+    if access.models:
+        for field, model in _named_models(request):
+            if not (isinstance(model, str) and access.allows_model(model)):
+                raise no_such_model(str(model)[:256], field[:256])
+    if named and access.models and not any(name.lower() == "model" and part is not None for name, part in request):
         raise InvalidRequest("Your API key allows only some models. Name one of them in 'model'.", param="model")
     if access.tools:
         for param, kind in declared_tools(request):
             access.check_tool(kind, param)
+
+
+def _named_models(request: Pairs) -> Iterator[tuple[str, object]]:
+    """Yield each model that a request names, with its field. A model that is no string is an error of the client.
+    Raises `InvalidRequest` for a field in which Antiphon cannot find the models."""
+    bodies: list[tuple[str, Pairs]] = [("", request)]
+    while bodies:
+        place, body = bodies.pop()
+        for name, value in body:
+            kind, param = name.lower(), f"{place}{name}"
+            if value is None:
+                continue
+            if kind == "model":
+                yield param, value
+            elif kind == "models":
+                each = value if isinstance(value, list) else [value]
+                yield from ((f"{param}[{number}]", model) for number, model in enumerate(each))
+            elif kind in _FALLBACKS:
+                for where, entry in _fallbacks(param, value):
+                    if isinstance(entry, Pairs):
+                        bodies.append((f"{where}.", entry))
+                    else:
+                        yield where, entry
+            elif kind == _EXTRA and isinstance(value, Pairs):
+                bodies.append((f"{param}.", value))
+            elif kind in _ROUTING or kind == _EXTRA:
+                raise _unreadable(param)
+
+
+def _fallbacks(param: str, value: object) -> Iterator[tuple[str, str | Pairs]]:
+    """Yield each model and each request of a list of fallback models, with its field. All entries of the list must have
+    the same form, because LiteLLM reads lists of mixed forms in another way."""
+    entries: object = [value] if isinstance(value, Pairs) else value
+    if not isinstance(entries, list) or len({(type(entry), _is_mapping(entry)) for entry in entries}) > 1:
+        raise _unreadable(param)
+    for number, entry in enumerate(entries):
+        place = f"{param}[{number}]"
+        for each in [part for _, part in entry] if _is_mapping(entry) else [[entry]]:
+            if not isinstance(each, list) or isinstance(each, Pairs):
+                raise _unreadable(place)
+            for one in each:
+                if not isinstance(one, str | Pairs) or _is_mapping(one):
+                    raise _unreadable(place)
+                yield place, one
+
+
+def _is_mapping(entry: object) -> bool:
+    """Return whether an entry maps models to their fallback models. Another object is a request: it has a `model`."""
+    return isinstance(entry, Pairs) and not any(name.lower() == "model" for name, _ in entry)
+
+
+def _unreadable(param: str) -> InvalidRequest:
+    param = param[:256]
+    return InvalidRequest(
+        f"Your API key allows only some models, and Antiphon cannot find the models in '{param}'. Send the request "
+        "without this field, or send a list of models' names.",
+        param=param,
+        code="invalid_value",
+    )
 
 
 def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
@@ -81,7 +144,7 @@ def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
                     yield from _types(part, place)
                 if name == _SEARCH_OF_CHAT and part is not None:
                     yield name, "web_search"
-                if name.lower() == _PLUGINS and part and not place:
+                if name.lower() == _PLUGINS and part and place.lower() in ("", f".{_EXTRA}"):
                     yield name, _PLUGINS
                 if name not in _SCHEMAS:
                     waiting.append((f"{place}.{name}", part))
