@@ -90,6 +90,22 @@ async def test_a_successor_has_the_access_of_its_key_and_both_are_valid_for_a_wh
     assert (await store.get("key_1")) == former
 
 
+@pytest.mark.parametrize("lifetime", [3600.0, None])
+async def test_a_second_rotation_finds_the_lifetime_from_before_the_first(
+    store: ClientKeyStore, lifetime: float | None
+) -> None:
+    made = await store.create(_key(1), _digest(1), lifetime)
+    assert made is not None and made.lifetime == lifetime
+    for number in (2, 3):
+        rotated = await store.rotate("key_1", f"key_{number}", "ant_", _digest(number), lifetime=lifetime, overlap=60.0)
+        assert rotated is not None and rotated.lifetime == lifetime
+        former = await store.get("key_1")
+        assert former is not None and former.lifetime == lifetime and former.expires_at is not None
+        assert former.expires_at == pytest.approx(made.created_at + 60, abs=5)
+    assert [one.lifetime for one in await store.list()] == [lifetime] * 3
+    assert [one.lifetime for one in (await store.page(PageQuery())).items] == [lifetime] * 3
+
+
 async def test_a_key_expires_by_the_clock_of_the_database(store: ClientKeyStore) -> None:
     await store.create(_key(1), _digest(1), 0.01)
     valid = await store.valid()

@@ -33,7 +33,8 @@ FROM client_keys WHERE id = :id AND {_VALID}
   AND (SELECT count(*) FROM client_keys WHERE {_VALID}) < :most
 """
 END = f"""
-UPDATE client_keys SET expires_at = least(coalesce(expires_at, now_ms() + :overlap), now_ms() + :overlap)
+UPDATE client_keys SET lifetime = coalesce(lifetime, expires_at - created_at, 0),
+  expires_at = least(coalesce(expires_at, now_ms() + :overlap), now_ms() + :overlap)
 WHERE id = :id AND {_VALID}
 """
 REVOKE = "UPDATE client_keys SET revoked_at = now_ms() WHERE id = :id AND revoked_at IS NULL"
@@ -42,7 +43,7 @@ INSERT INTO client_key_changes AS c (id, number) VALUES (1, 1) ON CONFLICT (id) 
 """
 STATE = "SELECT coalesce((SELECT number FROM client_key_changes WHERE id = 1), 0) AS number, now_ms() AS date"
 VALID = f"SELECT id, digest, owner, team, models, tools, expires_at FROM client_keys WHERE {_VALID}"
-_COLUMNS = "id, name, owner, team, prefix, models, tools, created_at, expires_at, revoked_at"
+_COLUMNS = "id, name, owner, team, prefix, models, tools, created_at, expires_at, revoked_at, lifetime"
 LIST = f"""
 SELECT {_COLUMNS} FROM client_keys
 WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID})) ORDER BY owner, created_at, id
@@ -198,6 +199,12 @@ def _access(row: Row) -> Access:
         raise StoreError(f"the client key {row['id']} is damaged: {error}") from error
 
 
+def _first_lifetime(row: Row) -> float | None:
+    if row["lifetime"] is not None:
+        return row["lifetime"] / 1000 or None
+    return None if row["expires_at"] is None else (row["expires_at"] - row["created_at"]) / 1000
+
+
 def _key(row: Row) -> ClientKey:
     def seconds(name: str) -> float | None:
         return None if row[name] is None else row[name] / 1000
@@ -212,4 +219,5 @@ def _key(row: Row) -> ClientKey:
         created_at=row["created_at"] / 1000,
         expires_at=seconds("expires_at"),
         revoked_at=seconds("revoked_at"),
+        lifetime=_first_lifetime(row),
     )

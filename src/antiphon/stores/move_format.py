@@ -51,7 +51,7 @@ _SESSIONS: dict[str, tuple[str, ...]] = {
     "idempotency": ("owner", "key", "fingerprint", "object_id", "leased", "expires_at", "record"),
     "client_keys": (
         *("id", "digest", "name", "owner", "team", "prefix", "models", "tools", "created_at", "expires_at"),
-        "revoked_at",
+        *("revoked_at", "lifetime"),
     ),
     "audit": ("id", "at", "actor", "action", "object", "owner", "detail"),
     "quota_counters": ("subject", "measure", "starts", "used", "leased", "granted", "warned"),

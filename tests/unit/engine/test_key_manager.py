@@ -57,9 +57,11 @@ async def test_a_successor_has_the_lifetime_of_its_key(
 ) -> None:
     managed = Managed(stores)
     key, _ = await managed.keys.create(WantedKey("anna", lifetime=lifetime))
-    after, _ = await managed.keys.rotate(key.id, lifetime=wanted, overlap=9.0)
-    lives = None if after.expires_at is None else after.expires_at - after.created_at
-    assert lives == (None if expected is None else pytest.approx(expected))
+    # The first rotation shortens the life of the key, but a second rotation gives the same lifetime.
+    for _ in range(2):
+        after, _ = await managed.keys.rotate(key.id, lifetime=wanted, overlap=9.0)
+        lives = None if after.expires_at is None else after.expires_at - after.created_at
+        assert lives == (None if expected is None else pytest.approx(expected))
 
 
 async def test_a_token_that_is_given_is_taken_once(stores: Stores) -> None:

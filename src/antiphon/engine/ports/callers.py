@@ -128,7 +128,8 @@ class ClientKey(Struct, frozen=True):
     """A client key that an operator created at run time, without its token.
 
     `id` starts with `key_`. `owner` is an owner id (`n:anna`). `prefix` is the first characters of the token, by which
-    an operator recognizes the key. Times are seconds since the epoch. A key without `expires_at` never expires.
+    an operator recognizes the key. Times are seconds since the epoch. A key without `expires_at` never expires. A
+    rotation changes `expires_at`, but not `lifetime`: the seconds from the key's creation to its first `expires_at`.
     """
 
     id: str
@@ -140,6 +141,7 @@ class ClientKey(Struct, frozen=True):
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    lifetime: float | None = None
 
 
 class KnownKeys(Protocol):

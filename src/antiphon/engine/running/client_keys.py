@@ -139,11 +139,11 @@ class KeyManager:
     async def rotate(self, key_id: str, *, lifetime: float | None, overlap: float) -> tuple[ClientKey, str]:
         """Create the successor of a key, with the same owner and limits. The successor expires after `lifetime`
         seconds, and the old key after at most `overlap` seconds. If `lifetime` is None, the successor gets the old
-        key's lifetime: the time from the old key's creation to its expiry. Returns the successor and its token. Raises
-        `KeyMissing`, `KeyEnded` and `TooManyKeys`."""
+        key's lifetime, which an earlier rotation of the old key does not shorten. Returns the successor and its token.
+        Raises `KeyMissing`, `KeyEnded` and `TooManyKeys`."""
         former = await self._known(key_id)
-        if lifetime is None and former.expires_at is not None:
-            lifetime = former.expires_at - former.created_at
+        if lifetime is None:
+            lifetime = former.lifetime
         token, new = _new_token(), self._new_id("key")
         detail = {"successor": new, "expires_in": lifetime, "overlap": overlap}
         noted = AuditEntry(self._actor, "keys rotate", key_id, former.owner, detail)
