@@ -64,7 +64,8 @@ async def fill(data: Path) -> None:
             other.execute("INSERT INTO idempotency VALUES ('o', 'k', 'f', 'both', 5, 9223372036854775807, x'00')")
             other.execute("INSERT INTO usage_days VALUES ('2026-01-01', 'o', 'm', 'u', 1, 2, 3, 4, 5, 6, 7, 8, 9)")
             other.execute(
-                "INSERT INTO client_keys VALUES ('key', x'00ff', 'n', 'n:o', 't', 'ant_', '[\"m*\"]', '[]', 1, 2, NULL, 7)"
+                "INSERT INTO client_keys VALUES "
+                "('key', x'00ff', 'n', 'n:o', 't', 'ant_', '[\"m*\"]', '[]', 1, 2, NULL, 7)"
             )
             other.execute("INSERT INTO audit VALUES ('audit_1', 5, 'cli:me', 'purge', '', 'n:o', '{}')")
             other.execute("INSERT INTO quota_counters VALUES ('owner:n:o', 'tokens_per_month', 5, 7, 3, 2, 0)")
