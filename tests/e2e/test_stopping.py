@@ -4,6 +4,7 @@ unnoticed by clients where another process serves."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -133,6 +134,71 @@ async def test_a_call_that_passes_through_is_cut_when_its_time_is_over(server: C
         assert await gateway.stop() == 1, "\n".join(gateway.log[-20:])
     said = [json.loads(line) for line in gateway.log if '"stopped_with_requests_in_flight"' in line]
     assert [line["cut"] for line in said] == [1]
+
+
+class _Kept:
+    """A connection that its client opened before the stop, and keeps."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, gateway: Gateway) -> _Kept:
+        kept = cls(*await asyncio.open_connection("127.0.0.1", int(gateway.origin.rpartition(":")[2])))
+        assert await kept.ask("GET", "/v1/responses/none") == (404, "None", False)
+        return kept
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, str, bool] | None:
+        """Send a request. Returns the status, the error's code, and whether the server closes the connection. Returns
+        None if the server has already closed the connection."""
+        head = f"{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n"
+        try:
+            self._writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+            headers = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        length = int(headers.partition("content-length: ")[2].partition("\r\n")[0])
+        error = json.loads(await self._reader.readexactly(length))["error"]
+        return int(headers.split(" ")[1]), str(error["code"]), "\r\nconnection: close\r\n" in headers
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+@pytest.mark.parametrize("in_flight", ["response", "passed on"])
+@pytest.mark.parametrize("transport", ["http2", "grpcio"])
+async def test_the_sidecar_answers_on_a_kept_connection_until_envoy_ends(
+    server: ChatServer, folder: Path, in_flight: str, transport: str
+) -> None:
+    """Envoy ends before its sidecars, so Envoy never misses one. `passed on`: the sidecars have nothing to do."""
+    environ = {"ANTIPHON_UPSTREAM__AUTH": "none"}
+    gateway = await start_gateway(server.base_url, folder, "--transport", transport, environ=environ)
+    gate = asyncio.Event()
+    server.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+    path, body = "/responses", STREAM
+    if in_flight == "passed on":
+        path, body = "/chat/completions", {"model": "m", "messages": [], "stream": True}
+    kept = [await _Kept.open(gateway) for _ in range(12)]
+    ask = json.dumps({"model": "m", "input": "hi"}).encode()
+    async with aiohttp.ClientSession() as session, session.post(gateway.base_url + path, json=body) as stream:
+        await stream.content.readuntil(b"\n\n")
+        gateway.process.send_signal(signal.SIGTERM)
+        await gateway.log_line('"because":"SIGTERM"')
+        # Envoy checks its sidecars' health every second.
+        for one in kept[:6]:
+            assert await one.ask("POST", "/v1/responses", ask) == (503, "shutting_down", True)
+            await asyncio.sleep(0.7)
+        gate.set()
+        assert b"[DONE]" in await stream.content.read() or in_flight == "response"
+    # Until the end, each answer comes from a sidecar, or Envoy has closed the connection.
+    for one in kept[6:]:
+        assert await one.ask("POST", "/v1/responses", ask) in ((503, "shutting_down", True), None)
+    async with asyncio.timeout(SECONDS):
+        assert await gateway.process.wait() == 0, "\n".join(gateway.log[-20:])
+    assert not [line for line in gateway.log if "adapter_unavailable" in line]
+    await asyncio.gather(*(one.close() for one in kept))
 
 
 async def test_everything_but_the_parent_stands_still(server: ChatServer, folder: Path) -> None:

@@ -16,7 +16,15 @@ from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.envoy.sidecars import endpoint, numbered
-from antiphon.supervisor.worker_orders import PATH_UNKNOWN, STREAM_ENDED, take_early_end, take_unknown_path
+from antiphon.supervisor.worker_orders import (
+    ENVOY_ENDED,
+    OUTLIVE_ENVOY,
+    PATH_UNKNOWN,
+    STREAM_ENDED,
+    Obey,
+    take_early_end,
+    take_unknown_path,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -48,15 +56,22 @@ async def _serve(process: ServingProcess) -> int:
         notice = min(_NOTICE_SECONDS, seconds / 2) if given is None else given
         return await app.drain(processor.drain(seconds, notice=notice), seconds)
 
+    def outlive_envoy(_: dict[str, object]) -> None:
+        processor.stay_healthy()
+        process.envoy_ended = envoy_ended
+
+    envoy_ended = asyncio.Event()
     async with process.closing(processor, http):
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
         ends, metrics = app.endings.early, settings.metrics.listen
         if process.is_worker:
             ends.listen(asyncio.get_running_loop())
-        orders = {
+        orders: Obey = {
             STREAM_ENDED: partial(take_early_end, ends),
             PATH_UNKNOWN: partial(take_unknown_path, app.context.telemetry),
+            OUTLIVE_ENVOY: outlive_envoy,
+            ENVOY_ENDED: lambda _: envoy_ended.set(),
         }
         # After a reload, this process still serves requests from the old Envoy, but the new generation starts new
         # background responses.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.errors import AntiphonError
 from antiphon.observability.logs import configure
 from antiphon.supervisor.changed_settings import SettingsFile, saying_that_a_restart_is_needed
+from antiphon.supervisor.child_output import DRAINED
 from antiphon.supervisor.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, tell_service_manager
 from antiphon.supervisor.worker_orders import Obey, obeying, own_end
 from antiphon.upstream.client import TLS_FAILED, HttpUpstream
@@ -62,6 +64,8 @@ class ServingProcess:
         app: App,
     ) -> None:
         self.arguments, self.settings, self.signals, self.app = arguments, settings, signals, app
+        self.envoy_ended: asyncio.Event | None = None
+        """If this is not None, the process serves after its drain until this event is set."""
         self._file = file
         self._doors: tuple[ExtProcDoor | HttpDoor, ...] = ()
 
@@ -108,6 +112,9 @@ class ServingProcess:
         """Serve until a stop signal, then drain and close the servers. Returns the exit status."""
         tell_service_manager("READY=1")
         drained = await self.signals.wait_and_drain(drain, self.app.context.admission)
+        if drained and self.envoy_ended is not None:
+            print(DRAINED, file=sys.stderr, flush=True)
+            await self.signals.wait_for(self.envoy_ended)
         # The metrics listener stays open until the context ends, so a scrape can still read the number of cut requests.
         await self._close_doors()
         return 0 if drained else 1

@@ -1,12 +1,12 @@
 """Forwards the output of the child processes to the log of `antiphon up`.
 
 This module formats each line, and adds a log level to lines that have none. It notes which workers have reported that
-they listen. If a child ends with an error message, this module finds the message. `children.py` reads the children's
-pipes, and the package `observability` writes the log.
+they listen or have drained. If a child ends with an error message, this module finds the message. `children.py` reads
+the children's pipes, and the package `observability` writes the log.
 
 Invariants: the parent process never writes a child's line to standard output. The parent process does not forward a
-worker's report that it listens, or a line that is only for the sidecars. Until all processes are ready, it does not
-forward the error message with which a child ends, because `supervision.py` reports it.
+worker's report that it listens or has drained, or a line that is only for the sidecars. Until all processes are ready,
+it does not forward the error message with which a child ends, because `supervision.py` reports it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from antiphon.observability.logs import write_line
 
 ENVOY = "envoy"
 """The name of the Envoy child process."""
+DRAINED = "drained"
+"""The line with which a sidecar reports that it waits for Envoy's end."""
 _CUT = "stopped_with_requests_in_flight"
 _COUNT = re.compile(r'"cut":(\d+)')
 _FATAL = "antiphon: "
@@ -53,6 +55,8 @@ class ChildOutput:
         self.serving: set[str] = set()
         """The names of the workers that have reported that they listen. The parent process removes a worker's name
         before it restarts the worker."""
+        self.drained: set[str] = set()
+        """The names of the workers that have reported the end of their drain."""
         self.cut = 0
         """The number of requests that the workers cut when they stopped."""
 
@@ -60,6 +64,9 @@ class ChildOutput:
         """Forward one line of a child's output. Skip the lines that the module's docstring excludes."""
         if line.startswith(("ready: ", "serving: ")):
             self.serving.add(name)
+            return
+        if line == DRAINED:
+            self.drained.add(name)
             return
         if name == ENVOY and self._heard(line):
             return

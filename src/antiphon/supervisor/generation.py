@@ -42,8 +42,8 @@ from antiphon.supervisor.http_probe import ask, own_tls
 from antiphon.supervisor.listen_address import HeldPorts, SocketFlags, answers, at_addresses, inherited
 from antiphon.supervisor.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
 from antiphon.supervisor.run_folder import write_private
-from antiphon.supervisor.supervision import RestartPolicy, Supervised, tell_first
-from antiphon.supervisor.worker_orders import pass_on_line
+from antiphon.supervisor.supervision import POLL_SECONDS, START_SECONDS, RestartPolicy, Supervised, poll, tell_first
+from antiphon.supervisor.worker_orders import ENVOY_ENDED, outlive_envoy, pass_on_line
 from antiphon.types.transport import SECRET_HEADER
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-START_SECONDS = 60.0
-"""Seconds in which a starting process must become ready."""
-_POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
 _ENVOY_SECONDS = 0.3
 _LATE_SECONDS = 0.1
@@ -365,7 +362,7 @@ class Generation:
                 return False
             if await self.requests_in_flight():
                 busy_at = self._clock()
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         return True
 
     # The methods below stop the processes.
@@ -385,21 +382,33 @@ class Generation:
         await self._keep_no_more()
         times = self.given.timeouts
         last = began + times.drain
-        if self._admin is not None:
+        if self._admin is None:
             # Workers of the HTTP server give notice to their clients themselves.
-            if notice := min(times.notice or 0.0, times.drain):
-                await self._admin.say_leaving(_HURRY_SECONDS)
-                await asyncio.sleep(began + notice - self._clock())
-            await self._admin.refuse_connections(_HURRY_SECONDS)
-        well = await self._drain_workers(last)
-        return await self._all_answered(last) and well
+            return await self._drain_workers(last)
+        # From now on, each response closes its connection, so clients send few requests that Antiphon must refuse.
+        await self._admin.say_leaving(_HURRY_SECONDS)
+        await asyncio.sleep(began + min(times.notice or 0.0, times.drain) - self._clock())
+        await self._admin.refuse_connections(_HURRY_SECONDS)
+        sidecars = [child.orders for child in self._living() if child.orders is not None]
+        await outlive_envoy(sidecars, _HURRY_SECONDS)
+        draining = asyncio.ensure_future(self._drain_workers(last))
+        try:
+            answered = await self._all_answered(last)
+            if answered:
+                await self._stop_envoy(_HURRY_SECONDS)
+            for sidecar in sidecars:
+                sidecar.tell({"do": ENVOY_ENDED})
+            return await draining and answered
+        finally:
+            draining.cancel()
 
     async def _all_answered(self, last: float) -> bool:
-        """Wait until Envoy has sent all responses. Return False if this does not happen before the time `last`."""
-        while await self.requests_in_flight():
+        """Wait until Envoy has sent all responses, and every worker has drained or ended. Return False if this does not
+        happen before the time `last`."""
+        while any(one.name not in self._output.drained for one in self._living()) or await self.requests_in_flight():
             if self._clock() > last:
                 return False
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         return True
 
     async def _drain_workers(self, last: float) -> bool:
@@ -462,6 +471,7 @@ class Generation:
             await self.envoy.child.stop(seconds, foreign=True)
         if self._admin is not None:
             self._admin.close()
+            self._admin = None
 
     async def _keep_no_more(self) -> None:
         """Stop restarting processes that end."""
@@ -488,13 +498,3 @@ def _worker_start(settings: Settings) -> float:
     database."""
     of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
     return START_SECONDS + of_database
-
-
-async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS) -> None:
-    """Repeat `check` until it returns True. Raises `AntiphonError` after `seconds`."""
-    clock = asyncio.get_running_loop().time
-    last = clock() + seconds
-    while not await check():
-        if clock() > last:
-            raise AntiphonError(f"{what} did not get ready within {seconds:g} s; the log has the details")
-        await asyncio.sleep(_POLL_SECONDS)

@@ -152,6 +152,7 @@ class StopSignals:
         """Whether a process of the next generation has replaced this process."""
         self._terminal = on_terminal()
         self._drain = drain
+        self._finish_at = 0.0
         self._signals = 0
         self._because, self._seconds = "", drain
         self._parent_pipe = parent_pipe
@@ -198,6 +199,7 @@ class StopSignals:
         seconds, and another line reports the result.
         """
         await self._first.wait()
+        self._finish_at = self._loop.time() + self.finish_seconds
         _log.info(
             "draining", because=self._because, seconds=self._seconds, **_counted("in_flight", admission.in_flight)
         )
@@ -221,6 +223,14 @@ class StopSignals:
         for task in (draining, cut):
             task.cancel()
         return drained
+
+    async def wait_for(self, event: asyncio.Event) -> None:
+        """After the drain, wait for `event`, but not longer than until a second signal or the drain's deadline."""
+        waiting = [asyncio.ensure_future(one.wait()) for one in (event, self._second)]
+        left = max(0.0, self._finish_at - self._loop.time())
+        await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for one in waiting:
+            one.cancel()
 
     def closing(self) -> None:
         """Record that the servers are closed, and set the last deadline for the exit of this process."""

@@ -1,7 +1,7 @@
 """Restarts a child process that ends or hangs, with growing pauses.
 
-This module decides when a child hangs, how long to wait before a restart, and when to give up. `children.py` manages
-one child process, and `generation.py` has the list of processes.
+This module decides when a child hangs, how long to wait before a restart, and when to give up. It also waits until the
+processes are ready. `children.py` manages one child process, and `generation.py` has the list of processes.
 
 Invariants: if a child does not answer for `RestartPolicy.hung` seconds, the parent process kills it. A quick death is
 the end of a child soon after its start. The pause before the next start doubles with every quick death in a row. After
@@ -30,6 +30,9 @@ _ASKS = 3
 """The number of consecutive unanswered health checks after which the parent process kills a child. One unanswered check
 is not enough, because the machine may have been suspended."""
 _LOOK_SECONDS = 5.0
+START_SECONDS = 60.0
+"""Seconds in which a starting process must become ready."""
+POLL_SECONDS = 0.05
 WRONG_SETTINGS = 2
 """The exit status of a command that stops because its settings are wrong (`entry.py`)."""
 
@@ -172,3 +175,13 @@ def tell_first(failed: asyncio.Future[BaseException], task: asyncio.Task[NoRetur
     error = task.exception()
     if not failed.done():
         failed.set_result(error or AssertionError("the task that restarts a process has ended"))
+
+
+async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS) -> None:
+    """Repeat `check` until it returns True. Raises `AntiphonError` after `seconds`."""
+    clock = asyncio.get_running_loop().time
+    last = clock() + seconds
+    while not await check():
+        if clock() > last:
+            raise AntiphonError(f"{what} did not get ready within {seconds:g} s; the log has the details")
+        await asyncio.sleep(POLL_SECONDS)

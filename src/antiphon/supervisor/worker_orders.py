@@ -7,8 +7,11 @@ sends the order to all sidecars. `observability/endings.py` handles the order in
 tells one sidecar that Envoy refused a request to an unknown path, so that the sidecar's journal has the refusal.
 `envoy/failures.py` configures both log lines in Envoy.
 
-Invariants: no other process can send orders to a worker. The parent process sends a worker at most one order that
-requires an answer.
+At a stop, Envoy must end before its sidecars. Otherwise Envoy could not reach a sidecar for a request on an open
+connection. So the order `OUTLIVE_ENVOY` makes a sidecar stay until the order `ENVOY_ENDED`.
+
+Invariants: no other process can send orders to a worker. The parent process sends a worker at most one order at a time
+that requires an answer.
 """
 
 from __future__ import annotations
@@ -104,6 +107,24 @@ async def take_orders(ours: socket.socket, obey: Obey) -> None:
         pass
     finally:
         writer.close()
+
+
+OUTLIVE_ENVOY = "outlive_envoy"
+"""The order before a stop of the whole gateway. While the sidecar drains, Envoy must not consider it unhealthy. After
+the drain, the sidecar answers requests until the order `ENVOY_ENDED`."""
+ENVOY_ENDED = "envoy_ended"
+"""The order after Envoy has ended. The sidecar then closes its servers and ends."""
+
+
+async def outlive_envoy(sidecars: Iterable[Orders], seconds: float) -> None:
+    """Give the sidecars the order `OUTLIVE_ENVOY`, and wait at most `seconds` for their answers."""
+
+    async def give(sidecar: Orders) -> None:
+        # A sidecar that hangs or has ended cannot outlive Envoy.
+        with contextlib.suppress(OSError):
+            await sidecar.give(OUTLIVE_ENVOY, seconds)
+
+    await asyncio.gather(*map(give, sidecars))
 
 
 STREAM_ENDED = "stream_ended"

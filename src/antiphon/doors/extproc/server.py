@@ -111,6 +111,10 @@ class ExtProcDoor:
             self._standard.leave()
         return bound
 
+    def stay_healthy(self) -> None:
+        """Report SERVING during the drain too, because Envoy has no other process to which it could send requests."""
+        self._context.admission.on_leave.discard(self._standard.leave)
+
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
         """Drain the server: report NOT_SERVING, then refuse new requests and wait for those in flight. Returns False
         when the drain takes longer than `seconds`.
