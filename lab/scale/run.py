@@ -20,6 +20,7 @@ from typing import Any
 
 from lab.scale.chains import chains
 from lab.scale.clock import CLOCK_SETTINGS, clock, fake_clocks
+from lab.scale.early_refusals import EarlyRefusals
 from lab.scale.failover import Run as Failover
 from lab.scale.failover import failover, pair_of
 from lab.scale.faults import faults, faults_of
@@ -30,7 +31,8 @@ from lab.scale.kills import Run as Kills
 from lab.scale.kills import kills
 from lab.scale.model import model
 from lab.scale.owners import OWNERS_SETTINGS, owners
-from lab.scale.quotas import QUOTA_SETTINGS, oracle, quotas
+from lab.scale.quota_plan import by_level, by_owner
+from lab.scale.quotas import oracle, quotas
 from lab.scale.replicas import Replicas, demo
 from lab.scale.report import Report
 from lab.scale.standby import WAYS
@@ -108,14 +110,14 @@ async def _failover(given: argparse.Namespace, folder: Path) -> Report:
 
 async def _quotas(given: argparse.Namespace, folder: Path) -> Report:
     chance = random.Random(given.seed)
+    plan, early = by_level(given.requests) if given.levels == "all" else by_owner(), EarlyRefusals(given.replicas)
+    more = {"count": given.replicas, "settings": plan.settings, "environ": early.environ, "door": given.door}
     async with (
-        oracle(chance) as ledger,
+        oracle(chance, plan) as ledger,
         opened(given.state, folder) as state,
-        Replicas(
-            state.url, ledger.url, folder, count=given.replicas, settings=QUOTA_SETTINGS, door=given.door
-        ) as replicas,
+        Replicas(state.url, ledger.url, folder, **more) as replicas,
     ):
-        size = {"requests": given.requests, "clients": given.clients, "every": given.replica_every}
+        size = {"requests": given.requests, "clients": given.clients, "every": given.replica_every, "early": early}
         return await quotas(replicas, state, ledger, folder, chance=chance, **size)
 
 
@@ -164,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     one = add("quotas", _quotas, "owners with limits, while replicas are killed")
     one.add_argument("--requests", type=int, default=100_000, help="default 100000")
     one.add_argument("--door", choices=("http", "envoy"), default="http", help="with `envoy`, each has its own Envoy")
+    levels = "with `all`, also keys, teams and models have limits (default owner)"
+    one.add_argument("--levels", choices=("owner", "all"), default="owner", help=levels)
     one.add_argument(
         "--replica-every", type=float, default=20.0, help="seconds between two kills; 0: none (default 20)"
     )

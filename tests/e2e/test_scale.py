@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.scale.chains import chains
+from lab.scale.early_refusals import EarlyRefusals
 from lab.scale.failover import Run as Failover
 from lab.scale.failover import failover, pair_of
 from lab.scale.jobs import Run, jobs, jobs_settings
 from lab.scale.model import model
 from lab.scale.owners import OWNERS_SETTINGS, owners
-from lab.scale.quotas import QUOTA_SETTINGS, oracle, quotas
+from lab.scale.quota_plan import Plan, by_level, by_owner
+from lab.scale.quotas import oracle, quotas
 from lab.scale.replicas import Replicas, demo
 from lab.scale.standby import WAYS
 from lab.scale.states import State
@@ -93,13 +96,14 @@ async def test_a_standby_takes_the_place_of_a_primary_that_was_killed(folder: Pa
     assert not report.wrong, report.table()
 
 
-async def test_quotas_hold_on_replicas(state: State, folder: Path) -> None:
+@pytest.mark.parametrize("plan", [by_owner(), by_level(1500)], ids=["by owner", "by level"])
+async def test_quotas_hold_on_replicas(state: State, folder: Path, plan: Plan) -> None:
     chance = random.Random(1)
+    early = EarlyRefusals(2)
     async with (
-        oracle(chance) as ledger,
-        Replicas(state.url, ledger.url, folder, count=2, settings=QUOTA_SETTINGS) as replicas,
+        oracle(chance, plan) as ledger,
+        Replicas(state.url, ledger.url, folder, count=2, settings=plan.settings, environ=early.environ) as replicas,
     ):
-        report = await quotas(
-            replicas, state, ledger, folder, requests=1500, clients=8, chance=chance, every=0.0, settled_within=5.0
-        )
+        size: dict[str, Any] = {"requests": 1500, "clients": 8, "every": 0.0, "settled_within": 5.0}
+        report = await quotas(replicas, state, ledger, folder, chance=chance, early=early, **size)
     assert not report.wrong, report.table()
