@@ -194,11 +194,11 @@ async def fail(client: Client, made: Made) -> None:
         made.failed[cause] = made.mark
 
 
-async def keep_streaming(client: Client, mark: str, streams: int, stop: asyncio.Event) -> None:
-    """Keep some streams of many chunks open until `stop`."""
+async def keep_streaming(client: Client, mark: str, streams: int) -> None:
+    """Keep some streams of many chunks open until the caller cancels this task."""
 
     async def one() -> None:
-        while not stop.is_set():
+        while True:
             await client.stream({"input": f"{mark} count to 400"})
 
     await asyncio.gather(*[one() for _ in range(streams)])
