@@ -38,6 +38,8 @@ structlog.configure(
 
 _DOORS = frozenset({"", "relay", "drive", "http", "envoy", "grpcio", "http2", "auto", "mode", "door"})
 """What in a test's parameters only says through which door it goes."""
+_SLOW_FOLDERS = ("tests/contracts/", "tests/docs/", "tests/e2e/", "tests/integration/")
+"""The folders in which `scripts/test` looks for slow tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--envoy", type=Path, metavar="PATH", help="the Envoy to start; default: the installed one")
     parser.addoption(
         "--compiled", action="store_true", help="refuse to run the sources: the compiled build is to be tested"
+    )
+    parser.addoption(
+        "--without-core", action="store_true", help="leave out the tests that scripts/test --coverage runs"
     )
     parser.addoption("--every-door", action="store_true", help="slow tests through every door, not through one each")
 
@@ -70,11 +75,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("sources") is not None:
                 item.add_marker(skipped)
+    if config.getoption("--without-core"):
+        _leave_out(config, items, {item for item in items if _is_of_core(item)})
     if config.getoption("--every-door") or any("::" in argument for argument in config.args):
         return
     variants: defaultdict[tuple[str, ...], list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("slow") is not None:
+            if not item.nodeid.startswith(_SLOW_FOLDERS):
+                raise pytest.UsageError(
+                    f"{item.nodeid}: only these folders have slow tests: {', '.join(_SLOW_FOLDERS)}"
+                )
             name, _, parameters = item.nodeid.partition("[")
             others = [part for part in parameters.rstrip("]").split("-") if part not in _DOORS]
             variants[(name, *others)].append(item)
@@ -84,9 +95,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in same
         if item is not same[zlib.crc32(name.encode()) % len(same)]
     }
+    _leave_out(config, items, left_out)
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], left_out: set[pytest.Item]) -> None:
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
+
+
+def _is_of_core(item: pytest.Item) -> bool:
+    """Whether `scripts/test --coverage` runs this test: a unit test of the core that is neither slow nor a property."""
+    return (
+        item.nodeid.startswith(("tests/unit/translation/", "tests/unit/engine/"))
+        and item.get_closest_marker("slow") is None
+        and not hypothesis.is_hypothesis_test(getattr(item, "obj", None))
+    )
 
 
 @pytest.hookimpl(wrapper=True)
