@@ -38,7 +38,7 @@ structlog.configure(
 
 _DOORS = frozenset({"", "relay", "drive", "http", "envoy", "grpcio", "http2", "auto", "mode", "door"})
 """What in a test's parameters only says through which door it goes."""
-_SLOW_FOLDERS = ("tests/contracts/", "tests/docs/", "tests/e2e/", "tests/integration/")
+SLOW_FOLDERS = ("tests/contracts/", "tests/docs/", "tests/e2e/", "tests/integration/")
 """The folders in which `scripts/test` looks for slow tests."""
 
 
@@ -82,10 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     variants: defaultdict[tuple[str, ...], list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("slow") is not None:
-            if not item.nodeid.startswith(_SLOW_FOLDERS):
-                raise pytest.UsageError(
-                    f"{item.nodeid}: only these folders have slow tests: {', '.join(_SLOW_FOLDERS)}"
-                )
+            if not item.nodeid.startswith(SLOW_FOLDERS):
+                raise pytest.UsageError(f"{item.nodeid}: only these folders have slow tests: {', '.join(SLOW_FOLDERS)}")
             name, _, parameters = item.nodeid.partition("[")
             others = [part for part in parameters.rstrip("]").split("-") if part not in _DOORS]
             variants[(name, *others)].append(item)
