@@ -94,6 +94,11 @@ async def run(arguments: argparse.Namespace, report: Report) -> None:
                     await who.sign_in(ADMIN)
                     await playground(report, who)
 
+            async def operator_with_a_phone() -> None:
+                async with visitor(browser, there.origin, axe, phone=True, scheme="dark") as who:
+                    await who.sign_in(ADMIN)
+                    await every_view(report, who, there.anna, "operator phone dark")
+
             async def owners() -> None:
                 for phone, scheme in _VARIANTS[:1] if arguments.quick else _VARIANTS:
                     async with visitor(browser, there.origin, axe, phone=phone, scheme=scheme) as anna:
@@ -109,7 +114,7 @@ async def run(arguments: argparse.Namespace, report: Report) -> None:
                     for course in (operator, player, owners):
                         tasks.create_task(course())
             else:
-                for course in (operator, player, owners):
+                for course in (operator, operator_with_a_phone, player, owners):
                     await course()
             # The last check: its wrong tokens lock the address out.
             await attacks(report, there)
@@ -277,9 +282,7 @@ async def live(report: Report, who: Visitor, there: Place, *, measured: bool) ->
         await who.page.wait_for_selector("#live form button", timeout=15_000)
         if measured:
             wrong += await frames_of_live_views(report, who)
-        await who.page.click("#live form button")
-        await who.page.wait_for_url("**/console/live**")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while "cancelled_by_operator" not in await who.text():
                 await who.open("/live")
                 await who.page.click("#live form button")
