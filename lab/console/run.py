@@ -284,7 +284,7 @@ async def live(report: Report, who: Visitor, there: Place, *, measured: bool) ->
             wrong += await frames_of_live_views(report, who)
         async with asyncio.timeout(60):
             while "cancelled_by_operator" not in await who.text():
-                await who.open("/live")
+                await who.open("/live?owner=n:anna")
                 await who.page.click("#live form button")
                 await who.page.wait_for_url("**/console/live**")
                 await who.page.wait_for_timeout(2000)
