@@ -116,7 +116,11 @@ def _quotas(app: App) -> Quotas:
     far = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "tokens_per_month"), 10**9)
     limits = StorageLimits(**far, cost_per_month=1e6, parallel_requests=1000)
     quotas = make_quotas(
-        QuotaSettings(each_owner=limits), app.stores.quotas, lambda _: None, app.context.telemetry.metrics
+        QuotaSettings(each_owner=limits),
+        app.stores.quotas,
+        lambda _: None,
+        app.context.telemetry.metrics,
+        app.context.telemetry.endings,
     )
     assert quotas is not None
     return quotas

@@ -217,12 +217,12 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
     journal = open_journal(settings, stores, opened)
     lost = journal.recorder.lost if journal is not None else {}
     metrics.read(JOURNAL_LOST, lambda: lost)
-    quotas = make_quotas(settings.quotas, stores.quotas, price_of(settings.prices), metrics)
+    served, endings = ServedIds(), Endings()
+    quotas = make_quotas(settings.quotas, stores.quotas, price_of(settings.prices), metrics, endings)
     if quotas is not None:
         quotas.start()
         opened.push_async_callback(quotas.aclose)
     reserve = quotas.open if quotas is not None else None
-    served, endings = ServedIds(), Endings()
     opened.callback(served.close)
     opened.callback(endings.close)
     upstream = _upstream(settings, door)

@@ -35,6 +35,7 @@ from antiphon.engine.ports.state import NotMovable
 from antiphon.engine.running.adoption import Adoption
 from antiphon.engine.running.quotas import Quotas
 from antiphon.ids import new_id
+from antiphon.observability.endings import Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
 from antiphon.stores.audit import AuditEntry
@@ -200,8 +201,10 @@ def make_quotas(
     counters: QuotaCounters,
     price_of: Callable[[str], PriceSettings | None],
     metrics: Metrics,
+    endings: Endings,
 ) -> Quotas | None:
-    """Return the quotas of a process, or None when the settings limit nothing."""
+    """Return the quotas of a process, or None when the settings limit nothing. `endings` has the requests that have
+    ended and are not settled yet."""
     if not settings.in_force:
         return None
 
@@ -219,6 +222,7 @@ def make_quotas(
         refuses=settings.when_unavailable == "refuse",
         warn_share=settings.warn_share,
         refused=metrics.quota_refusals.add,
+        settle=endings.tell,
     )
 
 

@@ -36,7 +36,7 @@ from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.journal_entry import Trail, live_request, plain_entry, status_of
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outcome import Ended, caller_fields, with_cause, write_outcome
+from antiphon.observability.outcome import Ended, caller_fields, token_sums, with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.span_names import ATTEMPT
@@ -302,6 +302,7 @@ class Observation:
             request.left_out,
             self._streamed(now, request.events - 1) if request.streaming else None,
             known,
+            request.queued,
         )
         if failure is not None and failure.code == _UNKNOWN:
             asked = partial(self._over_early, ended, exchange, time.time())
@@ -323,7 +324,11 @@ class Observation:
     def _over(self, ended: Ended, exchange: ResponseExchange, at: float) -> None:
         self._end_call("cancelled", at)
         if self.reservation is not None:
-            self._settle(self.reservation, ended, exchange)
+            if self.door == _AGAIN:
+                self._settle_job(self.reservation, ended, exchange)
+            else:
+                # `_tell` settles the other amounts later, in a batch, which takes less time.
+                self.reservation.free_slots()
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
         # Report failures immediately, so that their log lines follow closely after their causes.
@@ -373,9 +378,11 @@ class Observation:
         return self._first - self.started, (now - self._first) / gaps if gaps > 0 else None
 
     def _tell(self, ended: Ended, at: float) -> None:
+        cost = self._spend(ended.model)
+        if self.reservation is not None and self.door != _AGAIN:
+            self._settle(self.reservation, ended, cost)
         metrics, failure, model = self._metrics, ended.failure, ended.model
-        fault = failure.fault if failure is not None else "none"
-        code = failure.code if failure is not None else ""
+        fault, code = (failure.fault, failure.code) if failure is not None else ("none", "")
         if failure is not None and not failure.upstream_status:
             metrics.refused_for(code)
         metrics.response_finished(
@@ -383,10 +390,8 @@ class Observation:
         )
         if ended.streamed is not None:
             metrics.streamed(self.door, *ended.streamed)
-        cost = self._spend(model)
         if self._telemetry.counts_owners:
-            tokens = sum([usage.input_tokens + usage.output_tokens for _, usage, _ in self._used])
-            metrics.owner_served(self._caller.name or self._caller.owner, tokens, cost / 1e6)
+            metrics.owner_served(self._caller.name or self._caller.owner, token_sums(self._used)[0], cost / 1e6)
         write_outcome(
             _log,
             "response",
@@ -457,23 +462,22 @@ class Observation:
         )
         journal.note(entry, recording)
 
-    def _settle(self, reservation: Reservation, ended: Ended, exchange: ResponseExchange) -> None:
+    def _settle(self, reservation: Reservation, ended: Ended, cost: int) -> None:
         """Settle the request's quotas with the usage of its model calls."""
-        known, tokens, output, cost = exchange.known, 0, 0, 0
-        for _, usage, _ in self._used:
-            output += usage.output_tokens
-            tokens += usage.input_tokens + usage.output_tokens
-            cost += self._telemetry.cost(ended.model, usage)
-        if self.door == _AGAIN:
-            size = exchange.request_bytes + self._queued_bytes
-            limit, over = known.output_limit, ended.outcome in _OVER
-            spent = {"tokens": tokens, "cost": cost}
-            reservation.close_job(known.model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
-        elif self._calls and not self._used and ended.failure is None:
+        if self._calls and not self._used and ended.failure is None:
             # The server forwarded the upstream's answer unread, or the answer reported no usage.
             reservation.close_as_estimated()
-        else:
-            reservation.close(tokens, output, cost, queued=known.queued)
+            return
+        tokens, output = token_sums(self._used)
+        reservation.close(tokens, output, cost, queued=ended.queued)
+
+    def _settle_job(self, reservation: Reservation, ended: Ended, exchange: ResponseExchange) -> None:
+        """Settle the quotas of an attempt of a background response."""
+        cost = sum([self._telemetry.cost(ended.model, usage) for _, usage, _ in self._used])
+        size, limit = exchange.request_bytes + self._queued_bytes, exchange.known.output_limit
+        spent = {"tokens": token_sums(self._used)[0], "cost": cost}
+        model, over = exchange.known.model, ended.outcome in _OVER
+        reservation.close_job(model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
 
     def _spend(self, model: str) -> int:
         telemetry, total = self._telemetry, 0

@@ -207,7 +207,7 @@ class JournalStore:
         """
         if not entries:
             return
-        unit = [Statement(ADD, [{**_parameters(one), **self._now} for one in entries], many=True)]
+        unit = [Statement(ADD, [{**_parameters(one), **self._now} for one in entries], many=True, light=True)]
         # Two processes that lock responses in the same order do not deadlock.
         ordered = sorted(entries, key=lambda one: one.response_id)
         records = [self._record(one, packed[one.id]) for one in ordered if one.id in packed]

@@ -68,7 +68,7 @@ class UsageStore:
             {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), MOST) for name in NUMBERS}
             for one in sorted(sums, key=attrgetter(*KEY))
         ]
-        await self._tables.run([Statement(ADD, rows, many=True)])
+        await self._tables.run([Statement(ADD, rows, many=True, light=True)])
 
     async def sums(
         self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "", most: int = MOST_SUMS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -87,7 +87,13 @@ REFUSED: list[tuple[str, str, str]] = []
 
 
 def _quotas(
-    counters: QuotaStore, ids: Ids | None = None, *, seconds: float = FAR, grant_seconds: float = 5.0, **settings: Any
+    counters: QuotaStore,
+    ids: Ids | None = None,
+    *,
+    seconds: float = FAR,
+    grant_seconds: float = 5.0,
+    settle: Callable[[], None] = lambda: None,
+    **settings: Any,
 ) -> Quotas:
     given = QuotaSettings(**settings)
     REFUSED.clear()
@@ -101,6 +107,7 @@ def _quotas(
         refuses=given.when_unavailable == "refuse",
         warn_share=given.warn_share,
         refused=lambda *words: REFUSED.append(words),
+        settle=settle,
         seconds=seconds,
         grant_seconds=grant_seconds,
     )
@@ -238,6 +245,37 @@ async def test_the_slot_of_a_parallel_request_is_free_after_its_end(counters: _C
         await _take(quotas)
     first.close(0, 0, 0)
     await _take(quotas)
+
+
+async def test_a_slot_is_free_before_the_other_amounts_are_settled(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"parallel_requests": 1, "tokens_per_month": 1000})
+    first = await _take(quotas)
+    first.free_slots()
+    second = await _take(quotas)
+    with pytest.raises(QuotaExceeded, match="parallel"):
+        await _take(quotas)
+    first.close(70, 10, 0)
+    second.free_slots()
+    second.close(30, 10, 0)
+    await quotas.aclose()
+    assert await _used(counters) == {
+        ("owner:n:anna", "parallel_requests"): (0, 0),
+        ("owner:n:anna", "tokens_per_month"): (100, 0),
+    }
+
+
+async def test_requests_that_have_ended_are_settled_before_a_refusal(counters: _Counters) -> None:
+    ended: list[QuotaReservation] = []
+
+    def settle() -> None:
+        for one in ended:
+            one.close(10, 5, 0)
+        ended.clear()
+
+    quotas = _quotas(counters, settle=settle, each_owner={"tokens_per_month": 300})
+    ended.append(await _take(quotas))
+    await _take(quotas, size=600)
+    assert not ended and not REFUSED
 
 
 async def test_another_process_gets_the_slot_that_this_one_returns(counters: _Counters) -> None:

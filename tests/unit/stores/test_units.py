@@ -129,3 +129,33 @@ def test_rows_missing_are_told_apart(connection: sqlite3.Connection) -> None:
 
 def test_what_takes_room() -> None:
     assert [adds(unit) for unit in units([row(1)], [Rows(TABLE, ())], [Statement("SELECT 1")])] == [True, False, False]
+
+
+SUM = """INSERT INTO t (n, text) VALUES (CAST(:n AS bigint) + 0, :text)
+ON CONFLICT (n) DO UPDATE SET text = t.text || excluded.text"""
+
+
+@pytest.mark.parametrize(("light", "statements"), [(True, 3), (False, 41)])
+def test_light_rows_of_a_statement_are_inserted_together(
+    connection: sqlite3.Connection, ran: list[str], light: bool, statements: int
+) -> None:
+    rows = [{"n": n, "text": "a", "other": 0} for n in range(39)]
+    again = [{"n": 38, "text": "b"}, {"n": 38, "text": "c"}]
+    step = Statement(SUM, [*rows, *again], many=True, light=light)
+    assert run_steps(connection, [step]) == (41,)
+    assert numbers(connection) == list(range(39))
+    assert connection.execute("SELECT text FROM t WHERE n = 38").fetchone() == ("abc",)
+    assert len(ran) == statements, "32, 8 and 1 rows, or each row alone"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO t (n, text) SELECT :n, :text",
+        "INSERT INTO t (n, text) VALUES (:n, '') ON CONFLICT (n) DO UPDATE SET text = :text",
+    ],
+)
+def test_a_statement_with_parameters_elsewhere_runs_once_for_each_row(connection: sqlite3.Connection, sql: str) -> None:
+    rows = [{"n": n, "text": "a"} for n in range(3)]
+    run_steps(connection, [Statement(sql, rows, many=True, light=True)])
+    assert numbers(connection) == [0, 1, 2]

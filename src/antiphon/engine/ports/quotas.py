@@ -58,6 +58,11 @@ class Limit(Struct, frozen=True):
         """The subject in an error message, such as `owner 'anna'`."""
         return f"{'API key' if self.kind == 'key' else self.kind} '{self.name}'"
 
+    @property
+    def fields(self) -> dict[str, str | int]:
+        """The fields of the limit in log lines."""
+        return {"subject": self.subject, "name": self.name, "measure": self.measure, "limit": self.amount}
+
 
 Amounts = Mapping[Measure | Stock, int]
 """The limits of one subject: `{"requests_per_minute": 60, "stored_bytes": 1 << 30}`. A missing measure has no limit."""
@@ -305,6 +310,10 @@ class Reservation(Protocol):
         Raises `QuotaExceeded` (429), and `Unavailable` (503) when the process cannot reach the counters. After an
         error, the request holds no reservation.
         """
+
+    def free_slots(self) -> None:
+        """Return the slots for parallel requests, because the request is over. The caller calls `close` up to a moment
+        later."""
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
         """Settle the reservation with the actual usage of all model calls. A second call has no effect.

@@ -149,13 +149,15 @@ class Plan:
 
     `ends` is in seconds of `time.monotonic`. `queued` has the leases that apply to a request that only queues a
     response. `shown` has, for each group of headers, their names and the leases from which the group shows one.
+    `slots` has the positions in `leases` of the limits on parallel requests.
     """
 
-    __slots__ = ("ends", "leases", "queued", "shown")
+    __slots__ = ("ends", "leases", "queued", "shown", "slots")
 
     def __init__(self, leases: Sequence[Lease]) -> None:
         self.leases = leases
         self.queued = [lease for lease in leases if not lease.parallel]
+        self.slots = [at for at, lease in enumerate(leases) if lease.parallel]
         self.ends = min((lease.ends for lease in leases), default=FOREVER)
         groups = [(names, [lease for lease in leases if lease.shown == at]) for at, names in enumerate(_SHOWN)]
         self.shown = [(names, of_group) for names, of_group in groups if of_group]
@@ -296,6 +298,19 @@ class QuotaReservation:
                 lease.users -= 1
             self._quotas.changed(soon=any(lease.scarce for lease in self._held))
             self._held, self._parts = (), []
+
+    def free_slots(self) -> None:
+        """See `Reservation.free_slots`."""
+        soon = False
+        for at in self._plan.slots if self._held is self._plan.leases else ():
+            lease, part = self._held[at], self._parts[at]
+            lease.least = min(lease.least, lease.left)
+            lease.left += part
+            lease.reserved -= part
+            self._parts[at] = 0
+            soon = soon or lease.scarce
+        if soon:
+            self._quotas.changed(soon=True)
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
         """See `Reservation.close`."""

@@ -82,13 +82,15 @@ class Quotas:
         refuses: bool = False,
         warn_share: float = 0.8,
         refused: Callable[[str, str, Refusal], None] = lambda kind, measure, refusal: None,
+        settle: Callable[[], None] = lambda: None,
         seconds: float = 1.0,
         grant_seconds: float = GRANT_SECONDS,
     ) -> None:
         """`cost` returns the cost of a model call in millionths, for a model and its numbers of input and output
         tokens. `expected_output`: the output tokens to reserve for a model from which this process has had no answer
         yet. `refuses`: whether requests get a 503 while the database fails. `refused` is called for each refusal, with
-        the kind of subject, the measure and the kind of refusal. `seconds`: the time between two reports to the shared
+        the kind of subject, the measure and the kind of refusal. `settle` closes the reservations of all requests
+        that have ended. `seconds`: the time between two reports to the shared
         counters. `grant_seconds`: the time that a request waits for the database."""
         self._rules = rules
         self._counters = counters
@@ -100,6 +102,7 @@ class Quotas:
         # As a decimal number, 0.07 of 100 is exactly 7.
         self._warn_share = Fraction(str(warn_share))
         self._refused = refused
+        self._settle = settle
         self._seconds = seconds
         self._grant_seconds = grant_seconds
         self._holder = ""
@@ -207,6 +210,7 @@ class Quotas:
     async def fill(self, reservation: QuotaReservation) -> None:
         """Lease the amounts that the reservation lacks, and reserve these amounts. Raises `QuotaExceeded` and
         `Unavailable`."""
+        self._settle()
         # Another process returns the slots of ended requests with its next report.
         until = monotonic() + min(self._seconds, _TRY_AGAIN) + _PARALLEL_WAIT
         while (refused := await self._fill_in_time(reservation)) is not None:
@@ -304,7 +308,7 @@ class Quotas:
             if grant.warn:
                 _log.warning(
                     "quota_warning",
-                    **_said(one.limit),
+                    **one.limit.fields,
                     used=grant.used + grant.leased - max(0, grant.amount - one.need),
                 )
             if not grant.amount:
@@ -342,7 +346,7 @@ class Quotas:
         early = free and not lease.parallel
         if self._shadow:
             self._refused(limit.kind, limit.measure, "shadow")
-            _log.info("quota_would_refuse", **_said(limit))
+            _log.info("quota_would_refuse", **limit.fields)
             reservation.reserve()
             return
         self._refused(limit.kind, limit.measure, "early" if early else "refused")
@@ -494,7 +498,3 @@ class Quotas:
                 await self._counters.report(self._holder, repeated)
             self._unknown.clear()
             self._unsure = False
-
-
-def _said(limit: Limit) -> dict[str, str | int]:
-    return {"subject": limit.subject, "name": limit.name, "measure": limit.measure, "limit": limit.amount}

@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from msgspec import structs
+
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.waiting import SIZES
 from antiphon.stores.backend import DatabaseStatistics
@@ -176,10 +178,7 @@ class SqliteTables:
 
 def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
     """Translate statements of the shared stores into SQLite's dialect, in the form that the writer runs."""
-    return [
-        Statement(sqlite_sql(step.sql), _given(step.parameters), many=step.many, rows=step.rows, into=step.into)
-        for step in unit
-    ]
+    return [structs.replace(step, sql=sqlite_sql(step.sql), parameters=_given(step.parameters)) for step in unit]
 
 
 def _given(parameters: Parameters) -> Parameters:
