@@ -5,10 +5,10 @@ This module also merges the INSERT statements of similar units, and the rows of 
 transaction and its thread (`writer.py`), the class `Statement` (`../tables.py`), SQL of any store.
 
 For each statement, Python's sqlite3 releases the GIL several times. To acquire the GIL again, the thread must wait
-while the event loop is busy. While the event loop was busy, a row of its own statement took 144 µs, and a row among 32
-in one statement about 20 µs. So this module merges INSERT statements: one statement inserts the rows that several units
-add to the same table, or 32 rows of a statement with `light`. If a merged statement fails, the writer runs the units
-one by one to find the failing unit.
+while the event loop is busy. Beside a busy event loop, one statement for each row took 144 µs a row, and one statement
+for 32 rows about 20 µs. So this module merges INSERT statements. One statement inserts the rows that several units add
+to the same table, or 32 rows of a statement with `light`. If a merged statement fails, the writer runs the units one by
+one to find the failing unit.
 
 Invariants: a step may run again after its transaction was rolled back, and produces the same results. A group that
 succeeds has the same effect as its units would have if they ran one after the other, in some order. No caller gets a
