@@ -207,7 +207,7 @@ class JournalStore:
         """
         if not entries:
             return
-        unit = [Statement(ADD, [{**_parameters(one), **self._now} for one in entries], many=True, light=True)]
+        unit = [Statement(ADD, [_parameters(one) | self._now for one in entries], many=True, light=True)]
         # Two processes that lock responses in the same order do not deadlock.
         ordered = sorted(entries, key=lambda one: one.response_id)
         records = [self._record(one, packed[one.id]) for one in ordered if one.id in packed]
@@ -456,7 +456,7 @@ def _text(text: str, most: int) -> str:
 
 
 def _number(value: float) -> int:
-    return max(0, min(round(value), _MOST))
+    return value if type(value) is int and 0 <= value <= _MOST else max(0, min(round(value), _MOST))
 
 
 def _detail(detail: Detail) -> str:

@@ -65,7 +65,7 @@ class Statement(Struct, frozen=True):
     """One SQL statement of a transaction ("unit"), with named parameters.
 
     With `many`, `parameters` is a list, and the statement runs once per element. `light`: the elements of an INSERT are
-    small, so the backend may insert several of them at once (`sqlite/units.py`).
+    small and have no lists, so the backend may insert several of them at once (`sqlite/units.py`).
 
     `rows`: the number of rows that a statement without `many` must change. If the statement changes another number of
     rows, the backend rolls the transaction back and raises `RowsMissing`. `into`: a list that receives the rows of a

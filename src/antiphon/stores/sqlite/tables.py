@@ -178,7 +178,12 @@ class SqliteTables:
 
 def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
     """Translate statements of the shared stores into SQLite's dialect, in the form that the writer runs."""
-    return [structs.replace(step, sql=sqlite_sql(step.sql), parameters=_given(step.parameters)) for step in unit]
+    return [
+        structs.replace(
+            step, sql=sqlite_sql(step.sql), parameters=step.parameters if step.light else _given(step.parameters)
+        )
+        for step in unit
+    ]
 
 
 def _given(parameters: Parameters) -> Parameters:
