@@ -434,6 +434,9 @@ def test_an_answer_without_usage_costs_its_estimate(outcome: str, failed: bool, 
         caller = Caller("owner")
         headers = ()
 
+        def free_slots(self) -> None:
+            closed.append("slots")
+
         def close_as_estimated(self, sent: int = 0) -> None:
             closed.append("estimate")
 
@@ -444,4 +447,4 @@ def test_an_answer_without_usage_costs_its_estimate(outcome: str, failed: bool, 
     exchange, _ = _asked(observed)
     failure = Failure("upstream", "it failed", code="upstream_error", operation="call_upstream") if failed else None
     observed.end(exchange, outcome, failure)
-    assert closed[0] == expected
+    assert closed == ["slots", expected]
