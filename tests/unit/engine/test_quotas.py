@@ -278,6 +278,47 @@ async def test_requests_that_have_ended_are_settled_before_a_refusal(counters: _
     assert not ended and not REFUSED
 
 
+async def test_a_slot_that_another_process_returns_is_found_within_the_wait(counters: _Counters) -> None:
+    ids = Ids()
+    here, there = (_quotas(counters, ids, each_owner={"parallel_requests": 2}) for _ in range(2))
+    _, other = await _take(here), await _take(there)
+    waiting = asyncio.ensure_future(_take(here))
+    while counters.grants < 3:
+        await asyncio.sleep(0)
+    other.close(0, 0, 0)
+    assert await there.flush() and await there.flush(), "the second report returns the slot"
+    assert await here.flush(), "this process learns that no other process holds a slot"
+    await waiting
+    assert not REFUSED
+
+
+async def test_a_process_keeps_one_chunk_of_an_amount(counters: _Counters) -> None:
+    ids = Ids()
+    here, there = (_quotas(counters, ids, each_owner={"tokens_per_month": 10_000}) for _ in range(2))
+    for quotas in (here, there):
+        (await _take(quotas, size=0, output=1000)).close(30, 20, 0)
+    with pytest.raises(QuotaExceeded) as early:
+        await _take(here, size=0, output=9500)
+    assert REFUSED == [("owner", "tokens_per_month", "early")]
+    told = dict(early.value.headers)
+    assert told["retry-after"] == "2" and "x-should-retry" not in told
+    assert early.value.code == "rate_limit_exceeded"
+    assert await there.flush()
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"] == (30, 100 + 1000)
+    assert await here.flush()
+    await _take(here, size=0, output=9500)
+
+
+async def test_parallel_requests_are_warned_about_once_in_a_while(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"parallel_requests": 2})
+    with capture_logs() as logged:
+        for _ in range(3):
+            for one in [await _take(quotas), await _take(quotas)]:
+                one.close(0, 0, 0)
+            assert await quotas.flush() and await quotas.flush()
+    assert [one["event"] for one in logged] == ["quota_warning"]
+
+
 async def test_another_process_gets_the_slot_that_this_one_returns(counters: _Counters) -> None:
     ids = Ids()
     here, there = (_quotas(counters, ids, each_owner={"parallel_requests": 1}) for _ in range(2))

@@ -219,7 +219,8 @@ class QuotaExceeded(ApiError):
     The code is `insufficient_quota` for a monthly limit, else `rate_limit_exceeded`. `type` is `insufficient_quota`,
     `tokens` or `requests`, as at OpenAI. The header `retry-after` has the seconds until the limit's period ends. A
     request that can never fit gets no `retry-after`. For a monthly limit, or a request that can never fit,
-    `x-should-retry: false` tells SDKs not to retry.
+    `x-should-retry: false` tells SDKs not to retry. An early refusal has the code `rate_limit_exceeded` and a
+    `retry-after` of two seconds, also for a monthly limit.
     """
 
     status = 429
@@ -233,14 +234,16 @@ class QuotaExceeded(ApiError):
         need: int,
         *,
         seconds: float | None,
+        early: bool = False,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """`amount` is the limit, and `need` the amount that the request needs. `seconds` is the time until the period
-        ends, or None if the limit has no period."""
-        words, monthly, never = _MEASURED[measure], measure.endswith("_month"), need > amount
+        ends, or None if the limit has no period. `early`: other processes hold unused parts of the limit, and return
+        these parts within two seconds."""
+        words, monthly, never = _MEASURED[measure], measure.endswith("_month") and not early, need > amount
         shown = f"{amount / 1e6:.2f}" if measure == "cost_per_month" else str(amount)
         wanted = f"{need / 1e6:.6f}" if measure == "cost_per_month" else str(need)
-        wait = 1.0 if seconds is None else seconds
+        wait = 2.0 if early else 1.0 if seconds is None else seconds
         if never:
             then = "Send a smaller request, or set a smaller 'max_output_tokens'."
         elif seconds is None:
@@ -259,7 +262,7 @@ class QuotaExceeded(ApiError):
         self.measure = measure
         if monthly:
             self.type = "insufficient_quota"
-        elif measure == "tokens_per_minute":
+        elif measure.startswith("tokens"):
             self.type = "tokens"
         else:
             self.type = "requests"

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Final
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import Grant, Limit, Measure
+from antiphon.engine.running.quota_estimates import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
     from antiphon.engine.running.quotas import Quotas
 
-BYTES_PER_TOKEN: Final = 4
-"""The bytes of a request's body that count as one token before the upstream reports the usage."""
 FOREVER: Final = float("inf")
 _MOST: Final = 10**12
+_CHUNKS: Final = 100
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -37,7 +37,8 @@ class Lease:
     `reserved` is the amount that they have reserved. `spent` (used from the lease) and `debt` (used beyond the lease)
     wait for the next report. `known` is the used and leased amount of all processes at the last grant, and for a limit
     on parallel requests at the last report. `least` is the smallest free amount since the last report, for parallel
-    requests only. `ends` is in seconds of `time.monotonic`. `counts` is the index in `Amounts` of the amount that this
+    requests only. `early`: at the last refusal, other processes held an unused part of the limit that was large enough.
+    `ends` is in seconds of `time.monotonic`. `counts` is the index in `Amounts` of the amount that this
     limit counts. `shown` is the index in `_SHOWN` of the headers that show the limit, or -1.
     """
 
@@ -46,8 +47,10 @@ class Lease:
             "asked_again_at",
             "refused_need",
             "later",
+            "chunk",
             "counts",
             "debt",
+            "early",
             "ends",
             "idle",
             "known",
@@ -62,6 +65,7 @@ class Lease:
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
+        self.chunk = limit.amount // _CHUNKS
         self.counts = _COUNTS[limit.measure]
         self.shown = _SHOWN_FOR.get(limit.measure, -1)
         self.parallel = limit.measure == "parallel_requests"
@@ -69,7 +73,7 @@ class Lease:
         self.ends = FOREVER
         self.left = self.reserved = self.spent = self.debt = 0
         self.known = self.least = self.users = 0
-        self.idle = True
+        self.idle, self.early = True, False
         self.asked_again_at = 0.0
         self.refused_need = 0
         self.later: list[tuple[float, int]] = []
@@ -94,6 +98,12 @@ class Lease:
         elif more > 0 or queued_at * 1000 >= self.starts:
             self.debt += more
 
+    def learn(self, known: int) -> None:
+        """Set `known`. If the other processes use less than before, requests ask the counters again at once."""
+        if known < self.known:
+            self.asked_again_at = 0.0
+        self.known = known
+
     @property
     def remaining(self) -> int:
         """The amount that requests can still use, as far as this process knows."""
@@ -114,10 +124,10 @@ class Lease:
     @property
     def surplus(self) -> int:
         """The free amount that this process returns with its next report. A free slot for parallel requests was not
-        needed since the last report, or another process may need it. Other amounts return if no request has used the
-        lease since then."""
+        needed since the last report, or another process may need it. Of other amounts the process keeps one chunk, if a
+        request has used the lease since then."""
         if not self.parallel:
-            return self.left if self.idle else 0
+            return self.left if self.idle else max(0, self.left - self.chunk)
         return self.left if self.scarce else min(self.least, self.left)
 
     @property
@@ -211,7 +221,7 @@ class QuotaReservation:
         self._size += size
         read = self._size // BYTES_PER_TOKEN
         tokens = self.amounts[_TOKENS]
-        cost = self._quotas.cost(self._model, read, tokens - before)
+        cost = self._quotas.estimates.cost(self._model, read, tokens - before)
         self.amounts = (1, tokens + read - before, min(max(cost, self.amounts[_COST]), _MOST))
         self.refresh()
         if self.lacking() and not (self._short or self.abandoned):
@@ -229,7 +239,9 @@ class QuotaReservation:
         if self.leases:
             # A client may send any number, so limit it.
             output = None if output is None else _bounded(output)
-            tokens, cost = self._quotas.estimate(model, size, output, steady=background, choices=self._choices)
+            tokens, cost = self._quotas.estimates.estimate(
+                model, size, output, steady=background, choices=self._choices
+            )
             self.amounts = (1, min(tokens, _MOST), min(cost, _MOST))
 
     def refresh(self) -> None:
@@ -320,7 +332,7 @@ class QuotaReservation:
         if not self._held:
             return
         if output > 0:
-            self._quotas.learn(self._model, min(output, _MOST) // self._choices)
+            self._quotas.estimates.learn(self._model, min(output, _MOST) // self._choices)
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, _bounded(tokens), _bounded(cost))
         soon = False
@@ -342,14 +354,14 @@ class QuotaReservation:
 
     def close_read(self, read: int, written: int) -> None:
         """See `Reservation.close_read`."""
-        self.close(read + written, written, self._quotas.cost(self._model, read, written))
+        self.close(read + written, written, self._quotas.estimates.cost(self._model, read, written))
 
     def close_as_estimated(self, sent: int = 0) -> None:
         """See `Reservation.close_as_estimated`."""
         used, tokens, cost = Usage.estimated(self._size, sent), self.amounts[_TOKENS], self.amounts[_COST]
         if used.total_tokens > tokens:
             tokens = used.total_tokens
-            cost = max(cost, self._quotas.cost(self._model, used.input_tokens, used.output_tokens))
+            cost = max(cost, self._quotas.estimates.cost(self._model, used.input_tokens, used.output_tokens))
         self.close(tokens, 0, cost)
 
     def close_job(

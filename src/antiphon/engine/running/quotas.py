@@ -36,7 +36,8 @@ from antiphon.engine.ports.quotas import (
     Report,
     Wanted,
 )
-from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, Lease, Plan, QuotaReservation
+from antiphon.engine.running.quota_estimates import Estimates
+from antiphon.engine.running.quota_reservation import FOREVER, Lease, Plan, QuotaReservation
 from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
@@ -57,9 +58,9 @@ _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
 _PARALLEL_WAIT: Final = 0.25
 _PARALLEL_PAUSE: Final = 0.1
-_MOST_MODELS: Final = 1_000
 _MOST_PLANS: Final = 10_000
-_CHUNKS: Final = 100
+_WARN_AGAIN: Final = 600.0
+"""Seconds between two warnings of one process about one limit on parallel requests. Such a limit has no period."""
 
 _Refused = tuple[Limit, Grant | None]
 """A limit without enough free amount, and the counters' answer. None: the process did not ask the counters."""
@@ -95,8 +96,7 @@ class Quotas:
         self._rules = rules
         self._counters = counters
         self._new_id = new_id
-        self.cost = cost
-        self._expected = expected_output
+        self.estimates = Estimates(cost, expected_output)
         self._shadow = shadow
         self._refuses = refuses
         # As a decimal number, 0.07 of 100 is exactly 7.
@@ -108,7 +108,7 @@ class Quotas:
         self._holder = ""
         self._leases: dict[tuple[str, Measure], Lease] = {}
         self._plans: dict[tuple[str, str, str, str], Plan] = {}
-        self._averages: dict[str, float] = {}
+        self._warned_at: dict[str, float] = {}
         self._lock = asyncio.Lock()
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
         self._failed_until = 0.0
@@ -184,21 +184,6 @@ class Quotas:
         """Drop all leases of this process, and the cached plans."""
         self._leases.clear()
         self._plans.clear()
-
-    def estimate(self, model: str, size: int, output: int | None, *, steady: bool, choices: int = 1) -> tuple[int, int]:
-        """The tokens to reserve for a request, and their cost in millionths. `steady`: ignore the average length of the
-        model's answers, so that a later call returns the same estimate. `choices`: the number of answers."""
-        read = size // BYTES_PER_TOKEN
-        expected = self._expected if steady else round(self._averages.get(model, self._expected))
-        written = (output if output is not None else expected) * choices
-        return read + written, self.cost(model, read, written)
-
-    def learn(self, model: str, output: int) -> None:
-        """Include one answer's output tokens in the average of the model."""
-        if len(self._averages) >= _MOST_MODELS and model not in self._averages:
-            self._averages.clear()
-        before = self._averages.get(model)
-        self._averages[model] = output if before is None else before + (output - before) / 16
 
     def changed(self, *, soon: bool = False) -> None:
         """Schedule a report to the shared counters within `seconds`. With `soon`, the process sends the report earlier,
@@ -280,7 +265,7 @@ class Quotas:
         wanted = []
         for lease in lacking:
             limit, need = lease.limit, max(1, reservation.missing(lease) - lease.left)
-            want = max(need, limit.amount // _CHUNKS)
+            want = max(need, lease.chunk)
             wanted.append(Wanted(limit, need, want, ceil(limit.amount * self._warn_share)))
         try:
             grants = await self._counters.grant(self._holder, wanted) if self._holder else None
@@ -305,7 +290,7 @@ class Quotas:
             if lease.starts not in (-1, grant.starts):
                 self._leases[one.limit.subject, one.limit.measure] = lease = Lease(one.limit)
             lease.add(grant, now)
-            if grant.warn:
+            if grant.warn and not (lease.parallel and self._warned_lately(lease.limit.subject, now)):
                 _log.warning(
                     "quota_warning",
                     **one.limit.fields,
@@ -316,6 +301,15 @@ class Quotas:
                 refused.append((one.limit, grant))
         reservation.refresh()
         return refused
+
+    def _warned_lately(self, subject: str, now: float) -> bool:
+        """Whether this process has warned about the subject's parallel requests. If not, the caller warns now."""
+        if now < self._warned_at.get(subject, now):
+            return True
+        if len(self._warned_at) >= _MOST_PLANS:
+            self._warned_at.clear()
+        self._warned_at[subject] = now + _WARN_AGAIN
+        return False
 
     async def _learn_periods(self, leases: Sequence[Lease]) -> None:
         """Find the current periods of leases that have a debt but no grant, so that the next report can settle the
@@ -339,11 +333,12 @@ class Quotas:
     def _refuse(self, reservation: QuotaReservation, lease: Lease, grant: Grant | None) -> None:
         """Raise `QuotaExceeded`. In shadow mode, log the refusal instead, and reserve the amounts."""
         limit, need = lease.limit, reservation.amounts[lease.counts]
-        own = lease.left + lease.reserved + lease.spent
+        own = lease.reserved + lease.spent + lease.debt
         # The request would fit if no other process held a lease of the limit. A slot of a parallel request is in use,
         # because other processes have returned their free slots meanwhile.
-        free = grant is not None and grant.used + own + reservation.missing(lease) <= limit.amount
-        early = free and not lease.parallel
+        if grant is not None:
+            lease.early = grant.used + own + reservation.missing(lease) <= limit.amount
+        early = lease.early and not lease.parallel and need <= limit.amount
         if self._shadow:
             self._refused(limit.kind, limit.measure, "shadow")
             _log.info("quota_would_refuse", **limit.fields)
@@ -357,6 +352,7 @@ class Quotas:
             limit.amount,
             need,
             seconds=None if lease.ends == FOREVER else max(0.0, lease.ends - monotonic()),
+            early=early,
             headers=reservation.headers,
         )
 
@@ -455,7 +451,7 @@ class Quotas:
                 lease.debt += report.debt
             return False
         for lease, report in taken:
-            lease.known += report.debt - report.back
+            lease.learn(lease.known + report.debt - report.back)
         try:
             if unknown:
                 await self._learn_periods(unknown)
@@ -473,7 +469,7 @@ class Quotas:
         if leases:
             shared = await self._counters.shared(self._holder)
             for lease in leases:
-                lease.known = shared.get(lease.limit.subject, lease.left + lease.reserved)
+                lease.learn(shared.get(lease.limit.subject, lease.left + lease.reserved))
                 if lease.left and lease.scarce:
                     self.changed(soon=True)
 
