@@ -327,8 +327,8 @@ class QuotaSettings(Section):
     """Number of output tokens that the sidecar reserves for a request without `max_output_tokens`. After the first
     answers of a model, the process reserves the average number of output tokens of that model's answers."""
     warn_share: float = Field(default=0.8, gt=0, le=1)
-    """Share of a limit at which the sidecar logs `quota_warning`, once per limit and period. A limit on parallel requests
-    has no period, so each process logs `quota_warning` for it at most once in ten minutes."""
+    """Share of a limit at which the sidecar logs `quota_warning`, once per limit and period. A limit on parallel
+    requests has no period, so each process logs `quota_warning` for it at most once in ten minutes."""
 
     @field_serializer("owners", "keys", "teams")
     def _set_limits(self, named: Mapping[str, QuotaLimits]) -> dict[str, dict[str, Any]]:
