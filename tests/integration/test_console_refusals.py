@@ -41,5 +41,7 @@ async def test_the_page_of_refused_requests_says_how_many_they_are(tmp_path: Pat
     async with open_console_app(tmp_path) as console:
         await _refused(console)
         page = await console.get("/requests/req_29", "operator")
-        assert page.status == 200 and "20 share this row" in page.words and "path /v1/responses" in page.words
+        assert page.status == 200 and "This row counts 20 requests" in page.words and "path /v1/responses" in page.words
+        assert "Path and id are those of the newest." in page.words and "Antiphon refused the request" in page.words
+        assert "owner.keys or owner.api_keys" in page.words and "what to change" not in page.words
         assert (await console.get("/requests/req_29", "anna")).status == 404

@@ -12,8 +12,8 @@ import pytest
 from antiphon.engine.ports.journal import EntryFilter
 from antiphon.entry import main
 from antiphon.recordings.format import read_entries
-from tests.integration.test_console import ANNA, Place, place
-from tests.support.chat_server import json_answer
+from tests.integration.test_console import ANNA, TOKEN, Place, place
+from tests.support.chat_server import json_answer, never
 from tests.support.state import needs_sqlite
 
 
@@ -74,6 +74,39 @@ async def test_the_upstream_refuses_a_forwarded_request(tmp_path: Path) -> None:
         page = await page_of_the_newest(there)
         assert "The upstream refused the request because of its content" in page
         assert "forwards requests to this path unchanged" in page and "Antiphon refused" not in page
+
+
+@pytest.mark.parametrize("act", [False, True])
+async def test_only_an_operator_who_may_act_is_offered_another_run(tmp_path: Path, act: bool) -> None:
+    async with place(tmp_path, act=act) as there:
+        made = await there.create(ANNA)
+        _, page = await (await there.user(TOKEN)).get(f"/console/requests/{made['id']}")
+        assert ("Edit and run again" in page) is act
+        _, page = await (await there.user(ANNA)).get(f"/console/requests/{made['id']}")
+        assert "Edit and run again" in page
+
+
+async def test_an_upstream_that_never_answers_is_named(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        there.chat.script(never())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await there.create(ANNA)
+        await there.journal_has(1)
+        page = await page_of_the_newest(there)
+        assert "Until then the upstream 'default' had sent nothing. Check the upstream first" in page
+
+
+async def test_a_forwarded_request_without_an_upstream_s_answer(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.chat.stop()
+        url = f"{there.app.url}/chat/completions"
+        sent = {"model": "demo-model", "messages": []}
+        async with there.app.session.post(url, json=sent, headers={"authorization": f"Bearer {ANNA}"}) as got:
+            assert got.status == 502
+        await there.journal_has(1)
+        page = await page_of_the_newest(there)
+        assert "No upstream has answered this request." in page and "has received the upstream's answer" not in page
 
 
 async def test_a_server_error_of_the_upstream_has_advice(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
 from antiphon.commands.journal import as_json, contents, facts, row
+from antiphon.console.charts import waterfall
 from antiphon.console.story import tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.journal import REFUSED, Detail, Entry, JournalSpan, Part, Recording
+from antiphon.observability.outcome import hint_for
 
 ESCAPE = "\x1b[31mred\x07"
 
@@ -64,12 +67,53 @@ def test_a_row_of_refused_requests_names_their_path_and_their_number() -> None:
     told = {"outcome": REFUSED, "fault": "client", "status": 401, "code": "invalid_api_key", "owner": "", "model": ""}
     detail = Detail(path="/v1/files", alike=1234)
     line = row(entry(**told, detail=detail), colors=False)
-    assert "refused  /v1/files  -  relay  " in line and "401 invalid_api_key (1,234 times)" in line
+    assert (
+        "refused  /v1/files  -  relay  " in line
+        and "401 invalid_api_key (1,234 times; path and id of the newest)" in line
+    )
     assert "\n".join(facts(entry(**told, detail=detail), colors=False)).count("/v1/files") == 2
     assert "before it began a response" in why_no_contents(entry(**told, recorded=False))
     assert "refused  /v1/x  anna" in row(entry(outcome=REFUSED, model="", detail=Detail(path="/v1/x")), colors=False)
     unread = entry(outcome="error", fault="client", status=400, code="invalid_json", model="", calls=0)
     assert "error  -  anna  relay  400 invalid_json" in row(unread, colors=False)
+
+
+def test_a_model_call_ends_with_its_request() -> None:
+    spans = (JournalSpan("call", "default", 0.0, 3.0), JournalSpan("save", "", 2.0, 2.5))
+    lines = list(facts(entry(seconds=1.5, detail=Detail(spans=spans)), colors=False))
+    assert [line.split()[-2] for line in lines if "█" in line] == ["1.5", "500"]
+    bars = waterfall(spans, 1.5)
+    assert [(bar.at, bar.seconds) for bar in bars] == [(0.0, 1.5), (2.0, 0.5)]
+
+
+def test_a_silent_upstream_is_named_before_the_client_s_timeout() -> None:
+    def hint(*calls: Mapping[str, object]) -> str:
+        spans = tuple(JournalSpan("call", "dead", n / 2, n / 2 + 0.5, told) for n, told in enumerate(calls))
+        gone = entry(fault="cancelled", code="client_gone", seconds=1.9, first=None, detail=Detail(spans=spans))
+        return hint_for(gone)
+
+    silent = "after 1.9 s. Until then the upstream 'dead' had sent nothing. Check the upstream first"
+    assert silent in hint({"status": 0})
+    assert "had sent nothing for the last model call" in hint({"status": 200, "head": 0.1}, {"status": 0})
+    for told in ({"status": 200, "head": 0.1}, {"first": 0.2}):
+        assert hint(told) == "the client closed the connection; check the client's timeouts"
+    assert hint() == hint({"head": 0.1})
+
+
+def test_a_wrong_key_has_advice() -> None:
+    told = {"outcome": REFUSED, "fault": "client", "status": 401, "code": "invalid_api_key", "recorded": False}
+    message = "Incorrect API key provided."
+    wrong = entry(**told, detail=Detail(message=message, cause=message))
+    assert "owner.keys or owner.api_keys, or is revoked or expired" in hint_for(wrong)
+    assert "what to change" not in why_no_contents(wrong)
+    assert "owner.keys" not in hint_for(entry(**told, detail=Detail(upstream_status=401)))
+    unknown = entry(**{**told, "code": "unknown_url", "status": 404}, detail=Detail(message="did you mean /v1/x?"))
+    assert "The message above says what to change." in why_no_contents(unknown)
+
+
+def test_the_hint_on_a_quota_does_not_promise_that_a_retry_helps() -> None:
+    hint = hint_for(entry(fault="client", code="rate_limit_exceeded", status=429))
+    assert "says whether a retry can help" in hint and "may retry later" not in hint
 
 
 def test_the_failure_and_the_steps_are_told() -> None:
@@ -133,7 +177,7 @@ def test_json_holds_the_bodies_as_values() -> None:
 )
 def test_a_request_without_a_row_is_explained_by_its_id(name: str, few: bool) -> None:
     assert ("at least 16 digits" in why_no_entry(name)) is few
-    assert ("share one row" in why_no_entry(name)) is not few
+    assert ("in a shared row" in why_no_entry(name)) is not few
 
 
 def test_the_advice_on_recording_fits_the_outcome() -> None:

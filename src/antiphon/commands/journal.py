@@ -27,6 +27,7 @@ from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
 from antiphon.config.settings import Settings
+from antiphon.console.charts import within
 from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
 from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.callers import NAMED
@@ -77,9 +78,15 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
         follow = Follow(stores.journal, chosen)
         for entry in await follow.last(arguments.lines):
             _write(entry, as_json=arguments.json)
-        if follow.is_empty and (why := await _why_empty(settings, stores.journal)):
-            print(f"antiphon: {why}", file=sys.stderr)
-        elif not arguments.no_follow and not settings.console.enabled and not await _is_recording(stores.live):
+        why = await _why_empty(settings, stores.journal) if follow.is_empty else ""
+        if follow.is_empty:
+            print(f"antiphon: {why or 'no request matches'}", file=sys.stderr)
+        if (
+            not why
+            and not arguments.no_follow
+            and not settings.console.enabled
+            and not await _is_recording(stores.live)
+        ):
             print(f"antiphon: {_NOT_RECORDED}", file=sys.stderr)
         failing = False
         while not arguments.no_follow:
@@ -221,7 +228,9 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
             print(line)
     else:
         events = len(story.events) + story.more
-        print(f"  {len(story.calls)} chat requests and {events} events are recorded: -v shows them")
+        chat = f"{len(story.calls)} chat request{'' if len(story.calls) == 1 else 's'}"
+        events_of = f"{events} event{'' if events == 1 else 's'}"
+        print(f"  The journal has {chat} and {events_of}: -v shows them")
     return 0
 
 
@@ -231,7 +240,8 @@ def row(entry: Entry, *, colors: bool) -> str:
     figures = [f"{count(entry.input_tokens)} → {count(entry.output_tokens)}", duration(entry.seconds)]
     if entry.refused_early:
         asked, code, figures = asked or entry.detail.path, f"{entry.status or ''} {code}".strip(), [entry.door]
-        code += f" ({count(entry.detail.alike)} times)" if entry.detail.alike else ""
+        if entry.detail.alike:
+            code += f" ({count(entry.detail.alike)} times{'; path and id of the newest' if asked else ''})"
     if colors:
         outcome = f"{_RED if entry.fault else _GREEN}{outcome}{_END}"
     parts = (moment(entry.ended_at), outcome, asked or "-", owner_name(entry.owner) or "-", *figures)
@@ -310,7 +320,7 @@ def as_json(entry: Entry, story: Story | None) -> str:
 
 def _steps(entry: Entry) -> Iterator[str]:
     shown = [span for span in entry.detail.spans if span.kind != "first_token" or entry.first_token is not None]
-    spans = sorted(shown, key=lambda span: (span.start, span.end))
+    spans = sorted(within(shown, entry.seconds), key=lambda span: (span.start, span.end))
     whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
     for span in spans:
         # A background response waits in the queue before its attempt begins. The span of this wait has a negative

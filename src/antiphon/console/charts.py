@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from antiphon.engine.ports.journal import JournalSpan
 
 _COLORS = {"queue": 6, "load": 6, "save": 6, "compaction": 5, "call": 1, "first_token": 2, "tool": 4}
@@ -37,10 +39,22 @@ class Slice(NamedTuple):
     color: int
 
 
+def within(spans: Sequence[JournalSpan], seconds: float) -> list[JournalSpan]:
+    """Return the steps with model calls that end with the request at the latest. `seconds` is the request's duration.
+    Antiphon may notice the end of a model call only after the request has ended."""
+    return [
+        replace(span, end=max(span.start, seconds))
+        if span.kind in ("call", "first_token") and span.end > seconds > 0
+        else span
+        for span in spans
+    ]
+
+
 def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 1000.0) -> list[Bar]:
-    """Return the bars of a request's steps. A step of `seconds` seconds is `width` wide. Among steps with the same
-    start, the longest step comes first. The labels of model calls and of their first tokens begin with the number of
-    the call, from 1."""
+    """Return the bars of a request's steps. A step of `seconds` seconds is `width` wide. The bar of a model call ends
+    with the request at the latest. Among steps with the same start, the longest step comes first. The labels of model
+    calls and of their first tokens begin with the number of the call, from 1."""
+    spans = within(spans, seconds)
     whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
     bars = []
     calls = 0

@@ -24,6 +24,7 @@ from antiphon.console.formats import moment
 from antiphon.engine.ports.journal import REFUSED, Entry, Part, Recording
 from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.errors import InvalidRequest
+from antiphon.observability.outcome import hint_for
 from antiphon.recordings.format import CannotRecord, entry_line, make_entry
 from antiphon.types.transport import LOCAL_REPLY
 
@@ -161,9 +162,15 @@ def why_no_entry(name: str) -> str:
             "after 'resp_' or 'req_', or 16 characters of a UUID."
         )
     return (
-        "The journal has no request with this id. If Antiphon refuses many requests within a minute, they share one "
-        "row. After console.keep Antiphon deletes a row."
+        "The journal has no request with this id. Antiphon may have counted a refused request in a shared row. "
+        "Antiphon deletes rows after console.keep."
     )
+
+
+def was_refused(entry: Entry) -> bool:
+    """Whether Antiphon refused the request before it called an upstream or began a response."""
+    unread = entry.fault == "client" and not entry.response_id and not entry.calls and not entry.detail.upstream_status
+    return entry.outcome == REFUSED or unread
 
 
 def is_never_stored(entry: Entry, never: Collection[str]) -> bool:
@@ -188,17 +195,17 @@ def why_no_contents(entry: Entry, never: Collection[str] = ()) -> str:
         )
     if entry.recorded:
         return "The contents of this request were recorded, but are deleted by now."
+    if was_refused(entry):
+        told = bool(entry.detail.message) and not hint_for(entry)
+        return (
+            "Antiphon refused the request before it began a response, so there are no contents to show."
+            + " The message above says what to change." * told
+        )
     if entry.door == PASSED:
-        return (
-            "Antiphon forwards requests to this path unchanged, so it records no contents of them. The client has "
-            "received the upstream's answer."
-        )
-    unread = entry.fault == "client" and not entry.response_id and not entry.detail.upstream_status
-    if entry.outcome == REFUSED or unread:
-        return (
-            "Antiphon refused the request before it began a response, so there are no contents to show. The message "
-            "above says what to change."
-        )
+        unchanged = "Antiphon forwards requests to this path unchanged, so it records no contents of them."
+        if entry.fault and not entry.detail.upstream_status and entry.first is None:
+            return f"{unchanged} No upstream has answered this request."
+        return f"{unchanged} The client has received the upstream's answer."
     if is_never_stored(entry, never):
         return (
             "The setting owner.store_never covers the owner of this request. So Antiphon stores and records no "

@@ -98,6 +98,9 @@ _HINTS = {
     "model_not_found": (
         "no upstream serves this model, or the client's key does not allow it; GET /v1/models lists the models of a key"
     ),
+    "invalid_api_key": (
+        "the key is not in owner.keys or owner.api_keys, or is revoked or expired; add the key, or correct the client"
+    ),
     "context_length_exceeded": (
         "the input with its history is longer than the model's context; the client must send less or start a new "
         "thread, or use truncation: auto or context_management with the setting models[].context_tokens"
@@ -122,8 +125,8 @@ _HINTS = {
     ),
 }
 _LIMIT = (
-    "a limit of this server refused the request, not the model server: the message names the limit; the client may "
-    "retry later, or an operator must raise the limit"
+    "a limit of this server refused the request, not the model server: the message names the limit and says whether a "
+    "retry can help; an operator may raise the limit"
 )
 _REFUSED_BY_UPSTREAM = (
     "the upstream refused the request because of its content: the client must change what the upstream's message names"
@@ -185,6 +188,10 @@ def hint_for(entry: Entry) -> str:
     if detail.advice:
         return detail.advice
     told, answered = _HINTS.get(entry.code, ""), detail.upstream_status
+    if entry.code == "client_gone" and (silent := _silent_upstream(entry)):
+        return silent
+    if entry.code == "invalid_api_key" and answered:
+        told = ""
     if fault == "client" and not told:
         if answered:
             return _REFUSED_BY_UPSTREAM if detail.message else _REFUSED_UNREAD
@@ -195,6 +202,20 @@ def hint_for(entry: Entry) -> str:
         failure = Failure(who, detail.cause, entry.status, entry.code, detail.operation, "", answered)
         return advice_for(failure) or told or (_OURS if fault == "ours" else "")
     return told
+
+
+def _silent_upstream(entry: Entry) -> str:
+    """Return the hint about a client that disconnected before the upstream of the last model call sent anything. The
+    text is empty if no model call was in progress, or if the upstream had sent bytes."""
+    calls = [span for span in entry.detail.spans if span.kind == "call"]
+    last = max(calls, key=lambda span: span.start, default=None)
+    if last is None or any(last.facts.get(name) for name in ("head", "first", "status")):
+        return ""
+    nothing = "had sent nothing" if len(calls) == 1 else "had sent nothing for the last model call"
+    return (
+        f"the client disconnected after {entry.seconds:.1f} s. Until then the upstream '{last.name}' {nothing}. "
+        "Check the upstream first, then the client's timeout"
+    )
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.charts import waterfall
+from antiphon.console.charts import waterfall, within
 from antiphon.console.reading import Reading
 from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
-from antiphon.console.story import Story, exported, is_never_stored, tell, why_no_contents
+from antiphon.console.story import Story, exported, is_never_stored, tell, was_refused, why_no_contents
 from antiphon.console.treatment import changed_parts, ignored_parts
 from antiphon.console.views.pending import show_pending
 from antiphon.console.views.requests import read_filter
@@ -91,10 +91,11 @@ class RequestView:
             stored=stored,
             stored_input=items,
             bars=waterfall(spans, entry.seconds),
-            whole=max([entry.seconds, *(span.end for span in entry.detail.spans)]),
+            whole=max([entry.seconds, *(span.end for span in within(spans, entry.seconds))]),
             rate=_rate(entry),
             faults=_FAULTS,
             no_record=why_no_contents(entry, reading.never_stored),
+            refused=was_refused(entry),
             never=is_never_stored(entry, reading.never_stored),
             held_until=entry.ended_at + HELD_SECONDS if not entry.stored else 0.0,
             snippets=_snippets(story, stored, items),
