@@ -72,8 +72,8 @@ class Place:
 @asynccontextmanager
 async def place(data: Path, *, act: bool = False, record: Any = "all", **changes: Any) -> AsyncIterator[Place]:
     async with processes(data) as made:
+        changes.setdefault("owner_keys", {"anna": {"keys": [ANNA], "team": "lab"}, "bo": {"keys": [BO]}})
         app = await made.start(
-            owner_keys={"anna": {"keys": [ANNA], "team": "lab"}, "bo": {"keys": [BO]}},
             managed_keys=True,
             admin=AdminSettings(token=SecretStr(TOKEN)),
             console=ConsoleSettings(enabled=True, act=act, record=record, record_unstored=True),

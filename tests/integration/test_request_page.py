@@ -109,6 +109,29 @@ async def test_a_forwarded_request_without_an_upstream_s_answer(tmp_path: Path) 
         assert "No upstream has answered this request." in page and "has received the upstream's answer" not in page
 
 
+async def test_only_an_operator_sees_that_the_key_does_not_allow_the_model(tmp_path: Path) -> None:
+    keys = {"anna": {"keys": [ANNA], "models": ["small*"]}}
+    async with place(tmp_path, owner_keys=keys) as there:
+        made = await there.create(ANNA, model="large")
+        assert "small" not in str(made)
+        url, sent = f"{there.app.url}/chat/completions", {"model": "large", "messages": []}
+        async with there.app.session.post(url, json=sent, headers={"authorization": f"Bearer {ANNA}"}) as got:
+            assert got.status == 404
+        await there.journal_has(2)
+        chosen = EntryFilter(model="large")
+        entries = (await there.app.app.stores.journal.list(chosen)).entries
+        assert len(entries) == 2 and all(entry.refused_early for entry in entries)
+        for entry in entries:
+            path = f"/console/requests/{entry.id}"
+            status, page = await (await there.user(TOKEN)).get(path)
+            assert status == 200 and "the client&#39;s key may use only: small*" in page
+            status, page = await (await there.user(ANNA)).get(path)
+            assert status == 200 and "does not exist or you do not have access" in page and "small" not in page
+            assert ("Antiphon refused the request before it began" in page) is (entry.door == "pass_through")
+            export = await (await there.user(ANNA)).send("GET", f"{path}/cassette")
+            assert b"small" not in export.body and export.status == (404 if entry.door == "pass_through" else 200)
+
+
 async def test_a_server_error_of_the_upstream_has_advice(tmp_path: Path) -> None:
     async with place(tmp_path) as there:
         there.chat.script(json_answer({"error": {"message": "boom", "code": "invented"}}, status=500))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from antiphon.api.router import unknown_url
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.ports.callers import Caller
@@ -274,7 +275,14 @@ def test_of_the_words_that_nobody_asked_for_a_thousand_are_kept() -> None:
 def test_one_sidecar_notes_each_unknown_path_that_envoy_refused() -> None:
     journal, first, second = Noted(), Orders(), Orders()
     telemetry = Telemetry(Metrics(), journal=journal)
-    line = {"door": "envoy", "code": "unknown_url", "cause": "no endpoint", "path": "/v1/x", "status": 404}
+    line = {
+        "door": "envoy",
+        "code": "unknown_url",
+        "cause": "no endpoint",
+        "method": "PUT",
+        "path": "/v1/x",
+        "status": 404,
+    }
 
     async def work() -> None:
         assert not pass_on_line(json.dumps({**line, "message": "request", "request_id": "req_1"}), [first, second])
@@ -283,9 +291,10 @@ def test_one_sidecar_notes_each_unknown_path_that_envoy_refused() -> None:
             assert not pass_on_line(other, [first, second])
         for one in (first, second):
             one.close()
-            await take_orders(one.theirs, {PATH_UNKNOWN: partial(take_unknown_path, telemetry)})
+            await take_orders(one.theirs, {PATH_UNKNOWN: partial(take_unknown_path, telemetry, unknown_url)})
 
     asyncio.run(work())
     (entry,) = journal.entries
     assert (entry.request_id, entry.door, entry.outcome, entry.status) == ("req_1", "envoy", REFUSED, 404)
     assert (entry.owner, entry.code, entry.detail.path) == ("", "unknown_url", "/v1/x")
+    assert entry.detail.message == "Unknown request URL: PUT /v1/x. Please check the URL for typos."

@@ -103,9 +103,9 @@ class PassedOn:
 
     def _by_model(self, path: str) -> Handler:
         async def post(request: ApiRequest, note: PassedEntry) -> ApiResponse:
-            check_body(request.access, request.body)
             model = read_model(request.body)
             note.asks(model or "")
+            check_body(request.access, request.body)
             if path == "/embeddings" and self._embeddings is not None and self._is_own(model):
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
                 return await self._pass(request, own, path, request.body, note, self._embeddings[1])

@@ -151,6 +151,10 @@ class Router:
         """Return the name of the operation for metrics: `GET /v1/files/{}`, or `unknown` for an unknown path."""
         return self._operation(method, path, self._find(path)[0])
 
+    def unknown(self, method: str, path: str) -> NotFound:
+        """Return the 404 for a path that no endpoint has. The message suggests the most similar path."""
+        return unknown_url(method, path, self._paths)
+
     def is_open(self, path: str) -> bool:
         """Return whether clients may call the path without credentials, such as `/health` and `/metrics`."""
         endpoint, _ = self._find(path)
@@ -212,7 +216,7 @@ class Router:
 
     async def _answer(self, request: ApiRequest, endpoint: Endpoint | None, variables: tuple[str, ...]) -> ApiResponse:
         if endpoint is None:
-            raise unknown_url(request.method, request.path, self._paths)
+            raise self.unknown(request.method, request.path)
         if endpoint.guard is not None and request.caller is not ADMIN:
             endpoint.guard(request.headers)
         handler = endpoint.methods.get("GET" if request.method == "HEAD" else request.method)

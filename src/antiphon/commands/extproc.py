@@ -69,7 +69,7 @@ async def _serve(process: ServingProcess) -> int:
             ends.listen(asyncio.get_running_loop())
         orders: Obey = {
             STREAM_ENDED: partial(take_early_end, ends),
-            PATH_UNKNOWN: partial(take_unknown_path, app.context.telemetry),
+            PATH_UNKNOWN: partial(take_unknown_path, app.context.telemetry, app.context.router.unknown),
             OUTLIVE_ENVOY: outlive_envoy,
             ENVOY_ENDED: lambda _: envoy_ended.set(),
         }

@@ -65,6 +65,8 @@ class Trail:
         # The facts of the exchange at the end of the request.
         self._detail = Detail()
         self._ids = ("", "", "")
+        self.named_model = ""
+        """The model that the request names, also if Antiphon refused the request."""
         self.retries = 0
         """The number of failed attempts of the current model call."""
         self.retry_cause = ""
@@ -117,6 +119,7 @@ class Trail:
         self._exchange = exchange if isinstance(exchange, RecordingExchange) else None
         self._ids = (known.response_id, known.previous_id[:_ID_LENGTH], known.conversation_id[:_ID_LENGTH])
         self._quoted, self._stored = known.quoted, known.stored
+        self.named_model = known.named_model[:NAME_LENGTH]
         error = known.builder.response.error if known.builder is not None else None
         self._detail = Detail(
             ignored=self._exchange.ignored if self._exchange is not None else tuple(known.left_out),

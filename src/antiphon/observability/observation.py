@@ -437,7 +437,7 @@ class Observation:
             key_name=caller.name,
             team=caller.team,
             door=self.door,
-            model=ended.model,
+            model=ended.model or trail.named_model,
             upstream=self._upstream,
             response_id=response_id or str(ended.known.get("response_id", "")),
             previous_id=previous_id,

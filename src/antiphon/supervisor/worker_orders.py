@@ -29,6 +29,7 @@ from typing import Any
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.callers import NO_CALLER
 from antiphon.envoy.routes import UNKNOWN_URL
+from antiphon.errors import NotFound
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.observability.observation import Telemetry
 from antiphon.types.transport import ENDED_EARLY
@@ -163,7 +164,7 @@ def pass_on_unknown_path(line: str, sidecars: Sequence[Orders]) -> None:
     try:
         said = json.loads(line)
         if said["code"] == UNKNOWN_URL and said["door"] == "envoy":
-            order = {"do": PATH_UNKNOWN, **{name: said.get(name, "") for name in ("request_id", "path", "cause")}}
+            order = {"do": PATH_UNKNOWN, **{name: said.get(name, "") for name in ("request_id", "method", "path")}}
             sidecars[0].tell({**order, "status": said["status"]})
     except (ValueError, KeyError, TypeError):
         return
@@ -176,10 +177,11 @@ def pass_on_line(line: str, sidecars: Sequence[Orders]) -> bool:
     return pass_on_early_end(line, sidecars)
 
 
-def take_unknown_path(telemetry: Telemetry, order: dict[str, Any]) -> None:
-    """Handle the order `PATH_UNKNOWN` in the worker."""
-    failure = Failure("client", order["cause"], order["status"], UNKNOWN_URL)
-    telemetry.refused("envoy", order["request_id"], NO_CALLER, order["path"], failure, order["cause"])
+def take_unknown_path(telemetry: Telemetry, unknown: Callable[[str, str], NotFound], order: dict[str, Any]) -> None:
+    """Handle the order `PATH_UNKNOWN` in the worker. `unknown` returns the error for a method and an unknown path."""
+    message = unknown(order["method"], order["path"]).message
+    failure = Failure("client", message, order["status"], UNKNOWN_URL)
+    telemetry.refused("envoy", order["request_id"], NO_CALLER, order["path"], failure, message)
 
 
 def take_early_end(ends: EarlyEnds, order: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
+from msgspec.structs import replace
+
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import waterfall, within
 from antiphon.console.reading import Reading
@@ -69,7 +71,7 @@ class RequestView:
         reading = self._reading
         if (pending := await show_pending(reading, call, request_id)) is not None:
             return pending
-        entry = await reading.entry(request_id, call.owner)
+        entry = _visible(await reading.entry(request_id, call.owner), call)
         await note_request(reading, call, entry)
         recording = await reading.recording(entry)
         story = tell(recording) if recording is not None else None
@@ -117,7 +119,7 @@ class RequestView:
     async def cassette(self, call: PageCall, request_id: str) -> ApiResponse:
         """Send a file (a cassette) with the client's request and the model calls. `antiphon replay` serves the answers
         in this file."""
-        entry = await self._reading.entry(request_id, call.owner)
+        entry = _visible(await self._reading.entry(request_id, call.owner), call)
         await note_request(self._reading, call, entry)
         recording = await self._reading.recording(entry)
         if recording is None:
@@ -138,6 +140,14 @@ async def note_request(reading: Reading, call: PageCall, entry: Entry) -> None:
     """Write to the audit that an operator reads the contents of this request."""
     action: ReadAction = "read response" if entry.response_id else "read request"
     await reading.note_read(call.session, action, entry.response_id or entry.id, entry.owner)
+
+
+def _visible(entry: Entry, call: PageCall) -> Entry:
+    """Return the entry as this user may see it. Only operators may learn that a model exists that the client's key does
+    not allow."""
+    if call.session.is_operator or entry.code != "model_not_found":
+        return entry
+    return replace(entry, detail=replace(entry.detail, cause=""))
 
 
 def _file_name(entry: Entry) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.engine.ports.callers import NO_CALLER, Caller
-from antiphon.errors import AntiphonError, NotFound
+from antiphon.errors import AntiphonError
 from antiphon.ids import new_id
 from antiphon.types.transport import Headers, header_value, sent_request_id, with_own_request_id
 
@@ -85,7 +85,7 @@ def caller_of(context: DoorContext, request: ClientRequest) -> Caller:
     path = request.path
     if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
         # The router also has private paths (metrics), but requests through Envoy may reach only public paths.
-        raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
+        raise context.router.unknown(request.method, path)
     return NO_CALLER if context.router.is_open(path) else context.caller_of(path, request.headers, metadata)
 
 

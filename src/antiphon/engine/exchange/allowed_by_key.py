@@ -65,7 +65,7 @@ def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
     if access.models:
         for field, model in _named_models(request):
             if not (isinstance(model, str) and access.allows_model(model)):
-                raise no_such_model(str(model)[:256], field[:256])
+                raise no_such_model(str(model)[:256], field[:256], access)
     if named and access.models and not any(name.lower() == "model" and part is not None for name, part in request):
         raise InvalidRequest("Your API key allows only some models. Name one of them in 'model'.", param="model")
     if access.tools:

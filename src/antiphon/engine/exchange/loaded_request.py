@@ -103,6 +103,7 @@ def parse_request(
             _store_nothing(request)
         if request.prewarm:
             delivery = DeliveryOptions(generate=False, error_events=delivery.error_events)
+    core.known.named_model = request.model
     route = options.routes.choose(request.model)
     if prompt is not None and route.mode == "native":
         raise unsupported_parameter(
@@ -116,7 +117,7 @@ def parse_request(
         check_body(head.access, body)
         # The stored prompt may set the model and the tools, and `check_body` does not see the prompt.
         if not head.access.allows_model(request.model):
-            raise no_such_model(request.model)
+            raise no_such_model(request.model, access=head.access)
         head.access.check_tools(tool.type for tool in request.tools or ())
     allow_fields(request, route.fields)
     if options.strict and route.mode != "native":

@@ -95,11 +95,18 @@ class ModelRule:
         return not any(letter in self.pattern for letter in "*?[")
 
 
-def no_such_model(model: str, param: str = "model") -> NotFound:
-    """Return the 404 error for a model that this server does not serve. `param` is the field that names the model."""
-    return NotFound(
+def no_such_model(model: str, param: str = "model", access: Access = EVERYTHING) -> NotFound:
+    """Return the 404 error for a model that this server does not serve. `param` is the field that names the model.
+
+    If the client's key does not allow the model, the attribute `cause` of the error names the models that the key
+    allows. Only operators see the cause.
+    """
+    error = NotFound(
         f"The model '{model}' does not exist or you do not have access to it.", param=param, code="model_not_found"
     )
+    if not access.allows_model(model):
+        error.cause = f"the client's key may use only: {', '.join(access.models)}"
+    return error
 
 
 class ModelRoutes:
@@ -156,7 +163,7 @@ class ModelRoutes:
             return self.default
         route = self.choose(model)
         if not (route.serves(model) and access.allows_model(model)):
-            raise no_such_model(model[:256])
+            raise no_such_model(model[:256], access=access if route.serves(model) else EVERYTHING)
         return route
 
     def choose(self, model: str) -> ModelRoute:

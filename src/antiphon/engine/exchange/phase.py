@@ -115,7 +115,10 @@ class Known:
 
     def __init__(self) -> None:
         self.model = ""
-        """The model that the request names."""
+        """The model that the request names. Empty if Antiphon refuses the request."""
+        self.named_model = ""
+        """The model that the request names, also if Antiphon refuses the request. Only the journal may use this value,
+        because a client can choose any number of names."""
         self.response_id = ""
         self.previous_id = ""
         """The `previous_response_id` of the request, or empty."""

@@ -124,8 +124,8 @@ class Entry(Struct, frozen=True):
 
     @property
     def refused_early(self) -> bool:
-        """Whether Antiphon refused the request before it read the request's model."""
-        return self.outcome == REFUSED or bool(self.fault and not self.model and not self.calls)
+        """Whether Antiphon refused the request before it began a response or called an upstream."""
+        return self.outcome == REFUSED or bool(self.fault and not self.response_id and not self.calls)
 
 
 class Part(Struct, frozen=True):
