@@ -37,6 +37,13 @@ async def test_only_operators_see_refusals_of_unknown_owners(tmp_path: Path) -> 
                 assert "invalid_api_key" not in words and ("429" in words) is (user == "anna")
 
 
+async def test_a_search_finds_refused_requests_by_their_path(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path) as console:
+        await _refused(console)
+        page = (await console.get("/requests?text=v1/files", "operator")).words
+        assert "/v1/files anna" in page and "/v1/responses" not in page
+
+
 async def test_the_page_of_refused_requests_says_how_many_they_are(tmp_path: Path) -> None:
     async with open_console_app(tmp_path) as console:
         await _refused(console)

@@ -135,3 +135,9 @@ def test_a_relayed_stream_that_ended_early_is_its_clients_or_its_upstreams(
     failure = ended_early(Failure("unknown", "ended", 502), "connection_termination", status, client_left=left)
     assert (failure.fault, failure.code, failure.status) == (fault, code, told)
     assert left or "connection_termination" in failure.cause
+
+
+def test_the_cause_of_a_cut_answer_has_words() -> None:
+    details = "upstream_reset_after_response_started{protocol_error}"
+    failure = ended_early(Failure("unknown", "ended", 502), details, 200, client_left=False)
+    assert failure.cause == f"cut: the upstream broke the rules of HTTP: {details}"

@@ -134,7 +134,10 @@ async def test_requests_over_the_limit_are_refused_with_the_limit_and_its_end(co
         await _take(quotas)
     error = refused.value
     assert (error.status, error.code, error.type) == (429, "rate_limit_exceeded", "requests")
-    assert "owner 'anna' on requests per minute: limit 3, this request needs 1. Try again in" in error.message
+    assert (
+        "owner 'anna' on requests per minute: limit 3, 3 used or reserved, this request needs 1. Try again in"
+        in error.message
+    )
     headers = dict(error.headers)
     assert 1 <= int(headers["retry-after"]) <= 61 and "x-should-retry" not in headers
     assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("3", "0")
@@ -652,7 +655,7 @@ async def test_loaded_history_must_fit_too(counters: _Counters) -> None:
     key = ("owner:n:anna", "tokens_per_month")
     assert (await _used(counters))[key] == (0, 600)
     assert not second.add_now(2000)
-    with pytest.raises(QuotaExceeded, match="limit 1000, this request needs 700"):
+    with pytest.raises(QuotaExceeded, match="limit 1000, 400 used or reserved, this request needs 700"):
         await second.take()
     # A refusal returns the whole reservation, and settles nothing.
     second.close(0, 0, 0)

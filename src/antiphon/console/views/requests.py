@@ -114,6 +114,7 @@ def _in_facts(entry: Entry, sought: str) -> bool:
         entry.code,
         entry.key_name,
         entry.detail.message,
+        entry.detail.path,
     )
     return any(sought in fact.casefold() for fact in facts)
 

@@ -188,7 +188,10 @@ def ended_early(failure: Failure, details: str, status: int, *, client_left: boo
     if client_left:
         gone = CancelReason.CLIENT_GONE
         return replace(failure, fault=_ENDED_BY[gone], cause=_CANCELLED[gone], code=gone.value, status=status)
-    cut = transport_failure(UpstreamError(UpstreamFault.CUT, details))
+    what = (
+        "the upstream broke the rules of HTTP" if "protocol_error" in details else "the upstream broke off its answer"
+    )
+    cut = transport_failure(UpstreamError(UpstreamFault.CUT, f"{what}: {details}" if details else what))
     return replace(failure, fault="upstream", cause=cut.cause or "", code=cut.code or "", status=status)
 
 

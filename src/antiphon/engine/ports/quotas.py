@@ -235,14 +235,16 @@ class QuotaExceeded(ApiError):
         *,
         seconds: float | None,
         early: bool = False,
+        used: int = 0,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        """`amount` is the limit, and `need` the amount that the request needs. `seconds` is the time until the period
-        ends, or None if the limit has no period. `early`: other processes hold unused parts of the limit, and return
-        these parts within two seconds."""
+        """`amount` is the limit, and `need` the amount that the request needs. `used` is the amount that is used or
+        reserved, or 0 if it is unknown. `seconds` is the time until the period ends, or None if the limit has no
+        period. `early`: other processes hold unused parts of the limit, and return these parts within two seconds."""
         words, monthly, never = _MEASURED[measure], measure.endswith("_month") and not early, need > amount
         shown = f"{amount / 1e6:.2f}" if measure == "cost_per_month" else str(amount)
-        wanted = f"{need / 1e6:.6f}" if measure == "cost_per_month" else str(need)
+        wanted, taken = (f"{one / 1e6:.6f}" if measure == "cost_per_month" else str(one) for one in (need, used))
+        limit = f"limit {shown}" + (f", {taken} used or reserved" if used > 0 and not never else "")
         wait = 2.0 if early else 1.0 if seconds is None else seconds
         if never:
             then = "Send a smaller request, or set a smaller 'max_output_tokens'."
@@ -251,7 +253,7 @@ class QuotaExceeded(ApiError):
         else:
             then = f"Try again in {_duration(wait)}."
         super().__init__(
-            f"Rate limit reached for {whose} on {words}: limit {shown}, this request needs {wanted}. {then}",
+            f"Rate limit reached for {whose} on {words}: {limit}, this request needs {wanted}. {then}",
             code="insufficient_quota" if monthly else "rate_limit_exceeded",
             headers=(
                 *headers,

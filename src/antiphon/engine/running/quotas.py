@@ -351,6 +351,7 @@ class Quotas:
             limit.measure,
             limit.amount,
             need,
+            used=limit.amount - lease.remaining,
             seconds=None if lease.ends == FOREVER else max(0.0, lease.ends - monotonic()),
             early=early,
             headers=reservation.headers,
