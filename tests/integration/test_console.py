@@ -449,6 +449,8 @@ FACTS = {
         "playground/ended/{}",
         "models",
         "models/checks",
+        "models/list",
+        "models/support",
         "models/upstreams",
         "prompt-cache/figures",
         "system/figures",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from antiphon.console import formats
+from antiphon.console.views import models
 from antiphon.engine.ports.journal import Detail, Entry
 from antiphon.stores import journal as stored_journal
 from tests.support.chat_server import ChatServer, never
@@ -20,8 +22,8 @@ async def test_an_upstream_has_its_profile_its_state_and_its_newest_failure(tmp_
         "slow": {"url": "http://127.0.0.1:9/v1", "profile": "vllm", "api_key": "sk-secret-of-the-upstream"},
         "idle": {"url": "http://127.0.0.1:8/v1", "auth": "none"},
     }
-    models = [{"match": "a*", "upstream": "slow"}, {"match": "b*", "upstream": "idle"}]
-    async with open_console_app(tmp_path, settings={"upstreams": upstreams, "models": models}) as console:
+    rules = [{"match": "a*", "upstream": "slow"}, {"match": "b*", "upstream": "idle"}]
+    async with open_console_app(tmp_path, settings={"upstreams": upstreams, "models": rules}) as console:
         failed: dict[str, Any] = {
             "fault": "upstream",
             "code": "upstream_unreachable",
@@ -39,6 +41,42 @@ async def test_an_upstream_has_its_profile_its_state_and_its_newest_failure(tmp_
         assert "generic assumed" in words and "no requests" in words
         assert "sk-secret" not in page.text and "http://127.0.0.1:9/v1" in page.words
         assert "from the settings" not in (await console.get("/models")).words, "owners see no addresses"
+
+
+async def test_an_upstream_that_sent_nothing_has_not_answered(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path) as console:
+        add = console.app.stores.journal.add
+        await add([Entry("entry_1", "n:anna", upstream="default", outcome="completed", first=0.1, age=30.0)])
+        assert "✓ answered" in (await console.get("/models", "operator")).words
+        gone: dict[str, Any] = {"outcome": "cancelled", "fault": "cancelled", "code": "client_gone"}
+        await add([Entry("entry_2", "n:anna", upstream="default", age=20.0, **gone)])
+        words = (await console.get("/models", "operator")).words
+        assert "○ no answer before the client disconnected" in words and "✓ answered" not in words
+        await add([Entry("entry_3", "n:anna", upstream="default", age=10.0, first=0.2, **gone)])
+        assert "✓ answered" in (await console.get("/models", "operator")).words
+
+
+async def test_an_upstream_that_hangs_hides_no_models_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_SECONDS", 1.0)
+    async with ChatServer() as hangs, ChatServer() as works:
+        hangs.default = lambda request: never()
+        upstreams = {name: {"url": one.base_url, "auth": "none"} for name, one in (("h", hangs), ("w", works))}
+        settings = {
+            "upstreams": upstreams,
+            "models": [{"match": "named", "upstream": "h"}, {"match": "*", "upstream": "w"}],
+        }
+        async with open_console_app(tmp_path, settings=settings) as console:
+            await console.get("/models")
+            began = time.monotonic()
+            early = await console.get("/models", follow=False)
+            assert time.monotonic() - began < 0.9 and "demo-model" not in early.words
+            page = await console.get("/models")
+            assert "demo-model" in page.words and "named" in page.words and "file_search" in page.words
+            assert "h : The upstream did not list its models in time." in page.words
+            assert 'href="/console/models?model=demo-model"' in page.text
+            assert "demo-model" in (await console.get("/playground")).text
 
 
 async def test_the_system_page_loads_its_processes_by_itself(tmp_path: Path) -> None:
@@ -95,6 +133,8 @@ async def test_a_page_does_not_wait_for_slow_figures_and_then_shows_all(
         assert page.status == 200 and shown not in page.words, "no figure before the whole figure is known"
         part = f"/console{PARTS.get(path, path + '/figures')}"
         assert f'hx-get="{part}" hx-trigger="load"' in page.text and f'href="/console{path}?whole=1"' in page.text
+        while not calls:
+            await asyncio.sleep(0.01)
         called = calls
         loading = asyncio.ensure_future(console.get(part.removeprefix("/console"), "operator", fragment=True))
         whole = asyncio.ensure_future(console.get(f"{path}?whole=1", "operator"))

@@ -374,7 +374,11 @@ async def test_the_pages_of_an_owner_allow_what_its_key_allows(tmp_path: Path) -
 async def test_models_of_an_upstream_that_is_away(tmp_path: Path) -> None:
     async with open_console_app(tmp_path) as console:
         page = await console.get("/models")
-        assert page.status == 200 and "The upstream lists no models" in page.words and "any other model" in page.words
+        assert (
+            page.status == 200
+            and "default : The upstream cannot be reached." in page.words
+            and "any other model" in page.words
+        )
 
 
 async def test_disabled_parts_are_explained(tmp_path: Path) -> None:

@@ -101,6 +101,15 @@ class ModelSource:
         return name in _PASSED or name in self.headers or (name == "authorization" and self.passthrough)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelListing:
+    """The models of all upstreams. `failures` has the error of each upstream whose list is missing, by the upstream's
+    name."""
+
+    models: tuple[ModelObject, ...]
+    failures: Mapping[str, ApiError]
+
+
 class ModelCatalog(Area):
     """Serves `/v1/models`: the models that clients may use.
 
@@ -129,7 +138,7 @@ class ModelCatalog(Area):
         self._patience = patience
         self._clock = clock
         self._key = token_bytes(32)
-        self._known: OrderedDict[bytes, tuple[float, tuple[ModelObject, ...]]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, ModelListing]] = OrderedDict()
 
     @Route("GET", "/v1/models", "List models", ModelList, errors=UPSTREAM_ERRORS)
     async def list(self, request: ApiRequest) -> ApiResponse:
@@ -154,30 +163,48 @@ class ModelCatalog(Area):
                 return json_response(model)
         raise no_such_model(name[:256])
 
-    async def _models(self, request: ApiRequest) -> tuple[ModelObject, ...]:
-        headers = self._upstream_headers(request.headers)
-        key = self._digest(headers)
+    async def listing(self, seconds: float) -> ModelListing:
+        """Return the models of all upstreams, and the errors of the upstreams that fail. The requests carry no client's
+        headers. Each upstream has `seconds` to answer."""
+        key, now = self._digest(()), self._clock()
         known = self._known.get(key)
-        now = self._clock()
         if known is not None and now < known[0]:
             return known[1]
-        models = await self._gather(headers)
-        self._known[key] = (now + self._seconds, models)
+        found = await self._gather((), seconds)
+        # Clients have more patience than this call, so they do not get its incomplete list.
+        if not found.failures:
+            self._keep(key, now, found)
+        return found
+
+    async def _models(self, request: ApiRequest) -> tuple[ModelObject, ...]:
+        headers = self._upstream_headers(request.headers)
+        key, now = self._digest(headers), self._clock()
+        known = self._known.get(key)
+        if known is not None and now < known[0]:
+            return known[1].models
+        found = await self._gather(headers, self._patience if len(self._sources) > 1 else None)
+        if found.failures and not found.models:
+            raise next(iter(found.failures.values()))
+        self._keep(key, now, found)
+        return found.models
+
+    def _keep(self, key: bytes, now: float, found: ModelListing) -> None:
+        self._known[key] = (now + self._seconds, found)
         self._known.move_to_end(key)
         while len(self._known) > _CREDENTIALS:
             self._known.popitem(last=False)
-        return models
 
-    async def _gather(self, headers: Headers) -> tuple[ModelObject, ...]:
+    async def _gather(self, headers: Headers, seconds: float | None) -> ModelListing:
         """The models of all upstreams. If one of several upstreams fails, only its models are missing."""
         answers = await asyncio.gather(
-            *(self._ask(name, source, headers) for name, source in self._sources.items()), return_exceptions=True
+            *(self._ask(name, source, headers, seconds) for name, source in self._sources.items()),
+            return_exceptions=True,
         )
         found: dict[str, ModelObject] = {}
-        failures = []
+        failures: dict[str, ApiError] = {}
         for (name, source), answer in zip(self._sources.items(), answers, strict=True):
             if isinstance(answer, ApiError):
-                failures.append(answer)
+                failures[name] = answer
             elif isinstance(answer, BaseException):
                 raise answer
             else:
@@ -187,9 +214,7 @@ class ModelCatalog(Area):
         for rule in self._routes.rules if self._routes is not None else ():
             if rule.exact and self._goes_to(rule.pattern, rule.route.upstreams[0]):
                 found.setdefault(rule.pattern, ModelObject(id=rule.pattern))
-        if failures and not found:
-            raise failures[0]
-        return tuple(found.values())
+        return ModelListing(tuple(found.values()), failures)
 
     def _goes_to(self, model: str, upstream: str) -> bool:
         if self._routes is None:
@@ -197,11 +222,12 @@ class ModelCatalog(Area):
         route = self._routes.choose(model)
         return upstream in route.upstreams and route.serves(model)
 
-    async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[ModelObject, ...]:
-        """The models of one upstream. Raises `ApiError` if the upstream fails, and with several upstreams also after a
-        timeout."""
+    async def _ask(
+        self, name: str, source: ModelSource, headers: Headers, seconds: float | None
+    ) -> tuple[ModelObject, ...]:
+        """The models of one upstream. Raises `ApiError` if the upstream fails, or does not answer within `seconds`."""
         try:
-            async with asyncio.timeout(self._patience if len(self._sources) > 1 else None):
+            async with asyncio.timeout(seconds):
                 return await self._read(name, source, headers)
         except TimeoutError:
             late = UpstreamFailed("The upstream did not list its models in time.", code="models_not_listed")

@@ -118,6 +118,7 @@ class Router:
         """
         self._ready = ready
         self._metrics = metrics
+        self.models = models
         self.endpoints: tuple[Endpoint, ...] = (
             *areas,
             *Responses(store, background, native, metrics).endpoints(),

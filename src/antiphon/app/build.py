@@ -348,7 +348,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
         cors_origins=settings.cors.origins,
         upload_bytes=settings.files.max_bytes,
         bodies=bodies,
-        console=make_console(settings, stores, owners, router.handle, journal, routes, databases, doctor),
+        console=make_console(settings, stores, owners, router, journal, routes, databases, doctor),
     )
     if doctor is not None:
         opened.push_async_callback(doctor.aclose)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from antiphon import __version__
 from antiphon.api.credential_checks import AttemptsByAddress
-from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.router import Router
 from antiphon.app.console_context import ThreadContext
 from antiphon.app.keys import client_keys, make_sealer
 from antiphon.app.owners import quota_rules
@@ -67,13 +67,13 @@ def make_console(
     settings: Settings,
     stores: Stores,
     owners: OwnerResolver,
-    handle: Callable[[ApiRequest], Awaitable[ApiResponse]],
+    router: Router,
     journal: JournalParts | None,
     routes: ModelRoutes,
     databases: Sequence[StoreStatistics] = (),
     doctor: Doctor | None = None,
 ) -> Console | None:
-    """Return the console, or None if the settings do not enable the console. `handle` answers requests of the API,
+    """Return the console, or None if the settings do not enable the console. `router` answers requests of the API,
     `journal` has the recorded contents that only this process holds, and `routes` finds the upstream of a model.
     `databases` are the databases whose sizes the console shows, and `doctor` runs the checks."""
     if journal is None:
@@ -110,7 +110,8 @@ def make_console(
         stores.live,
         stores.responses.chain,
         stores.background.queued,
-        handle,
+        router.handle,
+        router.models.listing,
         unstored=journal.recorder.held,
         own=journal.snapshot,
         so_far=lambda entry_id, owner: journal.so_far(entry_id, owner),

@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.models import ModelListing
 from antiphon.console.sessions import Session
 from antiphon.console.slow_parts import SlowPart
 from antiphon.console.story import why_no_entry
@@ -138,6 +139,7 @@ class Reading:
     recording that is only in this process's memory, or None. `own` returns this process's requests in flight. `so_far`
     returns the contents of such a request that are recorded so far. `settings` are the effective settings without
     secrets, as YAML. `facts` maps labels to facts about the deployment. `models` are the models in the settings.
+    `listing` returns the upstreams' models, and waits so many seconds for each upstream.
     `window` returns a model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of
     an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
     process, newest first. `process` is the id of this process. `never_stored` is the setting `owner.store_never`.
@@ -151,6 +153,7 @@ class Reading:
     chain: Callable[[str, str], Awaitable[tuple[ChainedResponse, ...]]]
     queued: Callable[[str], Awaitable[tuple[tuple[QueuedJob, ...], int]]]
     handle: Handle
+    listing: Callable[[float], Awaitable[ModelListing]]
     unstored: Callable[[str, str], Recording | None] = lambda _id, _owner: None
     own: Callable[[], LiveSnapshot] | None = None
     so_far: Callable[[str, str], Recording | None] = lambda _id, _owner: None
@@ -174,6 +177,14 @@ class Reading:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "owner_sums", SlowPart(self.turn))
+
+    def names(self, listing: ModelListing, caller: Caller) -> list[str]:
+        """Return the names of the models that `caller` may use. If a list of an upstream is missing, the result also
+        has the models in the settings."""
+        names = [one.id for one in listing.models]
+        if listing.failures:
+            names += [name for name in self.models if name not in names]
+        return [name for name in names if caller.access.allows_model(name)]
 
     async def entry(self, request_id: str, owner: str) -> Entry:
         """Return the journal entry of a request. `request_id` is the id of the entry, of the response or of the

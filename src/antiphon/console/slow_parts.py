@@ -4,7 +4,8 @@ The sums of the journal read every row of a period, and take the longer the more
 computation and waits only a tenth of a second. If the result is not ready by then, the page shows a placeholder. The
 browser replaces the placeholder with the part, which waits for the same computation.
 
-Invariants: a part shows whole results and never an estimate. The computations of a process run one after the other.
+Invariants: a part shows whole results and never an estimate. The computations of a process that read the database run
+one after the other.
 While a computation runs, no second computation with the same key starts. A page starts a new computation unless one
 runs, so a loaded page shows no old result.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final, Generic, TypeVar
 
@@ -30,8 +32,9 @@ class SlowPart(Generic[T]):
     """The running and the newest computations of one part. A key identifies a computation, such as the owner and the
     period of the part."""
 
-    def __init__(self, turn: asyncio.Lock, seconds: float = SOON) -> None:
-        """A computation holds `turn` (`Reading.turn`). `seconds`: the time that a page waits for a result."""
+    def __init__(self, turn: AbstractAsyncContextManager[object], seconds: float = SOON) -> None:
+        """A computation holds `turn`: the lock `Reading.turn` for a computation that reads the database, or a null
+        context for any other computation. `seconds`: the time that a page waits for a result."""
         self._turn = turn
         self._seconds = seconds
         self._tasks: dict[Hashable, asyncio.Future[T]] = {}

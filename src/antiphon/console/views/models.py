@@ -8,15 +8,16 @@ Invariant: addresses of MCP servers and of upstreams appear only for operators.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
 import msgspec
 
 from antiphon.api.http import ApiResponse
+from antiphon.api.models import ModelListing
 from antiphon.config.problems import NotYaml
 from antiphon.config.yaml_text import read_yaml
 from antiphon.console.owner_lists import part_of
@@ -28,7 +29,8 @@ from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
 
-_SECONDS: Final = 8.0
+_SECONDS: Final = 5.0
+"""The time that each upstream has to list its models."""
 _DAY: Final = 86_400.0
 _MOST_COLUMNS: Final = 12
 _PER_PAGE: Final = 50
@@ -103,6 +105,12 @@ class UpstreamState:
     failed: Entry | None
     failures: int
 
+    @property
+    def answered(self) -> bool:
+        """Whether the upstream sent at least one byte for the newest request."""
+        latest = self.latest
+        return latest is not None and (latest.first is not None or latest.outcome == "completed")
+
 
 class ModelsView:
     """The page of models and tools."""
@@ -112,60 +120,73 @@ class ModelsView:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._states: SlowPart[list[UpstreamState]] = SlowPart(reading.turn)
+        self._lists: SlowPart[ModelListing] = SlowPart(nullcontext())
 
     @PageRoute("GET", "/models")
     async def show(self, call: PageCall) -> ApiResponse:
         """Show the models with their capabilities, the hosted tools, the MCP servers and the containers."""
-        models, problem = await self._models(call)
-        name = call.query("model").strip()[:200]
-        chosen = [one for one in models if name.casefold() in one.casefold()]
-        part = part_of(call, chosen, per_page=_PER_PAGE)
-        described = await self._described(call, part.items)
-        columns = alike(described)
-        rest = await self._capabilities(call, None)
-        column_of = {model: number for number, column in enumerate(columns, 1) for model in column.models}
-        first = rest or (columns[0].shown if columns else None)
-        shown = columns if columns or rest is None else [Column(("any other model",), rest)]
         containers, no_containers = await self._containers(call)
+        listed = await self._lists.shown(call, "", self._list)
+        values: dict[str, object] = {} if listed is None else await self._values(call, listed)
+        if call.session.is_operator:
+            values |= doctor_values(self._reading)
         return call.show(
             "models.html",
-            doctor_values(self._reading) if call.session.is_operator else {"doctor": None},
-            part=part,
+            {"doctor": None, "name": _filter_of(call)} | values,
+            listed=listed is not None,
             has_upstreams=call.session.is_operator and any(True for _ in self._reading.upstreams()),
             states=await self._states.shown(call, "", self._upstreams) if call.session.is_operator else None,
-            capabilities=dict(described),
-            column_of=column_of,
-            columns=shown[:_MOST_COLUMNS],
-            more_columns=max(0, len(shown) - _MOST_COLUMNS),
-            rows={key: rows_of(key, shown[:_MOST_COLUMNS]) for key in GROUPS},
-            groups=GROUPS,
-            signs=SIGNS,
-            name=name,
-            problem=problem,
-            tools=hosted_tools(first["tools"]) if first is not None else [],
-            native=first is not None and first["mode"] == "native",
-            servers=mcp_servers(self._reading.settings),
             containers=containers,
             no_containers=no_containers,
         )
+
+    @PageRoute("GET", "/models/list")
+    async def show_list(self, call: PageCall) -> ApiResponse:
+        """Return the table of the models. The browser loads this part if the page did not wait for the upstreams."""
+        return call.show("models_list.html", await self._loaded(call))
+
+    @PageRoute("GET", "/models/support")
+    async def show_support(self, call: PageCall) -> ApiResponse:
+        """Return the part with the treatment of each part of a request, and with the tools. The browser loads this part
+        if the page did not wait for the upstreams."""
+        return call.show("models_support.html", await self._loaded(call))
 
     @PageRoute("GET", "/models/upstreams", operators=True)
     async def show_upstreams(self, call: PageCall) -> ApiResponse:
         """Return the table of the upstreams. The browser loads this part if the page did not wait for it."""
         return call.show("models_upstreams.html", states=await self._states.whole("", self._upstreams))
 
-    async def _models(self, call: PageCall) -> tuple[list[str], str]:
-        """Return the names of the models, and an empty text. If the upstreams did not list their models, returns the
-        models in the settings, and the reason."""
-        try:
-            async with asyncio.timeout(_SECONDS):
-                found = await self._reading.json("GET", "/v1/models", call.caller)
-            return [one["id"] for one in found["data"]], ""
-        except TimeoutError:
-            problem = f"The upstream did not list its models within {_SECONDS:g} seconds."
-        except ApiError as error:
-            problem = error.message
-        return list(self._reading.models), problem
+    async def _list(self) -> ModelListing:
+        return await self._reading.listing(_SECONDS)
+
+    async def _loaded(self, call: PageCall) -> dict[str, object]:
+        return await self._values(call, await self._lists.whole("", self._list))
+
+    async def _values(self, call: PageCall, listed: ModelListing) -> dict[str, object]:
+        """Return the variables of the parts that need the upstreams' lists of models."""
+        name = _filter_of(call)
+        chosen = [one for one in self._reading.names(listed, call.caller) if name.casefold() in one.casefold()]
+        part = part_of(call, chosen, per_page=_PER_PAGE)
+        described = await self._described(call, part.items)
+        columns = alike(described)
+        rest = await self._capabilities(call, None)
+        first = rest or (columns[0].shown if columns else None)
+        shown = columns if columns or rest is None else [Column(("any other model",), rest)]
+        return {
+            "part": part,
+            "failures": {upstream: error.message for upstream, error in listed.failures.items()},
+            "name": name,
+            "capabilities": dict(described),
+            "column_of": {model: number for number, column in enumerate(columns, 1) for model in column.models},
+            "columns": shown[:_MOST_COLUMNS],
+            "more_columns": max(0, len(shown) - _MOST_COLUMNS),
+            "rows": {key: rows_of(key, shown[:_MOST_COLUMNS]) for key in GROUPS},
+            "groups": GROUPS,
+            "signs": SIGNS,
+            "tools": hosted_tools(first["tools"]) if first is not None else [],
+            "native": first is not None and first["mode"] == "native",
+            "servers": mcp_servers(self._reading.settings),
+        }
 
     async def _upstreams(self) -> list[UpstreamState]:
         """Return the upstreams, each with its newest request and its newest failure of the last day."""
@@ -211,6 +232,10 @@ class ModelsView:
             if error.status >= 500:
                 raise
             raise InvalidRequest(error.message, code=error.code) from None
+
+
+def _filter_of(call: PageCall) -> str:
+    return call.query("model").strip()[:200]
 
 
 def alike(described: Iterable[tuple[str, Capabilities]]) -> list[Column]:

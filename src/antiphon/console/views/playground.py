@@ -7,7 +7,6 @@ other client (`POST /console/run`). `static/playground.js` reads the answer's st
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +17,14 @@ from antiphon.console.reading import Reading
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute
 from antiphon.console.story import tell
 from antiphon.console.views.request import note_request
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Entry
 from antiphon.errors import ApiError
 
 _INDENTED = 20_000
 _SECONDS = 2.0
-"""The time that the page waits for the upstream's list of models. Without this list, the page offers the models in the
-settings."""
+"""The time that the page waits for each upstream's list of models. If a list is missing, the page also offers the
+models in the settings."""
 _CALLS = ("function_call", "custom_tool_call")
 _APPROVAL = "mcp_approval_request"
 _CALL = ("type", "id", "call_id", "name", "server_label", "arguments", "input")
@@ -115,12 +115,7 @@ class PlaygroundView:
         ]
 
     async def _models(self, owner: str) -> list[str]:
-        try:
-            async with asyncio.timeout(_SECONDS):
-                found = await self._reading.json("GET", "/v1/models", owner)
-            return [str(one["id"]) for one in found["data"]][:500]
-        except (ApiError, TimeoutError, KeyError, TypeError):
-            return list(self._reading.models)
+        return self._reading.names(await self._reading.listing(_SECONDS), Caller(owner))[:500]
 
 
 async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object], str]:
