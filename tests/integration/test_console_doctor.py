@@ -49,7 +49,7 @@ async def test_an_operator_runs_the_checks_and_sees_each_finding(tmp_path: Path)
             assert not server.requests or all(one.path == "/v1/models" for one in server.requests), "only on request"
             part = await console.post_by_htmx("/models/checks", "operator")
             assert part.status == 200 and "<html" not in part.text
-            for found in ("can be written", "state", "can be reached and lists 1 models", "model m1 answers"):
+            for found in ("can be written", "database", "can be reached and lists 1 models", "model m1 answers"):
                 assert found in part.words
             assert "no logprobs" in part.words and "<img" not in part.text
             assert f"data folder {tmp_path.absolute()}" in part.words
@@ -63,7 +63,9 @@ async def test_findings_are_for_operators(tmp_path: Path) -> None:
     async with checked_console(tmp_path, "http://127.0.0.1:9/v1") as console:
         assert (await console.post_by_htmx("/models/checks", "anna")).status == 404
         failed = await console.post_by_htmx("/models/checks", "operator")
-        assert "problem" in failed.words and "cannot be reached" in failed.words and "→ is the server" in failed.words
+        assert (
+            "problem" in failed.words and "cannot be reached" in failed.words and "→ Start the server" in failed.words
+        )
         assert "Checks" not in (await console.get("/models", "anna")).words
         assert (await console.post("/models/checks", "operator", csrf="0" * 64)).status == 403
 

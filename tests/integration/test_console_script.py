@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +16,10 @@ import pytest
 
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
-from tests.support.held_console import ANNA, Held, held
+from antiphon.engine.ports.findings import DoctorReport, Finding
+from tests.support.chat_server import ChatServer
+from tests.support.console_app import ConsoleApp, open_console_app
+from tests.support.held_console import ANNA, TOKEN, Held, held
 
 if TYPE_CHECKING:
     from playwright.async_api import Page, Route
@@ -25,17 +30,18 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 
 
 @asynccontextmanager
-async def opened(there: Held) -> AsyncIterator[Page]:
-    """A page of a browser in which Anna has signed in. The page's links lead to the console of this process."""
-    door = HttpDoor(there.app.app.context, console=ConsoleAt.SEPARATE)
+async def opened(there: Held | ConsoleApp, token: str = ANNA, width: int = 1280) -> AsyncIterator[Page]:
+    """A page of a browser in which a user has signed in. The page's links lead to the console of this process."""
+    app = there.app if isinstance(there, ConsoleApp) else there.app.app
+    door = HttpDoor(app.context, console=ConsoleAt.SEPARATE)
     origin = f"http://{await door.start('127.0.0.1:0')}"
     try:
         async with playwright.async_playwright() as play:
             browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            context = await browser.new_context(base_url=origin)
+            context = await browser.new_context(base_url=origin, viewport={"width": width, "height": 800})
             page = await context.new_page()
             await page.goto("/console/sign-in")
-            await page.fill("#token", ANNA)
+            await page.fill("#token", token)
             await page.click("button.primary")
             await page.wait_for_url("**/console/requests**")
             yield page
@@ -101,3 +107,49 @@ async def test_the_marked_row_stays_marked_and_enter_opens_the_request(tmp_path:
         assert "streaming" in await page.inner_text("#pending")
         there.gate.set()
         await page.wait_for_selector("text=Where the time went")
+
+
+class _SlowDoctor:
+    """Checks that end when the test lets them end."""
+
+    asks_models, most_seconds, latest = False, 40.0, None
+
+    def __init__(self) -> None:
+        self.goes_on = asyncio.Event()
+
+    async def run(self) -> DoctorReport:
+        await self.goes_on.wait()
+        self.latest = DoctorReport((Finding("database", "ok", "can be written"),), time.time(), 0.1)
+        return self.latest
+
+    async def aclose(self) -> None:
+        """End nothing."""
+
+
+async def test_a_run_of_the_checks_shows_that_it_runs(tmp_path: Path) -> None:
+    doctor = _SlowDoctor()
+    async with open_console_app(tmp_path, doctor=doctor) as console, opened(console, TOKEN) as page:
+        await page.goto("/console/models")
+        running, findings = page.locator(".running"), page.locator("#findings")
+        assert not await running.is_visible() and await findings.get_attribute("aria-busy") is None
+        await page.click("#doctor button")
+        await running.wait_for(state="visible")
+        assert await running.inner_text() == "The checks run…" and await findings.get_attribute("aria-busy") == "true"
+        doctor.goes_on.set()
+        await page.wait_for_selector("text=1 passed")
+        assert not await running.is_visible() and await findings.get_attribute("aria-busy") is None
+
+
+async def test_wide_tables_fit_a_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned = {"timestamp": "2026-01-01T00:00:00Z", "message": "a_warning_with_a_long_name", "cause": "word " * 60}
+    monkeypatch.setattr("antiphon.app.console.recent_warnings", lambda: [warned])
+    async with ChatServer() as chat:
+        settings = {"upstream": {"url": chat.base_url, "auth": "none"}}
+        async with open_console_app(tmp_path, settings=settings) as console, opened(console, TOKEN, 375) as page:
+            await page.goto("/console/models")
+            await page.wait_for_selector("details[open] .matrix")
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 375
+            await page.goto("/console/system")
+            fields = page.locator(".stacked td:last-child").first
+            box = await fields.bounding_box()
+            assert box is not None and box["x"] + box["width"] <= 375 and box["width"] > 250

@@ -481,7 +481,7 @@ async def test_nobody_there(doctor: Doctor) -> None:
     async with ChatServer() as server:
         url = server.base_url
     report = await doctor(url)
-    assert report.status == 1 and "with its /v1" in report.line("cannot be reached")
+    assert report.status == 1 and "usually ends in /v1" in report.line("cannot be reached")
 
 
 async def test_a_host_that_does_not_exist(doctor: Doctor) -> None:
@@ -565,7 +565,7 @@ async def test_advice_names_the_setting_of_the_upstream_that_it_is_about(doctor:
             "models: [{match: mine, upstream: other}]\n"
         )
         report = await doctor(server.base_url, "--model", "mine", settings=settings)
-    assert report.status == 1 and "is upstreams.other.url right" in report.line("cannot be reached")
+    assert report.status == 1 and "correct upstreams.other.url" in report.line("cannot be reached")
 
 
 async def test_a_native_upstream_is_only_reached(doctor: Doctor) -> None:
@@ -581,7 +581,7 @@ async def test_a_silent_server_does_not_hold_the_doctor_for_ever() -> None:
         server.default = lambda request: never()
         settings = Settings.model_validate({"upstream": {"url": server.base_url}})
         (found,) = [one async for one in examine(settings, None, "", images=False, seconds=0.05)]
-    assert found.verdict == "problem" and "cannot be reached" in found.what and "no answer within" in found.what
+    assert found.verdict == "problem" and found.what == "did not answer within 0.05 seconds"
 
 
 # Whose profile fits

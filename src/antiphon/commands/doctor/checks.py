@@ -59,7 +59,7 @@ _NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
 """`_NO_ROOM` and `_LITTLE_ROOM` are thresholds of free bytes, for a problem and for a note. `_FEW_FILES` is a threshold
 of free inodes. The Prometheus alert about a full disk also uses `_LITTLE_ROOM`."""
 _CHECKS = Pool("checks", 4)
-_HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
+_HERE, _ENVOY, _DATABASE, _FILES = "this machine", "Envoy", "database", "contents of files"
 
 
 async def to_the_end(source: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
@@ -217,8 +217,8 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
     keys = deployment_keys(settings)
     wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
-        yield Finding(_STATE, said.verdict, said.what, said.advice)
-    for finding in _omitted_teams(settings, await _managed_teams(settings), "managed keys", _STATE):
+        yield Finding(_DATABASE, said.verdict, said.what, said.advice)
+    for finding in _omitted_teams(settings, await _managed_teams(settings), "managed keys", _DATABASE):
         yield finding
     if contents_are_here_alone(settings):
         what = (

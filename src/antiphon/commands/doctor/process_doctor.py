@@ -75,7 +75,7 @@ class ProcessDoctor:
         return {
             "this machine": examine_machine(settings),
             "Envoy": _envoy(settings, self._envoy),
-            "state": examine_database(settings),
+            "database": examine_database(settings),
             "contents of files": examine_blobs(settings),
             "tracing": examine_collector(settings.tracing),
             **upstream_checks(settings, asks_models=self.asks_models, seconds=probe_seconds),

@@ -150,7 +150,9 @@ class _Upstream:
     ) -> AsyncIterator[Finding]:
         listed = await probes.get("/models")
         if listed.failure:
-            yield self._find("problem", f"cannot be reached: {listed.failure}", self._reach(listed.failure))
+            silence = listed.failure.partition("no answer within ")[2]
+            what = f"did not answer within {silence}" if silence else f"cannot be reached: {listed.failure}"
+            yield self._find("problem", what, self._reach(listed.failure))
             return
         if listed.status in (401, 403):
             yield self._keyless() or self._find(
@@ -259,11 +261,13 @@ class _Upstream:
             return f"{PLAIN_HTTP_QUESTION} check the scheme of {url}"
         if "before the head" in failure:
             return f"does the server use {'https' if self._upstream.tls else 'http'}? check the scheme of {url}"
+        if "no answer within" in failure:
+            return f"Read the server's log, and make sure that the server is not overloaded. Then check {url}."
         if "timed out" in failure or "no connection within" in failure:
             return f"look for a firewall, a wrong address, or a port with another scheme than {url} has"
         usual = usual_server(self._upstream.url)
-        running = f"is {usual} running (this is its usual port)" if usual else "is the server running"
-        return f"{running}, and is {url} right (with its /v1)?"
+        server = f"{usual} (this is its usual port)" if usual else "the server"
+        return f"Start {server}, or correct {url}. The URL usually ends in /v1."
 
     def _credentials(self) -> str:
         key = f"{self._section}.api_key"

@@ -156,6 +156,17 @@ document.addEventListener("click", async (event) => {
   }
 });
 
+// While the server runs the request of a form, the part that the answer replaces is busy.
+function setBusy(event, busy) {
+  const part = document.getElementById(event.detail.ctx.sourceElement.dataset.busy ?? "");
+  if (!part) return;
+  if (busy) part.setAttribute("aria-busy", "true");
+  else part.removeAttribute("aria-busy");
+}
+
+document.addEventListener("htmx:before:request", (event) => setBusy(event, true));
+document.addEventListener("htmx:finally:request", (event) => setBusy(event, false));
+
 document.addEventListener("change", (event) => {
   const form = event.target.closest("form[data-auto]");
   if (form && event.target.matches("select, input[type=checkbox]")) form.requestSubmit();

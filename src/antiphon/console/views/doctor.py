@@ -9,13 +9,17 @@ only when an operator requests them. A finding is text that may come from an ups
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Final
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.findings import Finding, Verdict
 from antiphon.errors import NotFound
+
+_FLAG: Final = re.compile(r"--(model|key-env|images)\b")
 
 
 class DoctorView:
@@ -46,4 +50,11 @@ def doctor_values(reading: Reading) -> dict[str, object]:
     kept: dict[Verdict, list[Finding]] = {"problem": [], "note": [], "ok": []}
     for finding in found:
         kept[finding.verdict].append(finding)
-    return {"doctor": reading.doctor, "report": report, "findings": kept, "process": reading.process}
+    flags = any(_FLAG.search(finding.advice) for finding in found)
+    return {
+        "doctor": reading.doctor,
+        "report": report,
+        "findings": kept,
+        "flags": flags,
+        "process": reading.process,
+    }
