@@ -66,8 +66,18 @@ async def test_findings_are_for_operators(tmp_path: Path) -> None:
         assert (
             "problem" in failed.words and "cannot be reached" in failed.words and "→ Start the server" in failed.words
         )
+        assert "Flags in the advice" not in failed.words, "no advice has a flag"
         assert "Checks" not in (await console.get("/models", "anna")).words
         assert (await console.post("/models/checks", "operator", csrf="0" * 64)).status == 403
+
+
+async def test_flags_in_an_advice_are_explained(tmp_path: Path) -> None:
+    async with ChatServer() as server:
+        server.default = lambda request: json_answer({"data": []})
+        async with checked_console(tmp_path, server.base_url) as console:
+            part = await console.post_by_htmx("/models/checks", "operator")
+            assert "name a model with --model" in part.words
+            assert "Flags in the advice, such as --model , belong to antiphon doctor ." in part.words
 
 
 async def test_an_operator_who_may_only_read_causes_no_chat_request(tmp_path: Path) -> None:

@@ -144,7 +144,11 @@ async def test_wide_tables_fit_a_phone(tmp_path: Path, monkeypatch: pytest.Monke
     warned = {"timestamp": "2026-01-01T00:00:00Z", "message": "a_warning_with_a_long_name", "cause": "word " * 60}
     monkeypatch.setattr("antiphon.app.console.recent_warnings", lambda: [warned])
     async with ChatServer() as chat:
-        settings = {"upstream": {"url": chat.base_url, "auth": "none"}}
+        profiles = ("vllm", "openai", "generic")
+        settings = {
+            "upstreams": {one: {"url": chat.base_url, "auth": "none", "profile": one} for one in profiles},
+            "models": [{"match": f"a-model-with-a-long-name-{one}", "upstream": one} for one in profiles],
+        }
         async with open_console_app(tmp_path, settings=settings) as console, opened(console, TOKEN, 375) as page:
             await page.goto("/console/models")
             await page.wait_for_selector("details[open] .matrix")
