@@ -7,7 +7,8 @@ and the same choice, tool call or output item. The module also joins the tokens 
 again.
 
 The module knows the chunks of Chat Completions and the events of the Responses API. It does not find a secret whose
-characters are in different fields or different texts, or a secret whose end the recording lacks.
+characters are in different fields or different texts, or a secret whose end the recording lacks. `still_spells` detects
+a secret in a stream of an unknown form, which the module cannot cut.
 
 Invariants: a stream without such a secret stays unchanged. A cut changes only events with a part of the secret, and
 events with `logprobs`. Every chunk of the stream stays a chunk of the result.
@@ -16,6 +17,7 @@ events with `logprobs`. Every chunk of the stream stays a chunk of the result.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +32,8 @@ _MOST_FRAMES: Final = 4
 _BLANK: Final = (b"\n", b"\r\n", b"\r")
 _TOKEN: Final = b'"token"'
 _JSON: Final = (b"{", b"[")
+_STRING: Final = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"\s*+(:?)', re.DOTALL)
+_CHECK: Final = msgspec.json.Decoder(msgspec.Raw)
 _Key = tuple[object, ...]
 _Span = tuple[int, int]
 
@@ -67,6 +71,45 @@ def pieces_without(pieces: Sequence[bytes], search: SecretSearch) -> list[bytes]
     return _changed(kept, changes)
 
 
+def still_spells(whole: bytes, search: SecretSearch) -> bool:
+    """Whether the fields with the same name spell a secret together, in a stream or a JSON body of an unknown form.
+
+    The search reads strings without decoding the JSON. So it also reads broken JSON and JSON with too many levels. It
+    skips a stream with known events only, because `pieces_without` cuts secrets out of such a stream."""
+    if not search.has_secrets or all(map(_is_known, _documents(whole))):
+        return False
+    texts: dict[bytes, list[bytes]] = {}
+    name = b""
+    for text, colon in _STRING.findall(whole):
+        if colon:
+            name = text
+        else:
+            texts.setdefault(name, []).append(text)
+    return any(len(each) > 1 and search.spans(b"".join(each).decode("utf-8", "replace")) for each in texts.values())
+
+
+def _documents(whole: bytes) -> Iterator[bytes]:
+    if whole.lstrip()[:1] in _JSON:
+        yield whole
+    else:
+        yield from (event.data for event in _events(whole))
+
+
+def _is_known(data: bytes) -> bool:
+    """Whether this is valid JSON with the fields of an event that `_strings` knows. Data without a JSON object or
+    array, such as `[DONE]`, count as known."""
+    begin = data.lstrip()[:1]
+    if begin != b"{":
+        return begin != b"[" or data.strip() == b"[DONE]"
+    if b'"choices"' not in data and b'"type"' not in data:
+        return False
+    try:
+        _CHECK.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
 def _may_spell(whole: bytes, search: SecretSearch) -> bool:
     """Whether deltas or tokens may spell a secret. This quick search finds at least what the exact search finds.
 
@@ -96,9 +139,11 @@ def _may_spell(whole: bytes, search: SecretSearch) -> bool:
 
 def _events(whole: bytes) -> Iterator[_Event]:
     """Return the JSON of each event of a stream. A body that is not a stream counts as one event."""
-    if whole[:1] in _JSON:
-        if _TOKEN in whole:
-            yield _Event(0, len(whole), whole)
+    # Some servers send blank lines before the body, so that the connection stays open.
+    body = whole.lstrip()
+    if body[:1] in _JSON:
+        if _TOKEN in body:
+            yield _Event(len(whole) - len(body), len(whole), body)
         return
     at, lines = 0, list[_Event]()
     for line in whole.splitlines(keepends=True):
@@ -141,6 +186,11 @@ def _decoded(data: bytes) -> Any:
 def _strings(data: bytes, document: Any) -> Iterator[tuple[_Key, Any, Any]]:
     """Return each text of an event that may continue a text of earlier events. A result has the key of the whole text.
     It also has the object or list with the event's part of the text, and the part's name or number there."""
+    if isinstance(document, list):
+        # The elements of a list continue each other's texts, as the events of a stream do.
+        for one in document:
+            if isinstance(one, dict):
+                yield from _strings(data, one)
     if not isinstance(document, dict):
         return
     choices, delta = document.get("choices"), document.get("delta")

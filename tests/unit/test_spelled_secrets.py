@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from antiphon.recordings.format import make_entry
 from antiphon.redaction import SecretSearch
-from antiphon.spelled_secrets import pieces_without
+from antiphon.spelled_secrets import pieces_without, still_spells
 
 KEY = "sk-live-4f9Qd81kZx0WmT7"
 SEARCH = SecretSearch([KEY])
@@ -97,6 +97,37 @@ def test_tokens_that_spell_the_key_go() -> None:
     whole = {"choices": [{"message": {"content": KEY}, "logprobs": {"content": []}}]}
     whole["choices"][0]["logprobs"] = {"content": [{"token": part} for part in parts(KEY, 4)]}
     assert json.loads(cut([json.dumps(whole).encode()]))["choices"][0]["logprobs"] is None
+
+
+def _tokens_of_the_key() -> dict[str, Any]:
+    tokens = [{"token": part} for part in parts(KEY, 4)]
+    return {"choices": [{"message": {"content": "hi"}, "logprobs": {"content": tokens}}]}
+
+
+def test_tokens_go_from_a_body_after_blank_lines_and_from_a_list() -> None:
+    for before, whole in (
+        (b"\n\r\n  ", _tokens_of_the_key()),
+        (b"", [_tokens_of_the_key()]),
+        (b" ", [{"choices": [{"logprobs": {"content": [{"token": part}]}}]} for part in parts(KEY, 4)]),
+    ):
+        body = before + json.dumps(whole).encode()
+        left = cut([body])
+        assert left.startswith(before) and b"token" not in left and not still_spells(left, SEARCH), whole
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"," + json.dumps(_tokens_of_the_key()).encode()[1:],
+        json.dumps([[{"text": part}] for part in parts(KEY, 4)]).encode(),
+        b"".join(b'{"response": "%b", "done": false}\n' % part.encode() for part in parts(KEY, 4)),
+        b"".join(b'data: {"response": "%b"}\n\n' % part.encode() for part in parts(KEY, 4)),
+        b"".join(b'data: {"choices": [{"text": "%b"}]\n\n' % part.encode() for part in parts(KEY, 4)),
+    ],
+)
+def test_a_key_in_a_form_that_cannot_be_cut_is_detected(body: bytes) -> None:
+    assert still_spells(cut([body]), SEARCH) and not still_spells(body, SecretSearch([]))
+    assert not still_spells(body.replace(KEY[4:8].encode(), b"...."), SEARCH)
 
 
 def test_what_has_no_such_key_stays_as_it_is() -> None:

@@ -18,7 +18,7 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 from antiphon.redaction import SecretSearch, bytes_without, without
-from antiphon.spelled_secrets import pieces_without
+from antiphon.spelled_secrets import pieces_without, still_spells
 
 Secrets = tuple[str, ...]
 
@@ -126,7 +126,8 @@ def shows(content_type: str, body: bytes, secrets: Secrets) -> bool:
         for name, text in _texts(value):
             fields.setdefault(name, []).append(text)
     texts = (content_type, body.decode("utf-8", "replace"), *("".join(each) for each in fields.values()))
-    return any(without(plain, secrets) != plain for text in texts for plain in {text, _unescaped(text)})
+    found = any(without(plain, secrets) != plain for text in texts for plain in {text, _unescaped(text)})
+    return found or still_spells(body, SecretSearch(secrets))
 
 
 def streamed(content_type: str) -> bool:

@@ -12,6 +12,7 @@ from msgspec import Raw
 from antiphon.config.operators import ConsoleSettings
 from antiphon.console.story import exported
 from antiphon.engine.exchange.recording_exchange import (
+    LEFT_OUT,
     LOOK,
     MOST,
     STEP,
@@ -197,6 +198,19 @@ def test_no_part_has_an_escaped_secret(written: Any, mcp: str) -> None:
     assert sent["tools"][0]["headers"] == {"X-K": "[redacted]"}
 
 
+def test_a_stream_that_still_spells_a_secret_is_left_out() -> None:
+    ticks, outcome = Ticks(), Outcome()
+    exchange = _exchange(ticks=ticks)
+    _ask(exchange)
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(200, SSE)
+    for at in range(0, len(_KEY), 3):
+        ticks.now += 2 * STEP
+        exchange.receive_upstream_data(b'data: {"response": "%b"}\n\n' % _KEY[at : at + 3].encode())
+    recording = _whole(exchange)
+    assert joined(recording, "data") == LEFT_OUT and joined(recording, "request") != b""
+
+
 def test_a_body_that_cannot_be_read_may_have_escaped_tools() -> None:
     exchange = _exchange()
     body = b'{"tools": [{"type": "\\u006dcp", "authorization": "xyzzy-plugh"'
@@ -244,6 +258,19 @@ def test_a_secret_that_the_model_spells_over_several_events_is_in_neither_stream
         deltas += [one["delta"] for one in events if isinstance(one.get("delta"), str)]
         assert "".join(deltas) == "[redacted]" and _KEY.encode() not in stream
     assert len([part for part in recording.parts if part.kind == "data"]) > 5
+
+
+def test_a_stream_that_still_spells_a_secret_is_left_out() -> None:
+    ticks, outcome = Ticks(), Outcome()
+    exchange = _exchange(ticks=ticks)
+    _ask(exchange)
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(200, SSE)
+    for at in range(0, len(_KEY), 3):
+        ticks.now += 2 * STEP
+        exchange.receive_upstream_data(b'data: {"response": "%b"}\n\n' % _KEY[at : at + 3].encode())
+    recording = _whole(exchange)
+    assert joined(recording, "data") == LEFT_OUT and joined(recording, "request") != b""
 
 
 def test_a_body_that_cannot_be_read_may_have_secrets() -> None:

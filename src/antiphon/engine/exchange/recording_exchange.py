@@ -46,7 +46,7 @@ from antiphon.engine.ports.journal import PART, Part, Recording
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.redaction import KnownSecrets, SecretSearch, bearer_token, unescaped
-from antiphon.spelled_secrets import pieces_without
+from antiphon.spelled_secrets import pieces_without, still_spells
 from antiphon.types.json import try_decode
 from antiphon.types.transport import Headers, UpstreamError
 from antiphon.types.views import DeclaredTools
@@ -267,6 +267,8 @@ def _code_of(answer: object) -> str:
     return ""
 
 
+LEFT_OUT: Final = b"[redacted: these data spell a secret, in a form from which Antiphon cannot cut the secret]"
+"""The content of a recorded stream that still spells a secret after the search."""
 STEP: Final = 0.05
 MOST: Final = 10_000
 # Each part also takes memory for its object and its facts.
@@ -438,6 +440,11 @@ def _clean_parts(parts: Sequence[Part], search: SecretSearch) -> list[bytes]:
                 cleaned[place] = data
             whole = b"".join(pieces)
             clean = search.clean(whole)
+        if kind in ("data", "event") and still_spells(clean, search):
+            for place in places:
+                cleaned[place] = b""
+            cleaned[places[-1]], spelled = LEFT_OUT, True
+            continue
         if clean is whole or clean == whole:
             continue
         each = [search.clean(cleaned[place]) for place in places]
