@@ -14,10 +14,12 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from antiphon.errors import ConfigError
 
+ADMIN_TOKEN: Final = "admin.token"
+"""The name of the file with the admin token that Antiphon created."""
 _LEAST = 32
 
 

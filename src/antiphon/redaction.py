@@ -23,7 +23,7 @@ import base64
 import re
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 KnownSecrets = tuple[str, ...]
 
@@ -351,6 +351,17 @@ _IN_ORDER: Final = (
 def without_client_keys(text: str) -> str:
     """The text with `[redacted]` in place of each client key that Antiphon created (`ant_…`)."""
     return _OWN_KEYS.sub(_GONE, text) if "ant_" in text else text
+
+
+def without_credentials(text: str, search: SecretSearch) -> str:
+    """The text with `[redacted]` in place of each API key and of each secret of `search`. If the text is
+    percent-encoded and contains such a key, the result is decoded."""
+    plain = unquote(text) if "%" in text else text
+    for form in (text, plain):
+        clean = KEYS.sub(_GONE, _cut(form, search.spans(form)))
+        if clean != form:
+            text = clean
+    return text
 
 
 def redacted(text: str, limit: int, secrets: KnownSecrets = ()) -> str:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import aiohttp
+from structlog.testing import capture_logs
 
 from antiphon.config.operators import ConsoleSettings
 from antiphon.doors.owners import OwnerResolver
@@ -75,6 +76,33 @@ async def test_both_servers_note_a_wrong_key(tmp_path: Path) -> None:
         await stream.complete()
         entry = journal.last
         assert (entry.outcome, entry.status, entry.owner, entry.door) == (REFUSED, 401, "", "extproc")
+
+
+_OURS = "upstream-secret-0123456789"
+
+
+async def test_neither_the_entry_nor_the_log_line_of_a_refusal_has_a_key_of_the_path(tmp_path: Path) -> None:
+    journal, own = Noted(), "anna-key-0123456789abcdef"
+    long, bearer = f"/v1/{'x' * 240}/{own}", {"authorization": f"Bearer {own}"}
+    async with open_http_door(journal=journal, secrets=(_OURS,)) as door:
+        with capture_logs() as lines:
+            for path in (f"/v1/{own}", f"/v1/{_OURS}/x", long, f"/v1/files/{own}", f"/v1/conversations/{own}/items"):
+                got = await door.ask(post_bytes(_ASKED, path=path, headers=bearer))
+                assert got.status in (400, 404, 405), path
+    assert len(lines) == 5 and len(journal.entries) >= 4
+    for text in (*map(repr, journal.entries), *map(repr, lines)):
+        assert "anna" not in text and "upstream-sec" not in text and "[redacted" in text, text
+    assert [entry.detail.path for entry in journal.entries[:2]] == ["/v1/[redacted]", "/v1/[redacted]/x"]
+    journal = Noted()
+    async with open_door(tmp_path, journal=journal, secrets=(_OURS,)) as opened:
+        with capture_logs() as lines:
+            for path in (f"/nothing/{own}", f"/v1/{_OURS}", f"/v1/{own}"):
+                stream = opened.stream()
+                await stream.request(request_body(), path=path, headers=tuple(bearer.items()))
+                await stream.complete()
+    assert len(journal.entries) == 3
+    for text in (*map(repr, journal.entries), *map(repr, lines)):
+        assert "anna" not in text and "upstream-sec" not in text, text
 
 
 async def test_both_servers_note_that_they_are_full(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.repeated_failures import Refusals
+from antiphon.redaction import SecretSearch
 from antiphon.stores.responses import ResponseStore
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
@@ -74,6 +75,7 @@ class DoorSetup:
     exchange_type: type[ResponseExchange] = ResponseExchange
     clock: Clock = fixed_clock
     journal: Noted | None = None
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass
@@ -136,6 +138,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
                 request_body_bytes=setup.request_body_bytes, drive_stream_bytes=setup.drive_stream_bytes
             ),
             timeouts=setup.timeouts.model_copy(update={"request": setup.request_seconds}),
+            secrets=SecretSearch(setup.secrets),
             telemetry=Telemetry(metrics, journal=setup.journal, console=ConsoleSettings(record="all")),
             secret=setup.secret,
             bodies=Budget(

@@ -38,6 +38,7 @@ from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.repeated_failures import Refusals
+from antiphon.redaction import SecretSearch
 from antiphon.sealing import Sealer
 from antiphon.stores.files import FileStore
 from antiphon.stores.leases import Leases
@@ -86,6 +87,7 @@ class HttpSetup:
     console: ConsolePages | None = None
     console_at: ConsoleAt = ConsoleAt.NOWHERE
     journal: Noted | None = None
+    secrets: tuple[str, ...] = ()
     records: ConsoleSettings = field(default_factory=ConsoleSettings)
 
 
@@ -189,6 +191,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             # `model_construct` skips validation, because tests use values below the settings' minimum.
             limits=LimitSettings.model_construct(request_body_bytes=setup.request_body_bytes),
             timeouts=TimeoutSettings(request=setup.request_seconds, send=setup.send_seconds),
+            secrets=SecretSearch(setup.secrets),
             telemetry=Telemetry(metrics, journal=setup.journal, console=setup.records),
             secret=setup.secret,
             cors_origins=setup.cors_origins,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,31 @@ def test_at_a_terminal_all_lines_have_one_form(capsys: Captured) -> None:
     first, second, third = capsys.readouterr().err.splitlines()
     assert first.endswith("  m") and second == "envoy | plain"
     assert third.endswith("error  process_failed  [sidecar 0]  cause='no data'")
+
+
+def test_no_key_of_a_path_is_in_a_line_of_envoy(capsys: Captured, tmp_path: Path) -> None:
+    key, own = "sk-ant-api03-abcdefghijklmnopqrstuvwxyz", "upstream-secret-0123456789"
+    heard: list[str] = []
+
+    def hear(line: str) -> bool:
+        heard.append(line)
+        return False
+
+    (tmp_path / "admin.token").write_text("0123456789" * 5)
+    given = {"upstream": {"url": "http://model/v1", "api_key": own}, "data": tmp_path, "console": {"enabled": True}}
+    settings = Settings.model_validate(given)
+    output = ChildOutput(settings, hear)
+    paths = {
+        f"/v1/zz/{key}": "/v1/zz/[redacted]",
+        f"/v1/{own}/x?token=hidden-in-the-query": "/v1/[redacted]/x",
+        f"/v1/%75pstream-secret-0123456789/{key}": "/v1/[redacted]/[redacted]",
+        f"/v1/{'x' * 235}/{key}"[:256]: f"/v1/{'x' * 235}/…",
+        f"/v1/{'0123456789' * 5}": "/v1/[redacted]",
+        "/v1/nothing": "/v1/nothing",
+    }
+    for path in paths:
+        output.take("envoy", json.dumps({"message": "request", "path": path, "request_id": "req_1"}))
+    assert [line["path"] for line in _lines(capsys)] == list(paths.values())
+    assert [json.loads(line)["path"] for line in heard] == list(paths.values())
+    output.take("envoy", f"[debug] ':path', '/v1/{own}'")
+    assert _lines(capsys)[0]["text"] == "[debug] ':path', '/v1/[redacted]'"

@@ -224,6 +224,10 @@ def test_no_key_of_a_path_is_in_the_entry_of_a_refused_request() -> None:
     unknown = Failure("client", f"Unknown request URL: GET /v1/{key}.", 404, "unknown_url")
     Telemetry(Metrics(), journal=journal).refused("http", "req_1", NO_CALLER, f"/v1/{key}", unknown, unknown.cause)
     assert journal.last.detail.path == "/v1/[redacted]" and key not in repr(journal.last)
+    # The entry's path ends in the middle of this key.
+    path = f"/v1/{'x' * 243}/{key}"
+    Telemetry(Metrics(), journal=journal).refused("http", "req_1", NO_CALLER, path, unknown, unknown.cause)
+    assert journal.last.detail.path.endswith("x/[redacte") and "sk-" not in repr(journal.last.detail.path)
 
 
 def test_a_client_that_leaves() -> None:

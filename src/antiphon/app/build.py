@@ -347,6 +347,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
         websocket=settings.websocket,
         cors_origins=settings.cors.origins,
         upload_bytes=settings.files.max_bytes,
+        secrets=SecretSearch(options.secrets),
         bodies=bodies,
         console=make_console(settings, stores, owners, router, journal, routes, databases, doctor),
     )

@@ -20,13 +20,13 @@ from antiphon.config.owners import key_digest
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, Access, Caller, settings_key_id
 from antiphon.errors import ConfigError
-from antiphon.local_keys import is_gone, local_key
+from antiphon.local_keys import ADMIN_TOKEN, is_gone, local_key
 from antiphon.sealing import Sealer
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.choice import backend_of
 from antiphon.stores.compatibility import KeyFingerprints, fingerprint
 
-OWNER_KEY, SEALING_KEY, ADMIN_TOKEN = "owner.key", "sealing.key", "admin.token"
+OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
 
 
 def owner_key(settings: Settings) -> bytes:

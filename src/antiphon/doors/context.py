@@ -15,7 +15,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Literal, Protocol
 
@@ -24,15 +24,19 @@ from antiphon.api.router import Router
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget, Hold
+from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.callers import ADMIN, Caller
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
 from antiphon.observability.observation import Telemetry
+from antiphon.redaction import SecretSearch, bearer_token, without_credentials
 from antiphon.types.transport import CONSOLE_PATH, Headers
 
 RUN_PATH: Final = CONSOLE_PATH + "/run"
 """The path to which the playground sends a Responses request. The server runs it as `POST /v1/responses`."""
+_QUOTED: Final = 256
+"""The number of a path's first characters that an error message quotes."""
 Kind = Literal["response", "websocket", "background", "request"]
 """The kind of a request in flight. `response` is a client's response request, `websocket` is a response on a WebSocket,
 `background` is a background response, and `request` is every other request."""
@@ -227,6 +231,23 @@ class DoorContext:
     """The pages of the console, or None if the console is not enabled."""
     upload_bytes: int = 512 << 20
     """The maximum size of a file that a form of the console uploads."""
+    secrets: SecretSearch = field(default_factory=lambda: SecretSearch(()))
+    """Finds the secrets of the settings."""
+
+    def refused_texts(self, headers: Headers, path: str, failure: Failure, message: str) -> tuple[str, Failure, str]:
+        """Return the path, the failure and the message of a refused request for the log and the journal. They contain
+        no API key, no secret of the settings, and not the token of the request. A client may put a key into the path,
+        and error messages quote the path."""
+        tokens = [token for name, value in headers if name == "authorization" for token in bearer_token(value)]
+        search = self.secrets.joined(tokens)
+        clean = without_credentials(path, search)
+
+        def without(text: str) -> str:
+            # The end of the quoted path may be a part of a key.
+            text = text.replace(path[:_QUOTED], clean[:_QUOTED]) if clean != path else text
+            return without_credentials(text, search)
+
+        return clean, replace(failure, cause=without(failure.cause)), without(message)
 
     def caller_of(
         self, path: str, headers: Headers, metadata: Mapping[str, Mapping[str, object]] | None = None

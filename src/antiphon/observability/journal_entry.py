@@ -286,11 +286,11 @@ def plain_entry(
         code=failure.code if failure is not None else "",
         status=failure.status if failure is not None else 200,
         detail=Detail(
-            message=_without_keys(message[:_TEXT_LENGTH]),
-            cause=_without_keys(failure.cause[:_TEXT_LENGTH]) if failure is not None else "",
+            message=_without_keys(message)[:_TEXT_LENGTH],
+            cause=_without_keys(failure.cause)[:_TEXT_LENGTH] if failure is not None else "",
             advice=advice_for(failure) if failure is not None else "",
             upstream_status=failure.upstream_status if failure is not None else 0,
-            path=_without_keys(path[:_ID_LENGTH]),
+            path=_without_keys(path)[:_ID_LENGTH],
             operation=failure.operation if failure is not None else "",
         ),
     )

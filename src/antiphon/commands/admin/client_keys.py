@@ -18,7 +18,7 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from antiphon.app.keys import ADMIN_TOKEN, client_keys
+from antiphon.app.keys import client_keys
 from antiphon.commands.admin.audit import actor, log_action
 from antiphon.commands.admin.owners import hashed_owner, read_token
 from antiphon.commands.start_checks import OMITTED_TEAM_ADVICE
@@ -36,6 +36,7 @@ from antiphon.engine.running.client_keys import (
     WantedKey,
 )
 from antiphon.errors import ConfigError
+from antiphon.local_keys import ADMIN_TOKEN
 from antiphon.stores import Stores
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

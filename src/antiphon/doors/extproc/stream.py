@@ -99,10 +99,11 @@ async def serve_stream(
         if peer.answered:
             raise
         # The request was refused before its exchange existed, so this function writes its log line.
-        refused = refusal(error)
         operation = context.router.operation_of(request.method, request.path)
+        texts = (request.path, refusal(error), error.message)
+        request.path, refused, message = context.refused_texts(request.headers, *texts)
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
-        context.telemetry.refused("extproc", request.request_id, caller, request.path, refused, error.message)
+        context.telemetry.refused("extproc", request.request_id, caller, request.path, refused, message)
         _write_line(request, caller, refused, 0.0)
         await peer.send(refusal_message(error, request.request_id))
     except (ProtocolError, PeerLeft, StreamCut):
@@ -172,6 +173,8 @@ async def _serve(
         raise StreamCut(failure.cause) from None
     finally:
         if failure is not None:
+            texts = (request.path, failure, failure.cause)
+            request.path, failure, _ = context.refused_texts(request.headers, *texts)
             _write_line(request, caller, failure, time.perf_counter() - started)
             if is_unhandled(failure):
                 told = (request.request_id, caller, request.path, failure, failure.cause)

@@ -331,8 +331,8 @@ class HttpDoor:
             asked = replace(asked, body=await self._read_body(request, call, hold, limit))
         answer = await handle(asked)
         call.failure = answer.failure
-        if answer.failure is not None and is_unhandled(answer.failure):
-            self._note_refusal(call, answer.failure)
+        if answer.failure is not None:
+            self._note_refusal(call, answer.failure, noted=is_unhandled(answer.failure))
         if call.method == "GET" and counts:
             # Data from the store counts as memory until the client has received it. Only GET responses count, because a
             # change has already taken effect and its response must be sent.
@@ -345,11 +345,12 @@ class HttpDoor:
             return await send_stream(request, answer.status, headers, answer.stream)
         return make_response(answer.status, headers, answer.body)
 
-    def _note_refusal(self, call: _RequestRecord, failure: Failure, message: str = "") -> None:
+    def _note_refusal(self, call: _RequestRecord, failure: Failure, message: str = "", *, noted: bool = True) -> None:
+        told = message or failure.cause
+        call.path, call.failure, told = self._context.refused_texts(call.headers, call.path, failure, told)
         # The journal has no entries of requests for the console's pages.
-        if call.operation != OPERATION:
-            told = message or failure.cause
-            self._context.telemetry.refused("http", call.id, call.caller, call.path, failure, told)
+        if noted and call.operation != OPERATION:
+            self._context.telemetry.refused("http", call.id, call.caller, call.path, call.failure, told)
 
     def _preflight(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse | None:
         """Return the response to a browser's CORS preflight request, which has no credentials. Returns None for other
