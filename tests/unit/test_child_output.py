@@ -115,5 +115,11 @@ def test_no_key_of_a_path_is_in_a_line_of_envoy(capsys: Captured, tmp_path: Path
         output.take("envoy", json.dumps({"message": "request", "path": path, "request_id": "req_1"}))
     assert [line["path"] for line in _lines(capsys)] == list(paths.values())
     assert [json.loads(line)["path"] for line in heard] == list(paths.values())
+    for path, shown in (
+        ("/v1/anna-key-0123456789abcdef/x", "/v1/[redacted]/x"),
+        ("/v2/responses-api", "/v2/responses-api"),
+    ):
+        output.take("envoy", json.dumps({"message": "request", "path": path, "code": "unknown_url"}))
+        assert _lines(capsys)[0]["path"] == shown
     output.take("envoy", f"[debug] ':path', '/v1/{own}'")
     assert _lines(capsys)[0]["text"] == "[debug] ':path', '/v1/[redacted]'"

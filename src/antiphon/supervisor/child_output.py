@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from antiphon.config.settings import Settings
+from antiphon.envoy.routes import UNKNOWN_URL
 from antiphon.local_keys import ADMIN_TOKEN
 from antiphon.observability.log_lines import colors_wanted, console_line, render, stamp
 from antiphon.observability.logs import write_line
@@ -31,6 +32,8 @@ _CUT = "stopped_with_requests_in_flight"
 _COUNT = re.compile(r'"cut":(\d+)')
 _LONGEST_PATH = 256
 """The length at which Envoy cuts a path in its log lines (`envoy/failures.py`)."""
+_LIKE_A_KEY = re.compile(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}")
+"""A segment of an unknown path that may be a client's key. The parent process does not know the clients' keys."""
 _FATAL = "antiphon: "
 """The prefix of the error message with which a command ends (`entry.py`)."""
 
@@ -107,6 +110,8 @@ class ChildOutput:
             # The end may be a part of a key.
             clean = clean.rpartition("/")[0] + "/…"
         clean = without_credentials(clean, self._secrets)
+        if told.get("code") == UNKNOWN_URL:
+            clean = _LIKE_A_KEY.sub("[redacted]", clean)
         return line if clean == path else json.dumps({**told, "path": clean}, separators=(",", ":"))
 
     def _form(self, name: str, line: str, is_reason: bool) -> str:
