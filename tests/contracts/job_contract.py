@@ -16,7 +16,7 @@ from dataclasses import replace
 import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.engine.ports.jobs import EndedJob, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.stores.jobs import JobStore
@@ -283,10 +283,10 @@ class JobStoreContract:
                 "resp_a", "cancelled", b'{"status":"cancelled"}', kept, last, piece(last + 1, last + 1), worker
             )
 
-        assert await peer.end(ending(1)) is False
-        assert await peer.end(ending(3, TWO)) is False
-        assert await peer.end(ending(3)) is True
-        assert await jobs.end(ending(4)) is False
+        assert await peer.end(ending(1)) is None
+        assert await peer.end(ending(3, TWO)) is None
+        assert await peer.end(ending(3)) == EndedJob("in_progress")
+        assert await jobs.end(ending(4)) is None
         assert await jobs.finish(ONE, finished("a"), None) is False
         found = await others.get(ALICE, "resp_a")
         assert found is not None
@@ -295,7 +295,19 @@ class JobStoreContract:
         assert page is not None and (page.status, page.pieces) == ("cancelled", (piece(4, 4),))
         await jobs.enqueue(queued("b"), b"{}", None, limit=MOST)
         await claim(jobs)
-        assert await jobs.end(JobEnd("resp_b", "failed", b"{}", (), -1, None, ONE)) is True
+        assert await jobs.end(JobEnd("resp_b", "failed", b"{}", (), -1, None, ONE)) is not None
+
+    async def test_an_early_end_returns_the_status_and_the_request_of_a_queued_response(
+        self, jobs: JobStore, peer: JobStore
+    ) -> None:
+        await jobs.enqueue(queued("a"), b'{"body":{"model":"m"}}', EVENTS, limit=MOST)
+        ending = JobEnd("resp_a", "cancelled", b"{}", (), 1, None)
+        assert await peer.end(ending) == EndedJob("queued", b'{"body":{"model":"m"}}')
+        assert await peer.end(ending) is None
+        await jobs.enqueue(queued("b"), b"{}", None, limit=MOST)
+        await claim(jobs)
+        await jobs.release(ONE, "resp_b")
+        assert await peer.end(JobEnd("resp_b", "cancelled", b"{}", (), -1, None)) == EndedJob("in_progress")
 
     async def test_a_deleted_response_takes_its_job_along(
         self, jobs: JobStore, peer: JobStore, others: ResponseStore

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from antiphon.engine.ports.actions import StoredItem
-from antiphon.engine.ports.jobs import JobEnd, TooManyJobs
+from antiphon.engine.ports.jobs import EndedJob, JobEnd, TooManyJobs
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import ChainBroken, StoreError
 from tests.contracts.job_contract import EVENTS, MOST, ONE, TWO, claim, finished, page_of, piece, queued
@@ -157,9 +157,21 @@ async def test_a_stream_that_goes_on_is_not_ended_before_its_last_event(two: Two
         await two.wait(1)
         ending = asyncio.ensure_future(others.end(JobEnd("resp_a", "cancelled", b"{}", (), 1, piece(2, 2))))
         await two.wait(2)
-    assert await adding is True and await ending is False
+    assert await adding is True and await ending is None
     assert page_of(await jobs.events(ALICE, "resp_a", -1, 10)) == [(0, 1), (2, 7)]
-    assert await others.end(JobEnd("resp_a", "cancelled", b"{}", (), 7, piece(8, 8))) is True
+    assert await others.end(JobEnd("resp_a", "cancelled", b"{}", (), 7, piece(8, 8))) is not None
+
+
+async def test_an_end_sees_the_claim_for_which_it_waited(two: Two) -> None:
+    await two.here.background.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
+    async with two.held(_RESPONSE):
+        claiming = asyncio.ensure_future(claim(two.here.background))
+        await two.wait(1)
+        ending = asyncio.ensure_future(
+            two.there.background.end(JobEnd("resp_a", "cancelled", b"{}", (), 1, piece(2, 2)))
+        )
+        await two.wait(2)
+    assert len(await claiming) == 1 and await ending == EndedJob("in_progress")
 
 
 async def test_a_stream_that_has_ended_does_not_go_on(two: Two) -> None:
@@ -174,7 +186,7 @@ async def test_a_stream_that_has_ended_does_not_go_on(two: Two) -> None:
         await two.wait(2)
         finishing = asyncio.ensure_future(jobs.finish(ONE, finished("a"), piece(2, 9)))
         await two.wait(3)
-    assert await ending is True and await adding is False and await finishing is False
+    assert await ending is not None and await adding is False and await finishing is False
     page = await jobs.events(ALICE, "resp_a", -1, 10)
     assert page is not None and page.status == "cancelled" and page_of(page) == [(0, 1), (2, 2)]
 

@@ -57,6 +57,12 @@ class Place:
                 await asyncio.sleep(0.01)
         return page.entries[0].id
 
+    async def conversation(self, token: str) -> str:
+        """Create an empty conversation. Returns its id."""
+        headers = {"authorization": f"Bearer {token}"}
+        async with self.app.session.post(f"{self.app.url}/conversations", json={}, headers=headers) as got:
+            return str((await got.json())["id"])
+
     async def run(self, browser: ConsoleBrowser, sent: dict[str, Any], csrf: str) -> tuple[int, dict[str, Any]]:
         """Send the request again, as the page's script does."""
         headers = {"cookie": browser.cookie, "x-csrf-token": csrf}
@@ -129,6 +135,79 @@ async def test_a_response_that_was_cancelled_in_the_queue_runs_again(tmp_path: P
         assert entry_id not in (await bo.get("/console/background"))[1]
         status, page = await browser.get(f"/console/requests/{entry_id}")
         assert status == 200 and "cancelled" in page
+
+
+@pytest.mark.parametrize("record", ["off", "all"])
+async def test_every_field_of_a_response_that_was_cancelled_in_the_queue_is_sent_again(
+    tmp_path: Path, record: str
+) -> None:
+    """With a recording, the request is the client's own. Without one, the stored response has most of its fields."""
+    format = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+    restored = {
+        "model": "m",
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_logprobs": 2,
+        "max_output_tokens": 100,
+        "max_tool_calls": 3,
+        "instructions": "be nice",
+        "user": "u1",
+        "prompt_cache_key": "pk",
+        "safety_identifier": "s",
+        "truncation": "auto",
+        "parallel_tool_calls": False,
+        "metadata": {"a": "b"},
+        "text": {"format": format, "verbosity": "low"},
+        "reasoning": {"effort": "low"},
+        "tool_choice": {"type": "function", "name": "f"},
+        "background": True,
+    }
+    lost = {
+        "include": ["message.output_text.logprobs"],
+        "stop": ["x"],
+        "seed": 5,
+        "context_management": [{"type": "compaction", "compact_threshold": 5000}],
+    }
+    many = [{"role": "user", "content": f"item {n}"} for n in range(150)]
+    async with place(tmp_path, record=record, workers=0) as there:
+        conversation = await there.conversation(ANNA)
+        sent = {**restored, **lost, "tools": [tool], "input": many, "conversation": conversation}
+        made = await there.app.create(token=ANNA, **sent)
+        browser = await there.user(ANNA)
+        await there.app.ask(f"/{made['id']}/cancel", "POST", ANNA)
+        page = await there.shows(browser, "data-retry")
+        entry_id = page.partition('data-retry="/console/background/')[2].partition("/")[0]
+        again = json.loads((await browser.send("GET", f"/console/background/{entry_id}/request")).body)
+        body, note = again["body"], again["note"]
+        if record == "all":
+            assert body == {**sent, "stream": False} and note == ""
+            status, page = await browser.get(f"/console/requests/{entry_id}")
+            assert status == 200 and "Antiphon called no model" in page and "safety_identifier" in page
+            return
+        assert {name: body[name] for name in restored} == {**restored, "text": body["text"]}
+        assert body["text"]["format"] == {**format, "description": None} and body["text"]["verbosity"] == "low"
+        assert body["conversation"] == conversation and body["tools"][0]["name"] == "f"
+        assert [item["content"][0]["text"] for item in body["input"]] == [item["content"] for item in many]
+        assert not lost.keys() & body.keys() and all(name in note for name in lost)
+        status, page = await browser.get(f"/console/playground?request={entry_id}")
+        assert status == 200 and "context_management, include" in page
+        status, page = await browser.get(f"/console/requests/{entry_id}")
+        assert status == 200 and "cancelled before a worker ran it" in page and ">0 ms</b><span>total" not in page
+        assert (await there.run(browser, again, await browser.csrf()))[0] == 200
+
+
+async def test_a_recorded_request_that_no_worker_ran_has_no_credentials(tmp_path: Path) -> None:
+    secret = "the-authorization-of-the-mcp-server"
+    server = {"type": "mcp", "server_label": "s", "server_url": f"http://127.0.0.1:9/x?token={secret}"}
+    async with place(tmp_path, record="all", workers=0) as there:
+        made = await there.app.create(token=ANNA, input="hi", tools=[{**server, "require_approval": "never"}])
+        await there.app.ask(f"/{made['id']}/cancel", "POST", ANNA)
+        browser = await there.user(ANNA)
+        page = await there.shows(browser, "data-retry")
+        entry_id = page.partition('data-retry="/console/background/')[2].partition("/")[0]
+        found = await browser.send("GET", f"/console/background/{entry_id}/request")
+        assert found.status == 200 and secret.encode() not in found.body and b"127.0.0.1:9" in found.body
 
 
 async def test_who_may_not_act_gets_no_request(tmp_path: Path) -> None:

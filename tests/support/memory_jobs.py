@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import (
     PATIENCE,
+    EndedJob,
     EventPage,
     EventPiece,
     Job,
@@ -136,7 +137,7 @@ class MemoryJobStore(JobStore):
             self._add(record.id, events, restart)
         return True
 
-    async def end(self, ending: JobEnd) -> bool:
+    async def end(self, ending: JobEnd) -> EndedJob | None:
         self._sweep()
         job = self.jobs.get(ending.response_id)
         if (
@@ -144,7 +145,7 @@ class MemoryJobStore(JobStore):
             or ending.worker not in (None, job.worker)
             or ending.last_event != self._last(ending.response_id)
         ):
-            return False
+            return None
         record = self.responses.records[ending.response_id]
         self.responses.records[ending.response_id] = replace(
             record, status=ending.status, body=ending.body, output_items=ending.output_items
@@ -152,7 +153,7 @@ class MemoryJobStore(JobStore):
         del self.jobs[ending.response_id]
         if ending.events is not None:
             self._add(ending.response_id, ending.events, False)
-        return True
+        return EndedJob(record.status, job.request if record.status == "queued" else b"")
 
     async def unlock(self, response_id: str) -> None:
         """Do nothing, because this store has no conversations."""

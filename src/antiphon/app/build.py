@@ -321,12 +321,13 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
         console=settings.console,
         journal=journal.recorder if journal is not None else None,
     )
-    if journal is not None:
-        journal.attach(telemetry, background)
     not_started = settings.code_interpreter.sandbox != "none" and rooms is None
     options = _exchange_options(
         settings, routes, toolbox.types, frozenset({"code_interpreter"} if not_started else ()) - toolbox.types
     )
+    new_exchange = _new_exchange(settings.console, options)
+    if journal is not None:
+        journal.attach(telemetry, background, new_exchange)
     owners = OwnerResolver(
         *(settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)),
         adopts=adoption,
@@ -334,7 +335,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
     )
     databases = (*stores.statistics, *(vector_search.stores.statistics if vector_search is not None else ()))
     context = DoorContext(
-        new_exchange=_new_exchange(settings.console, options),
+        new_exchange=new_exchange,
         runner=runner,
         router=router,
         strict=settings.strict,

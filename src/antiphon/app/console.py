@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 
@@ -34,7 +35,10 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.loaded_request import open_sealed
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.prompt_comparison import first_difference, read_settings, stored_prompt
+from antiphon.engine.exchange.recording_exchange import record_unrun
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.findings import Doctor
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.journal import LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.client_keys import KeyManager
@@ -50,7 +54,7 @@ from antiphon.observability.observation import Telemetry
 from antiphon.stores import Stores
 from antiphon.stores.backend import StoreStatistics
 from antiphon.translation.values import PromptDifference
-from antiphon.types.json import decode_object
+from antiphon.types.json import decode_object, try_decode
 
 if TYPE_CHECKING:
     from antiphon.console.console import Console
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
 _SWEEP_SECONDS = 60.0
 _log = structlog.get_logger(__name__)
 
+_JOB = msgspec.json.Decoder(JobRequest)
 _HIDDEN = frozenset({"timestamp", "level", "message"})
 
 
@@ -198,10 +203,13 @@ class JournalParts:
         """A function that returns the recorded contents of a request in flight in this process. The arguments are the
         request's journal entry id and its owner."""
 
-    def attach(self, telemetry: Telemetry, background: Background) -> None:
+    def attach(
+        self, telemetry: Telemetry, background: Background, new_exchange: Callable[[], ResponseExchange]
+    ) -> None:
         """Start writing the requests in flight, which `telemetry` observes, to the database. When a user of the console
         cancels a request, this method's callback ends the client's request, or cancels the background response through
-        `background`."""
+        `background`. An exchange that `new_exchange` makes records the request of a response that ended in the
+        queue."""
 
         def cancel(entry_id: str) -> None:
             if telemetry.stop(entry_id):
@@ -212,10 +220,15 @@ class JournalParts:
                     self._ending.add(task)
                     task.add_done_callback(self._ending.discard)
 
+        def note_unrun(owner: str, body: bytes, request: bytes) -> None:
+            response, job = decode_object(body), try_decode(_JOB, request)
+            recording = None
+            if job is not None and self._console.record == "all":
+                recording = record_unrun(new_exchange(), job, owner, str(response["id"]))
+            self.recorder.note(queue_entry(owner, response, job, time.time()), recording)
+
         # No worker observes a response that is cancelled in the queue, so this process writes its entry.
-        background.ended_in_queue = lambda owner, body: self.recorder.note(
-            queue_entry(owner, decode_object(body)), None
-        )
+        background.ended_in_queue = note_unrun
         self.so_far = telemetry.recorded
         self.live.snapshot = telemetry.live
         self.live.cancel = cancel

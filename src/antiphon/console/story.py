@@ -217,6 +217,11 @@ def why_no_contents(entry: Entry, never: Collection[str] = ()) -> str:
             f"keeps only the facts on this page. To record such requests in memory for {HELD_SECONDS / 60:.0f} "
             "minutes, set console.record and console.record_unstored."
         )
+    if entry.door == "background" and entry.outcome == "cancelled" and not (entry.calls or entry.detail.attempt):
+        return (
+            "This response was cancelled before a worker ran it, so Antiphon called no model. Antiphon records the "
+            "requests of such responses if console.record is 'all'."
+        )
     return (
         "Antiphon did not record the model server's side of this request. To record it for later requests, set "
         f"console.record to {_wanted(entry)}."

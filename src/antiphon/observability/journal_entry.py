@@ -19,6 +19,7 @@ from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, LiveRequest, Recording
 from antiphon.ids import new_id
 from antiphon.observability.metric_values import NAME_LENGTH
@@ -249,13 +250,20 @@ def status_of(failure: Failure | None, given: object) -> int:
     return failure.status or (_CLIENT_GONE if failure.fault == "cancelled" else 0)
 
 
-def queue_entry(owner: str, response: Mapping[str, Any]) -> Entry:
+def queue_entry(owner: str, response: Mapping[str, Any], job: JobRequest | None, at: float) -> Entry:
     """Return the journal's entry of a background response that was cancelled before a worker ran it. `response` is the
-    response's stored object."""
+    response's stored object. `job` is its request, or None if the request is not readable. `at` is the time of the
+    cancellation in seconds since the epoch."""
     conversation = response.get("conversation") or {}
+    sender = job.sender(owner) if job is not None else Caller(owner)
+    waited = max(0.0, at - (job.created_at if job is not None else float(response["created_at"])))
     return Entry(
         id=new_id("entry"),
         owner=owner,
+        request_id=job.request_id if job is not None else "",
+        key_id=sender.key_id,
+        key_name=sender.name,
+        team=sender.team,
         door="background",
         model=str(response.get("model") or ""),
         response_id=str(response["id"]),
@@ -264,6 +272,11 @@ def queue_entry(owner: str, response: Mapping[str, Any]) -> Entry:
         outcome=str(response["status"]),
         status=200,
         stored=True,
+        seconds=waited,
+        detail=Detail(
+            spans=(JournalSpan("queue", "", 0.0, waited),),
+            request_bytes=len(bytes(job.body)) if job is not None else 0,
+        ),
     )
 
 

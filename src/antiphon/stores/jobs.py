@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.jobs import (
+    EndedJob,
     EventPage,
     EventPiece,
     Job,
@@ -60,6 +61,11 @@ UNLOCK = f"{RELEASE} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)
 # Locks the job's row, so that the next statement sees every event of the stream.
 LOCK = """
 SELECT 1 FROM jobs WHERE response_id = :id AND (CAST(:worker AS text) IS NULL OR worker = :worker) FOR UPDATE
+"""
+# A separate statement, so that it sees the status that a claim wrote before `LOCK` got the lock.
+_REPLACED = """
+SELECT r.status, CASE WHEN r.status = 'queued' THEN j.request END AS request
+FROM jobs j JOIN responses r ON r.id = j.response_id WHERE j.response_id = :id
 """
 END_JOB = """
 DELETE FROM jobs WHERE response_id = :id
@@ -307,13 +313,15 @@ class JobStore:
         with self._measured("finish"):
             return await self._writer.finish(worker, self._bodies.seal_record(record), self._sealed(events), restart)
 
-    async def end(self, ending: JobEnd) -> bool:
-        """End a cancelled or failed response early, and delete the response's job. Returns False when the response has
-        already ended, or when its stream has events after `ending.last_event`."""
+    async def end(self, ending: JobEnd) -> EndedJob | None:
+        """End a cancelled or failed response early, and delete the response's job. Returns the deleted job. Returns
+        None when the response has already ended, or when its stream has events after `ending.last_event`."""
         bodies, events = self._bodies, self._sealed(ending.events)
         body, items = bodies.seal(ending.body), [bodies.seal_item(item) for item in ending.output_items]
         named = {"id": ending.response_id, "worker": ending.worker, "last_event": ending.last_event}
+        replaced: list[Row] = []
         unit = [
+            Statement(_REPLACED, named, rows=1, into=replaced),
             Statement(END_JOB, named, rows=1),
             Statement(RELEASE, named),
             Statement(END_RESPONSE, named | end_parameters(ending.status, body, items, None), rows=1),
@@ -329,9 +337,11 @@ class JobStore:
             unit.append(Statement(INSERT_EVENTS, named | {"last": events.last, "data": events.data}))
         with self._measured("end"):
             done = await run_required(self._tables, Statement(LOCK, named, rows=1, into=[]), *unit)
-        if done:
-            self._ended([ending.response_id])
-        return done
+        if not done:
+            return None
+        self._ended([ending.response_id])
+        status, request = replaced[0]
+        return EndedJob(status, b"" if request is None else bodies.open(request))
 
     async def unlock(self, response_id: str) -> None:
         """Release the conversation that this response has locked, if the response's job no longer exists. A worker that

@@ -100,6 +100,8 @@ def test_a_long_stream_names_the_events_that_it_leaves_out() -> None:
         (Entry("e", "o", fault="client", detail=Detail(upstream_status=400)), "console.record_unstored"),
         (Entry("e", "o", response_id="r"), "console.record_unstored"),
         (Entry("e", "o", stored=True), "set console.record to"),
+        (Entry("e", "o", stored=True, door="background", outcome="cancelled"), "so Antiphon called no model"),
+        (Entry("e", "o", stored=True, door="background", outcome="cancelled", calls=1), "set console.record to"),
     ],
 )
 def test_missing_contents_are_explained(entry: Entry, says: str) -> None:

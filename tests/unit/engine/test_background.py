@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import EventPiece, JobEnd
+from antiphon.engine.ports.jobs import EndedJob, EventPiece, JobEnd
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.signal_watcher import SignalWatcher
@@ -33,9 +33,13 @@ class _Jobs(MemoryJobStore):
     too_fast = False
     ends = 0
 
-    async def end(self, ending: JobEnd) -> bool:
+    claim_first = False
+
+    async def end(self, ending: JobEnd) -> EndedJob | None:
         self.ends += 1
-        return False if self.too_fast else await super().end(ending)
+        if self.claim_first:
+            await self.claim("worker_1", 10.0, 1)
+        return None if self.too_fast else await super().end(ending)
 
 
 class Setup:
@@ -95,6 +99,20 @@ async def test_only_what_exists_and_was_made_in_the_background_is_cancelled(setu
     with pytest.raises(InvalidRequest) as refused:
         await setup.background.cancel("me", "resp_1")
     assert refused.value.code == "response_not_cancellable" and setup.jobs.ends == 0
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_response_that_a_worker_claims_meanwhile_did_not_end_in_the_queue(setup: Setup, claimed: bool) -> None:
+    """The worker writes the entry of a response that it has claimed, so another entry would count it twice."""
+    ended: list[tuple[str, str, bytes]] = []
+    setup.background.ended_in_queue = lambda owner, body, request: ended.append(
+        (owner, json.loads(body)["status"], request)
+    )
+    await setup.queue()
+    setup.jobs.claim_first = claimed
+    found = await setup.background.cancel("me", "resp_1")
+    assert found is not None and found.status == "cancelled"
+    assert ended == ([] if claimed else [("me", "cancelled", b"{}")])
 
 
 async def test_only_its_worker_ends_it_for_that_worker(setup: Setup) -> None:

@@ -133,7 +133,11 @@ async function retry(button) {
   shown.hidden = true;
   const answer = await fetch(button.dataset.retry, { headers: { "hx-request": "true" } });
   if (!answer.ok) throw new Error("The contents of this request are deleted, or your session has ended.");
-  const { owner, body } = await answer.json();
+  const { owner, body, note } = await answer.json();
+  if (note && !window.confirm(`${note} Send the request without them?`)) {
+    button.disabled = false;
+    return;
+  }
   const run = await fetch(`/console/run?${new URLSearchParams({ owner })}`, {
     method: "POST",
     headers: { "content-type": "application/json", "x-csrf-token": document.querySelector("meta[name=csrf]").content },

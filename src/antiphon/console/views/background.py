@@ -55,16 +55,20 @@ class BackgroundView:
 
     @PageRoute("GET", "/background/{}/request")
     async def request(self, call: PageCall, entry_id: str) -> ApiResponse:
-        """Return the request of a background response that ended, as JSON with `body` and `owner`. The button Retry
-        sends `body` as a new request of `owner`."""
+        """Return the request of a background response that ended, as JSON with `body`, `owner` and `note`. The button
+        Retry sends `body` as a new request of `owner`. `note` names parts of the request that `body` may lack. The
+        browser shows a note to the user, and sends the request only if the user confirms."""
         entry = await self._reading.entry(entry_id, call.owner)
         await note_request(self._reading, call, entry)
-        body, _ = await request_of(self._reading, entry)
+        body, source, missing = await request_of(self._reading, entry)
+        note = f"{source} {missing}" if missing else ""
         if not _repeatable(body):
             raise NotFound(
                 "The contents of this request are deleted, so the request cannot run again.", code="not_found"
             )
-        answer = json_response({"owner": entry.owner, "body": {**body, "background": True, "stream": False}})
+        answer = json_response(
+            {"owner": entry.owner, "note": note, "body": {**body, "background": True, "stream": False}}
+        )
         return ApiResponse(answer.status, (*answer.headers, *SECURITY, *NOT_CACHED), answer.body)
 
     @PageRoute("POST", "/background/{}/cancel", changes=True)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
+from antiphon.console.rebuilt_request import rebuilt, what_is_missing
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute
 from antiphon.console.story import tell
 from antiphon.console.views.request import note_request
@@ -28,7 +29,7 @@ models in the settings."""
 _CALLS = ("function_call", "custom_tool_call")
 _APPROVAL = "mcp_approval_request"
 _CALL = ("type", "id", "call_id", "name", "server_label", "arguments", "input")
-_STORED = ("model", "instructions", "tools", "temperature", "top_p", "text", "reasoning", "previous_response_id")
+_MOST_ITEMS = 10_000
 
 
 class PlaygroundView:
@@ -49,8 +50,9 @@ class PlaygroundView:
             entry = await self._reading.entry(request_id, call.owner)
             owner = entry.owner
             await note_request(self._reading, call, entry)
-            found, note = await request_of(self._reading, entry)
+            found, source, missing = await request_of(self._reading, entry)
             body |= found
+            note = f"{source} {missing}".rstrip()
         for name, field in (("previous", "previous_response_id"), ("conversation", "conversation")):
             if call.query(name):
                 body[field] = call.query(name)
@@ -118,8 +120,9 @@ class PlaygroundView:
         return self._reading.names(await self._reading.listing(_SECONDS), Caller(owner))[:500]
 
 
-async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object], str]:
-    """Return the body of an earlier request, and a note to the user that names the source of the body."""
+async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object], str, str]:
+    """Return the body of an earlier request, and two sentences for the user. The first names the source of the body.
+    The second names the parts that may be missing. It is empty if the body is the whole request, or only the model."""
     recording = await reading.recording(entry)
     if recording is not None:
         try:
@@ -127,17 +130,18 @@ async def request_of(reading: Reading, entry: Entry) -> tuple[dict[str, object],
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
-            return found, "This is the recorded request."
+            return found, "This is the recorded request.", ""
+    only: dict[str, object] = {"model": entry.model}
     if not (entry.stored and entry.response_id):
-        return {
-            "model": entry.model
-        }, "The contents of this request are not recorded, so Antiphon knows only its model."
-    stored = await reading.stored(entry.owner, entry.response_id)
-    if stored is None:
-        return {"model": entry.model}, "The response of this request is deleted, so Antiphon knows only its model."
-    response: Mapping[str, object] = stored[0]
-    kept = {name: response[name] for name in _STORED if response.get(name)}
-    return {**kept, "input": stored[1]}, "Antiphon rebuilt this request from the stored response."
+        return only, "The contents of this request are not recorded, so Antiphon knows only its model.", ""
+    path, order = f"/v1/responses/{quote(entry.response_id, safe='')}", {"order": "asc"}
+    try:
+        response: Mapping[str, Any] = await reading.json("GET", path, entry.owner)
+        items, cut = await reading.every(f"{path}/input_items", entry.owner, query=order, most=_MOST_ITEMS)
+    except ApiError:
+        return only, "The response of this request is deleted, so Antiphon knows only its model.", ""
+    source = "Antiphon rebuilt this request from the stored response."
+    return rebuilt(response, items), source, what_is_missing(response, cut=cut)
 
 
 def _as_text(body: dict[str, object]) -> str:

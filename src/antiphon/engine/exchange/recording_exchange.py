@@ -18,6 +18,7 @@ secrets, a recording below its limit contains exactly the bytes that the upstrea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -42,6 +43,7 @@ from antiphon.engine.ports.actions import (
     SendHead,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.journal import PART, Part, Recording
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
@@ -245,6 +247,15 @@ class RecordingExchange(ResponseExchange):
         """Delete the parts of a request with `store: false`, unless the settings allow such recordings."""
         if not self._unstored and not self._core.known.quoted:
             self.parts = None
+
+
+def record_unrun(exchange: ResponseExchange, job: JobRequest, owner: str, response_id: str) -> Recording | None:
+    """Return the recording of a background response that ended before a worker ran it. It has only the client's
+    request. Returns None if the settings record nothing. `exchange` is new, and the caller must not run it."""
+    exchange.receive_job(job, owner, response_id, -1)
+    parts = exchange.parts if isinstance(exchange, RecordingExchange) else None
+    # With this start, the time of the part is 0.
+    return parts.whole(math.inf) if parts is not None else None
 
 
 def stopped_by_operator() -> ApiError:

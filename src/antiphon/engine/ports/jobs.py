@@ -175,6 +175,15 @@ class JobEnd:
     worker: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """The job that a `JobEnd` has ended. `status` is the status that the response had before: `queued` or
+    `in_progress`. `request` is the `JobRequest` as JSON, or empty if a worker has claimed the job."""
+
+    status: str
+    request: bytes = b""
+
+
 class TooManyJobs(ApiError):
     """The owner has reached the limit of unfinished background responses: a 429 (`rate_limit_exceeded`)."""
 

@@ -24,6 +24,7 @@ PART = Literal["request", "call", "head", "data", "end", "tool", "saved", "event
 class JournalSpan(Struct, frozen=True, omit_defaults=True):
     """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start. The time
     of a background response in the queue lies before its start, so `start` of a `queue` span is negative.
+    A response that was cancelled in the queue has only a `queue` span, which starts at 0.
 
     `name` is the upstream of a `call` span, or the function of a `tool` span. Of other spans it is the loaded or saved
     object.

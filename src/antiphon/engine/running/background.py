@@ -51,7 +51,8 @@ class Background:
     """The operations on background responses. Each process has one instance.
 
     The instance calls `offer_job` after it has queued a response, and `wake_workers` after it has ended a response. It
-    calls `ended_in_queue` with the owner and the stored object of a response that ended before a worker ran it.
+    calls `ended_in_queue` for a response that ended before a worker claimed it. The arguments are the owner, the
+    response's stored object and the job's request.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Background:
         self.followers = followers
         self.wake_workers: Callable[[], None] = lambda: None
         self.offer_job: Callable[[str], None] = lambda response_id: None
-        self.ended_in_queue: Callable[[str, bytes], None] = lambda owner, body: None
+        self.ended_in_queue: Callable[[str, bytes, bytes], None] = lambda owner, body, request: None
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, needs: Collection[str] = ()
@@ -117,11 +118,12 @@ class Background:
                 items = (*items, *(item for item in claimed if item.id not in whole))
             body = ended_body(found.body, status, code=code, message=message)
             events = last_events(last, body, items, code=code, message=message) if last >= 0 else None
-            if await self._jobs.end(JobEnd(response_id, status, body, items, last, events, worker)):
+            ended = await self._jobs.end(JobEnd(response_id, status, body, items, last, events, worker))
+            if ended is not None:
                 self.followers.changed(response_id)
                 self.wake_workers()
-                if found.status == "queued":
-                    self.ended_in_queue(owner, body)
+                if ended.status == "queued":
+                    self.ended_in_queue(owner, body, ended.request)
                 return True
             if worker is not None and response_id not in await self._jobs.held(worker):
                 return False
