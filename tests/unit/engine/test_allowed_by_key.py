@@ -37,6 +37,11 @@ def _code(body: bytes, access: Access = _KEY, *, named: bool = False) -> str | N
         (b'{"model":"qwen3","models":["qwen3","gpt"]}', "model_not_found"),
         (b'{"model":"qwen3","Models":"gpt"}', "model_not_found"),
         (b'{"model":"qwen3","models":[{"model":"qwen3"}]}', "model_not_found"),
+        (b'{"model":"qwen3,gpt"}', "model_not_found"),
+        (b'{"model":"qwen3, gpt"}', "model_not_found"),
+        (b'{"model":"qwen3,"}', "model_not_found"),
+        (b'{"model":"qwen3, qwen2"}', None),
+        (b'{"model":"qwen3","models":["qwen3,gpt"]}', "model_not_found"),
         (b"{", "invalid_json"),
         (b"[" * 100_000, "invalid_json"),
     ],
@@ -88,6 +93,16 @@ def test_a_fallback_of_litellm_is_a_model_of_the_body(field: str, value: object,
         # With entries of two forms, LiteLLM also reads the second entry as a mapping.
         ("fallbacks", ["qwen2", {"qwen3": ["gpt"], "model": "qwen1"}], "fallbacks"),
         ("fallbacks", [{"model": "qwen1", "qwen3": ["gpt"]}, {"qwen2": ["qwen1"]}], "fallbacks"),
+        # LiteLLM reads an object with a model as a mapping too, if a member has the name of the request's model.
+        ("fallbacks", [{"qwen3": ["gpt"], "model": "qwen3"}], "fallbacks[0].qwen3"),
+        ("fallbacks", [{"qwen3": ["gpt"], "MODEL": "qwen3"}], "fallbacks[0].qwen3"),
+        ("fallbacks", [{"qwen3": ["gpt"], "Model": None}], "fallbacks[0].qwen3"),
+        ("fallbacks", [{"*": ["gpt"], "model": "qwen3"}], "fallbacks[0].*"),
+        ("fallbacks", [{"qwen3": {"gpt": 1}, "model": "qwen3"}], "fallbacks[0].qwen3"),
+        ("fallbacks", [{"MODEL": "qwen3"}], "fallbacks[0].MODEL"),
+        ("fallbacks", [{"qwen2": [{"model": "qwen3", "*": ["gpt"]}]}], "fallbacks[0].*"),
+        ("context_window_fallbacks", [{"qwen3": ["gpt"], "model": "qwen3"}], "context_window_fallbacks[0].qwen3"),
+        ("content_policy_fallbacks", [{"*": ["gpt"], "Model": "qwen3"}], "content_policy_fallbacks[0].*"),
         ("router_settings_override", {"fallbacks": ["gpt"]}, "router_settings_override"),
         ("user_config", {"model_list": []}, "user_config"),
         ("extra_body", "{}", "extra_body"),
@@ -99,6 +114,16 @@ def test_a_key_with_models_refuses_a_field_whose_models_cannot_be_found(field: s
         check_body(_KEY, body)
     assert (refused.value.code, refused.value.param) == ("invalid_value", param)
     assert _code(body, Access(tools=("function",))) is None
+
+
+def test_a_key_allows_a_name_with_commas_that_it_lists() -> None:
+    assert _code(b'{"model":"qwen3,gpt"}', Access(models=("qwen3,gpt",))) is None
+    assert _code(b'{"model":"gpt,qwen3"}', Access(models=("qwen3,gpt",))) == "model_not_found"
+
+
+def test_a_fallback_request_may_have_fields_of_a_request() -> None:
+    request = {"model": "qwen2", "messages": [{"role": "user", "content": "Hi"}], "stop": ["x"], "metadata": {"a": "b"}}
+    assert _code(json.dumps({"model": "qwen3", "fallbacks": [request]}).encode()) is None
 
 
 @pytest.mark.parametrize("value", ["null", "[]", '[{"qwen3":[]}]', "{}"])

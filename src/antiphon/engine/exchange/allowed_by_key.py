@@ -31,9 +31,19 @@ _SCHEMAS: Final = frozenset({"parameters", "input_schema", "schema", "json_schem
 _SEARCH_OF_CHAT: Final = "web_search_options"
 _PLUGINS: Final = "plugins"
 _EXTRA: Final = "extra_body"
-# LiteLLM's lists of fallback models. Their forms are `["a"]`, `[{"model": "a", "seed": 1}]` and `[{"b": ["a"]}]`.
+# LiteLLM's lists of fallback models. Their forms are `["a"]`, `[{"model": "a", "seed": 1}]` and `[{"b": ["a"]}]`. An
+# object can have two of these forms at once: in `{"b": ["a"], "model": "b"}`, LiteLLM finds the fallback model `a`.
 _FALLBACKS: Final = frozenset(
     {"fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "default_fallbacks"}
+)
+# The fields that a request in a list of fallback models may have. Another field could be the name of a model.
+_OF_REQUEST: Final = (
+    _FALLBACKS
+    | {"model", "models", "messages", "input", "prompt", "stream", "stream_options", "user", "metadata", "extra_body"}
+    | {"temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop"}
+    | {"max_tokens", "max_completion_tokens", "n", "logprobs", "top_logprobs", "modalities", "response_format"}
+    | {"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort", "verbosity"}
+    | {"service_tier", "timeout", "num_retries", "dimensions", "encoding_format"}
 )
 # Fields with which a client of LiteLLM replaces the router's settings or its models.
 _ROUTING: Final = frozenset({"router_settings_override", "user_config", "model_list", "context_window_fallback_dict"})
@@ -91,6 +101,7 @@ def _named_models(request: Pairs) -> Iterator[tuple[str, object]]:
             elif kind in _FALLBACKS:
                 for where, entry in _fallbacks(param, value):
                     if isinstance(entry, Pairs):
+                        _check_request(where, entry)
                         bodies.append((f"{where}.", entry))
                     else:
                         yield where, entry
@@ -115,6 +126,13 @@ def _fallbacks(param: str, value: object) -> Iterator[tuple[str, str | Pairs]]:
                 if not isinstance(one, str | Pairs) or _is_mapping(one):
                     raise _unreadable(place)
                 yield place, one
+
+
+def _check_request(place: str, entry: Pairs) -> None:
+    """Raise `InvalidRequest` if LiteLLM could read this fallback request as a mapping of models to fallback models."""
+    for name, _ in entry:
+        if name not in _OF_REQUEST:
+            raise _unreadable(f"{place}.{name}")
 
 
 def _is_mapping(entry: object) -> bool:

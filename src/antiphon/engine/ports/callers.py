@@ -41,7 +41,13 @@ class Access(Struct, frozen=True):
     tools: tuple[str, ...] = ()
 
     def allows_model(self, model: str) -> bool:
-        """Return whether a request with this client key may name this model."""
+        """Return whether a request with this client key may name this model.
+
+        LiteLLM calls each model of a name such as `a,b`. So the key must allow each part of a name with commas, or list
+        the name without a pattern.
+        """
+        if "," in model and model not in self.models:
+            return all(_fits(part.strip(), self.models) for part in model.split(","))
         return _fits(model, self.models)
 
     def check_tool(self, kind: str, param: str | None = None) -> None:
