@@ -196,6 +196,21 @@ async def test_models_that_are_not_served(body: bytes, status: int, code: str) -
         assert default.requests == other.requests == []
 
 
+@pytest.mark.parametrize("body", [b'{"model":"other-1","top_p":NaN}', b'{"model":5,"model":"other-1"}', b"[]"])
+async def test_a_body_whose_model_cannot_be_read_has_no_route(body: bytes) -> None:
+    async with two_upstreams() as (passed, default, other):
+        with pytest.raises(ApiError) as refused:
+            await ask(passed, body)
+        assert refused.value.status == 400 and default.requests == other.requests == []
+
+
+async def test_a_single_upstream_judges_a_body_that_cannot_be_read(door: OpenHttpDoor) -> None:
+    body = b'{"model":"demo-model","messages":[],"top_p":NaN}'
+    door.chat.script(json_answer({}))
+    assert (await door.ask(post_bytes(body=body, path=CHAT))).status == 200
+    assert door.chat.requests[0].body == body
+
+
 async def test_a_body_without_a_model_is_the_default_upstreams() -> None:
     async with two_upstreams() as (passed, default, _):
         await ask(passed, b"{}")

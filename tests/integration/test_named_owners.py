@@ -109,6 +109,26 @@ async def test_no_fallback_brings_a_model_that_the_key_does_not_allow(
         assert answered.get("error") is None or answered["error"]["param"] != "fallbacks[1]"
 
 
+@pytest.mark.parametrize("path", ["/responses", "/chat/completions", "/embeddings", "/rerank"])
+async def test_no_name_with_commas_brings_a_model_that_the_key_does_not_allow(tmp_path: Path, path: str) -> None:
+    async with processes(tmp_path / "data") as made:
+        app = await made.start(owner_keys=KEYS, path_allow=("/rerank",))
+        status, refused = await call(app, "POST", path, BO, {"model": "qwen3,gpt-5", "input": "Hi"})
+        assert (status, refused["error"]["code"], refused["error"]["param"]) == (404, "model_not_found", "model")
+        assert made.chat.requests == []
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/rerank"])
+@pytest.mark.parametrize("odd", [b'"user":"\\ud800"', b'"top_p":NaN', b'"model":"qwen3"'])
+async def test_a_key_with_models_sends_no_body_that_cannot_be_read(tmp_path: Path, path: str, odd: bytes) -> None:
+    async with processes(tmp_path / "data") as made:
+        app = await made.start(owner_keys=KEYS, path_allow=("/rerank",))
+        body, headers = b'{"model":"qwen3","messages":[],%b}' % odd, {"authorization": f"Bearer {BO}"}
+        async with app.session.post(app.url + path, data=body, headers=headers) as got:
+            assert got.status == 400 and (await got.json())["error"]["code"] in ("invalid_json", "invalid_value")
+        assert made.chat.requests == []
+
+
 @pytest.mark.parametrize("more", [{}, {"background": True}])
 async def test_a_tool_that_the_key_does_not_allow_is_refused(app: BackgroundApp, more: dict[str, Any]) -> None:
     function = {"type": "function", "name": "f", "parameters": {"type": "object"}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import time
@@ -252,6 +253,7 @@ async def test_a_forwarded_stream_that_the_client_cuts_costs_its_text(made: Proc
         ({"max_tokens": -1}, 1000),
         ({"max_completion_tokens": -1, "max_tokens": 70, "n": -1}, 70),
         ({"max_completion_tokens": 0, "max_tokens": 70, "n": 0}, 70),
+        ({"max_completion_tokens": 1, "max_tokens": 70}, 70),
     ],
 )
 async def test_the_estimate_of_a_forwarded_request_counts_all_its_answers(
@@ -263,6 +265,38 @@ async def test_the_estimate_of_a_forwarded_request_counts_all_its_answers(
     body = {**ASK_CHAT, **limits, "stream": True}
     assert (await _post(app, "/chat/completions", **body))[0] == 200
     assert (await _used(app))["owner:n:anna tokens_per_month"] == len(json.dumps({**ASK, **body})) // 4 + output
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/embeddings", "/rerank"])
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"model":"m","messages":[],"user":"\\ud800"}', "unpaired surrogate at byte 35"),
+        (b'{"model":"m","messages":[],"top_p":NaN}', "not valid JSON"),
+        (b'{"model":5,"model":"m","messages":[]}', "Invalid 'model': the body has this field twice"),
+        (b'{"model":"m","messages":[],"max_tokens":[6000]}', "Invalid type for 'max_tokens'"),
+    ],
+)
+async def test_a_forwarded_body_that_hides_its_model_from_the_quotas_is_refused(
+    made: Processes, path: str, body: bytes, told: str
+) -> None:
+    quotas = {"models": {"m": {"requests_per_minute": 1}}}
+    app = await made.start(owner_keys=KEYS, quotas=quotas, path_allow=("/rerank",))
+    headers = {"authorization": "Bearer anna-first-key-of-all", "content-type": "application/json"}
+    async with app.session.post(app.url + path, data=body, headers=headers) as got:
+        refused = (await got.json())["error"]
+    assert got.status == 400 and told in refused["message"] and made.chat.requests == []
+
+
+async def test_the_model_of_a_forwarded_form_has_its_limit(made: Processes) -> None:
+    quotas = {"models": {"m": {"tokens_per_month": 2_500}}, "expected_output_tokens": 1000}
+    app = await made.start(owner_keys=KEYS, quotas=quotas, path_allow=("/audio/transcriptions",))
+    made.chat.default = lambda _: json_answer({"text": "x"})
+    headers = {"authorization": "Bearer anna-first-key-of-all"}
+    for expected in (200, 200, 429):
+        form = aiohttp.FormData({"model": "m", "file": io.BytesIO(b"x" * 100)})
+        async with app.session.post(app.url + "/audio/transcriptions", data=form, headers=headers) as got:
+            assert got.status == expected, await got.text()
 
 
 LONG = "word " * 3200

@@ -30,6 +30,7 @@ from msgspec import Raw
 
 from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import UPSTREAM_ERRORS, AnswerCut, AnyObject, ApiRequest, ApiResponse
+from antiphon.api.passed_fields import PassedFields, read_any_fields, read_fields
 from antiphon.api.passed_quota import PassedQuota, PassedUsage, StreamUsage, text_size, usage_in
 from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
@@ -103,26 +104,42 @@ class PassedOn:
 
     def _by_model(self, path: str) -> Handler:
         async def post(request: ApiRequest, note: PassedEntry) -> ApiResponse:
-            model = read_model(request.body)
+            fields = self._fields(request, path)
+            model = fields.model
             note.asks(model or "")
             check_body(request.access, request.body)
             if path == "/embeddings" and self._embeddings is not None and self._is_own(model):
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
-                return await self._pass(request, own, path, request.body, note, self._embeddings[1])
+                return await self._pass(request, own, path, request.body, fields, note, self._embeddings[1])
             route = self._routes.serving(
                 model, "The body names no model, so Antiphon cannot choose the upstream. Add 'model'.", request.access
             )
             body = request.body if route.model is None else _renamed(request.body, route.model)
-            return await self._pass(request, route, path, body, note)
+            return await self._pass(request, route, path, body, fields, note)
 
         return self._noted(post)
 
     def _to_default(self, path: str) -> Handler:
         async def post(request: ApiRequest, note: PassedEntry) -> ApiResponse:
             check_body(request.access, request.body, named=True)
-            return await self._pass(request, self._routes.default, path, request.body, note)
+            fields = PassedFields()
+            if self._reserve is not None or request.access.models:
+                fields = read_any_fields(request.body, request.header("content-type"))
+            return await self._pass(request, self._routes.default, path, request.body, fields, note)
 
         return self._noted(post)
+
+    def _fields(self, request: ApiRequest, path: str) -> PassedFields:
+        """Return the fields of a body that names its model.
+
+        If the model decides the route, the permission or the quotas, the method raises `InvalidRequest` for a body that
+        it cannot read. Otherwise the upstream judges such a body.
+        """
+        routes = self._routes
+        routed = routes.rules or routes.default.models or (path == "/embeddings" and self._embeddings is not None)
+        if routed or request.access.models or self._reserve is not None:
+            return read_fields(request.body)
+        return PassedFields(read_model(request.body))
 
     def _noted(self, post: Callable[[ApiRequest, PassedEntry], Awaitable[ApiResponse]]) -> Handler:
         """Return a handler that calls `post`, and writes a journal entry for each request."""
@@ -148,6 +165,7 @@ class PassedOn:
         route: ModelRoute,
         path: str,
         body: bytes,
+        fields: PassedFields,
         note: PassedEntry,
         upstream: Upstream | None = None,
     ) -> ApiResponse:
@@ -169,7 +187,7 @@ class PassedOn:
         quota = PassedQuota(self._reserve(request.caller) if self._reserve is not None else None)
         stack = AsyncExitStack()
         try:
-            await quota.take(request.body, writes=path != "/embeddings")
+            await quota.take(fields, len(request.body), writes=path != "/embeddings")
             note.call(called)
             answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:

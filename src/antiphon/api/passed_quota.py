@@ -11,12 +11,11 @@ except texts with escapes.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
+from antiphon.api.passed_fields import PassedFields
 from antiphon.engine.ports.quotas import Reservation
-from antiphon.translation.request.body import read_model
 from antiphon.types.json import try_decode
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -31,13 +30,6 @@ _LONGEST_LINE = 1024 * 1024
 """The maximum number of bytes of an unfinished line in which Antiphon looks for the usage."""
 
 
-class _PassedRequest(msgspec.Struct):
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    n: Any = None
-
-
-_PASSED_REQUEST = msgspec.json.Decoder(_PassedRequest)
 _STRING = msgspec.json.Decoder(str)
 
 
@@ -62,14 +54,12 @@ class PassedQuota:
     def __init__(self, reservation: Reservation | None) -> None:
         self._reservation = reservation
 
-    async def take(self, body: bytes, *, writes: bool) -> None:
-        """Reserve the tokens that the request with this body may use. `writes`: whether the answer has output tokens.
-        Raises `ApiError`."""
+    async def take(self, fields: PassedFields, size: int, *, writes: bool) -> None:
+        """Reserve the tokens that a request with these fields and a body of `size` bytes may use. `writes`: whether the
+        answer has output tokens. Raises `ApiError`."""
         if self._reservation is not None:
-            limits = try_decode(_PASSED_REQUEST, body) or _PassedRequest()
-            output = (_number(limits.max_completion_tokens) or _number(limits.max_tokens)) if writes else 0
-            choices = _number(limits.n) or 1
-            if not self._reservation.take_now(read_model(body) or "", size=len(body), output=output, choices=choices):
+            output = fields.output if writes else 0
+            if not self._reservation.take_now(fields.model or "", size=size, output=output, choices=fields.choices):
                 await self._reservation.take()
 
     @property
@@ -92,15 +82,6 @@ class PassedQuota:
         else:
             tokens = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
             self._reservation.close_read(max(0, tokens - usage.completion_tokens), usage.completion_tokens)
-
-
-def _number(value: object) -> int | None:
-    """The positive number in a field, or None. Some servers also accept a number as a text."""
-    try:
-        number = int(value) if isinstance(value, int | float | str) else 0
-    except (ValueError, OverflowError):
-        return None
-    return number if number > 0 else None
 
 
 class StreamUsage:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -65,6 +65,8 @@ from antiphon.types.request import (
 )
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
 from antiphon.types.views import ConversationName, Manner, OnlyModel
+
+_Object = TypeVar("_Object")
 
 _DECODERS: Final = {name: msgspec.json.Decoder(row.kind | None) for name, row in FIELDS.items() if row.kind is not None}
 _HELD: Final = frozenset(CreateResponse.__struct_fields__)
@@ -117,7 +119,7 @@ def read_request(
 
     Raises `InvalidRequest`, and `PromptNotLoaded` if the body refers to a prompt and `prompt` is None.
     """
-    fields = _read_object(body)
+    fields = read_object(body, _TOP)
     tolerance = Tolerance(strict=strict, refuse_tools=refuse_tools, not_started=not_started)
     messages: list[InputItem] = []
     reference = read_reference(fields.get("prompt", ABSENT))
@@ -260,11 +262,12 @@ def _brought_tools(
     return tools, left_out
 
 
-def _read_object(body: bytes) -> dict[str, Raw]:
+def read_object(body: bytes, decoder: msgspec.json.Decoder[_Object]) -> _Object:
+    """Decode a body that must be a JSON object. Raises `InvalidRequest`."""
     try:
         if not body.isascii():
             body.decode()
-        return _TOP.decode(body)
+        return decoder.decode(body)
     except UnicodeDecodeError as error:
         raise not_utf8(error) from None
     except msgspec.ValidationError:
