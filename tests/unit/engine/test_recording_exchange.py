@@ -260,19 +260,6 @@ def test_a_secret_that_the_model_spells_over_several_events_is_in_neither_stream
     assert len([part for part in recording.parts if part.kind == "data"]) > 5
 
 
-def test_a_stream_that_still_spells_a_secret_is_left_out() -> None:
-    ticks, outcome = Ticks(), Outcome()
-    exchange = _exchange(ticks=ticks)
-    _ask(exchange)
-    pump(exchange, outcome)
-    exchange.receive_upstream_head(200, SSE)
-    for at in range(0, len(_KEY), 3):
-        ticks.now += 2 * STEP
-        exchange.receive_upstream_data(b'data: {"response": "%b"}\n\n' % _KEY[at : at + 3].encode())
-    recording = _whole(exchange)
-    assert joined(recording, "data") == LEFT_OUT and joined(recording, "request") != b""
-
-
 def test_a_body_that_cannot_be_read_may_have_secrets() -> None:
     for body, kept in ((b'{"tools": [{"type": "mcp"', b""), (b'{"tools": 5}', b'{"tools": 5}')):
         exchange = _exchange()
