@@ -5,9 +5,8 @@ computation and waits only a tenth of a second. If the result is not ready by th
 browser replaces the placeholder with the part, which waits for the same computation.
 
 Invariants: a part shows whole results and never an estimate. The computations of a process that read the database run
-one after the other.
-While a computation runs, no second computation with the same key starts. A page starts a new computation unless one
-runs, so a loaded page shows no old result.
+one after the other. While a computation runs, no second computation with the same key starts. A page starts a new
+computation unless one runs. Only `whole` also takes a result that ended in the last `_KEPT` seconds.
 """
 
 from __future__ import annotations

@@ -36,8 +36,9 @@ the end of a page.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -56,6 +57,8 @@ class Row(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
+PARAMETER: Final = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
+"""Matches a named parameter in the SQL of the shared stores, such as `:owner`."""
 Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
 """The number of rows that each statement of a transaction changed. A statement with `many` may report 0."""

@@ -20,6 +20,7 @@ from antiphon.engine.exchange.recording_exchange import (
     TOOL_BYTES,
     RecordedParts,
     RecordingExchange,
+    record_unrun,
     secrets_of_tools,
 )
 from antiphon.engine.exchange.states import FOREVER
@@ -67,6 +68,15 @@ def _exchange(
 def _ask(exchange: RecordingExchange, headers: Headers = _HEAD, **fields: Any) -> None:
     body = json.dumps({"model": "m", "input": "hello", "stream": True, **fields}).encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses?a=b", headers, "owner"), body)
+
+
+def _streaming(ticks: Ticks, outcome: Outcome) -> RecordingExchange:
+    """An exchange whose upstream has begun a stream."""
+    exchange = _exchange(ticks=ticks)
+    _ask(exchange)
+    pump(exchange, outcome)
+    exchange.receive_upstream_head(200, SSE)
+    return exchange
 
 
 def _whole(exchange: RecordingExchange) -> Recording:
@@ -200,10 +210,7 @@ def test_no_part_has_an_escaped_secret(written: Any, mcp: str) -> None:
 
 def test_a_stream_that_still_spells_a_secret_is_left_out() -> None:
     ticks, outcome = Ticks(), Outcome()
-    exchange = _exchange(ticks=ticks)
-    _ask(exchange)
-    pump(exchange, outcome)
-    exchange.receive_upstream_head(200, SSE)
+    exchange = _streaming(ticks, outcome)
     for at in range(0, len(_KEY), 3):
         ticks.now += 2 * STEP
         exchange.receive_upstream_data(b'data: {"response": "%b"}\n\n' % _KEY[at : at + 3].encode())
@@ -240,10 +247,7 @@ def test_a_secret_that_is_split_over_the_chunks_of_a_stream(written: str) -> Non
 @pytest.mark.parametrize("end", [_END, b""])
 def test_a_secret_that_the_model_spells_over_several_events_is_in_neither_stream(end: bytes) -> None:
     ticks, outcome = Ticks(), Outcome()
-    exchange = _exchange(ticks=ticks)
-    _ask(exchange)
-    pump(exchange, outcome)
-    exchange.receive_upstream_head(200, SSE)
+    exchange = _streaming(ticks, outcome)
     for at in range(0, len(_KEY), 3):
         ticks.now += 2 * STEP
         exchange.receive_upstream_data(_TEXT.replace(b"hi", _KEY[at : at + 3].encode()))
@@ -441,3 +445,12 @@ def test_a_client_that_leaves_ends_a_recording() -> None:
     exchange.cancel(CancelReason.CLIENT_GONE)
     pump(exchange, outcome)
     assert _whole(exchange).parts[-1].facts == {"outcome": "cancelled"}
+
+
+def test_a_job_that_no_worker_ran_has_only_its_request() -> None:
+    body = b'{"model":"m","input":"hello","background":true}'
+    job = JobRequest(Raw(body), [], 5.0)
+    recording = record_unrun(_exchange(), job, "owner", "resp_1")
+    assert recording is not None and [(part.kind, part.at) for part in recording.parts] == [("request", 0.0)]
+    assert json.loads(recording.parts[0].data)["input"] == "hello"
+    assert record_unrun(_exchange(ConsoleSettings()), job, "owner", "resp_1") is None

@@ -313,14 +313,15 @@ class QuotaReservation:
 
     def free_slots(self) -> None:
         """See `Reservation.free_slots`."""
-        soon = False
-        for at in self._plan.slots if self._held is self._plan.leases else ():
-            lease, part = self._held[at], self._parts[at]
-            lease.least = min(lease.least, lease.left)
-            lease.left += part
-            lease.reserved -= part
-            self._parts[at] = 0
-            soon = soon or lease.scarce
+        held, soon = self._held, False
+        for at in self._plan.slots if held is self._plan.leases else range(len(held)):
+            lease, part = held[at], self._parts[at]
+            if part and lease.parallel:
+                lease.least = min(lease.least, lease.left)
+                lease.left += part
+                lease.reserved -= part
+                self._parts[at] = 0
+                soon = soon or lease.scarce
         if soon:
             self._quotas.changed(soon=True)
 
@@ -335,22 +336,19 @@ class QuotaReservation:
             self._quotas.estimates.learn(self._model, min(output, _MOST) // self._choices)
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, _bounded(tokens), _bounded(cost))
-        soon = False
+        self.free_slots()
         for lease, part in zip(self._held, self._parts, strict=True):
             lease.users -= 1
-            lease.reserved -= part
             if lease.parallel:
-                lease.least = min(lease.least, lease.left)
-                lease.left += part
-                soon = soon or lease.scarce
                 continue
+            lease.reserved -= part
             used, most = amounts[lease.counts], part + lease.left
             if used > most:
                 lease.debt += used - most
                 used = most
             lease.left = most - used
             lease.spent += used
-        self._quotas.changed(soon=soon)
+        self._quotas.changed()
 
     def close_read(self, read: int, written: int) -> None:
         """See `Reservation.close_read`."""

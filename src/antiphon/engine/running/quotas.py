@@ -90,9 +90,9 @@ class Quotas:
         """`cost` returns the cost of a model call in millionths, for a model and its numbers of input and output
         tokens. `expected_output`: the output tokens to reserve for a model from which this process has had no answer
         yet. `refuses`: whether requests get a 503 while the database fails. `refused` is called for each refusal, with
-        the kind of subject, the measure and the kind of refusal. `settle` closes the reservations of all requests
-        that have ended. `seconds`: the time between two reports to the shared
-        counters. `grant_seconds`: the time that a request waits for the database."""
+        the kind of subject, the measure and the kind of refusal. `settle` closes the reservations of all requests that
+        have ended. `seconds`: the time between two reports to the shared counters. `grant_seconds`: the time that a
+        request waits for the database."""
         self._rules = rules
         self._counters = counters
         self._new_id = new_id

@@ -14,7 +14,7 @@ from functools import lru_cache
 from operator import itemgetter
 
 from antiphon.stores.postgres.database import Connection, Database, committed_once
-from antiphon.stores.tables import Counts, Row, RowsMissing, Statement
+from antiphon.stores.tables import PARAMETER, Counts, Row, RowsMissing, Statement
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 """SQL: the database's current time in milliseconds since the epoch, as time columns store it."""
@@ -36,7 +36,6 @@ _WORDS = (
     (re.compile(r"\bfirst_place\(([a-z]+)\)"), r"\1.first_pos"),
     (re.compile(r"\bnew_place\(\)"), f"nextval('conversation_places') << {_PLACES}"),
 )
-_NAME = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
 
 
 @lru_cache(maxsize=1024)
@@ -45,8 +44,8 @@ def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, object]], tuple[
     function that converts named parameters to a tuple in the order of these numbers."""
     for word, meaning in _WORDS:
         sql = word.sub(meaning, sql)
-    names = list(dict.fromkeys(_NAME.findall(sql)))
-    text = _NAME.sub(lambda found: f"${names.index(found[1]) + 1}", sql)
+    names = list(dict.fromkeys(PARAMETER.findall(sql)))
+    text = PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", sql)
     if len(names) > 1:
         return text, itemgetter(*names)
     return text, lambda named: tuple(named[name] for name in names)

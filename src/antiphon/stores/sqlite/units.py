@@ -18,14 +18,13 @@ result before the whole group is committed, so callers cannot observe the order.
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 from antiphon.errors import StoreError
-from antiphon.stores.tables import Counts, RowsMissing, Statement
+from antiphon.stores.tables import PARAMETER, Counts, RowsMissing, Statement
 
 
 class Insertion:
@@ -75,7 +74,6 @@ Answer = tuple[asyncio.Future[Any], object, StoreError | None]
 # has 1 to `_FEW` rows, or one of the numbers in `_MANY`.
 _FEW: Final = 8
 _MANY: Final = (32, 16)
-_NAME: Final = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
 
 
 class Unit:
@@ -247,9 +245,9 @@ def insertion_of(sql: str) -> tuple[Insertion, tuple[str, ...]] | None:
     before, _, rest = sql.partition("VALUES ")
     end = _end_of_brackets(rest)
     row, behind = rest[:end], rest[end:]
-    if not row or _NAME.search(before) or _NAME.search(behind):
+    if not row or PARAMETER.search(before) or PARAMETER.search(behind):
         return None
-    return Insertion(f"{before}VALUES", _NAME.sub("?", row), behind), tuple(_NAME.findall(row))
+    return Insertion(f"{before}VALUES", PARAMETER.sub("?", row), behind), tuple(PARAMETER.findall(row))
 
 
 def _end_of_brackets(sql: str) -> int:
