@@ -194,6 +194,7 @@ async def test_every_field_of_a_response_that_was_cancelled_in_the_queue_is_sent
         assert status == 200 and "context_management, include" in page
         status, page = await browser.get(f"/console/requests/{entry_id}")
         assert status == 200 and "cancelled before a worker ran it" in page and ">0 ms</b><span>total" not in page
+        assert "safety_identifier=" in page and f"conversation=&#39;{conversation}&#39;" in page, "the request as code"
         assert (await there.run(browser, again, await browser.csrf()))[0] == 200
 
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import waterfall, within
 from antiphon.console.reading import Reading
+from antiphon.console.rebuilt_request import rebuilt
 from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
 from antiphon.console.story import Story, exported, is_never_stored, tell, was_refused, why_no_contents
@@ -175,8 +176,7 @@ def _snippets(
         except (ValueError, RecursionError):
             return []
     elif stored is not None:
-        names = ("model", "instructions", "tools", "previous_response_id", "temperature", "text")
-        body = {name: stored[name] for name in names if stored.get(name)} | {"input": items}
+        body = rebuilt(stored, items)
     else:
         return []
     if not isinstance(body, dict):
