@@ -86,7 +86,7 @@ async def doctor(
     await asyncio.to_thread(main, [*arguments, "--upstream", f"http://127.0.0.1:{free_port()}/v1"])
     captured = capsys.readouterr()
     assert CANARY not in captured.out + captured.err
-    findings = [one for one in json.loads(captured.out) if one["where"] == "state"]
+    findings = [one for one in json.loads(captured.out) if one["where"] == "database"]
     return [f"{one['verdict']}: {one['what']}" for one in findings], findings
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from antiphon.api.credential_checks import AdminGuard
 from antiphon.api.endpoint import Guard
+from antiphon.api.router import unknown_url
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, caller_of, is_refused_before, read_opening
 from antiphon.doors.extproc.received import MessageKind, Received
@@ -25,6 +26,9 @@ class _Router:
 
     def is_open(self, path: str) -> bool:
         return path in ("/health", "/v1/open")
+
+    def unknown(self, method: str, path: str) -> NotFound:
+        return unknown_url(method, path)
 
     def guard_of(self, path: str) -> Guard | None:
         return AdminGuard(AdminToken("right")).check if path == "/v1/admin" else None
