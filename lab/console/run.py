@@ -138,7 +138,7 @@ async def every_view(report: Report, who: Visitor, made: Made, as_whom: str) -> 
         report.check(f"{as_whom}: keys", [*([f"status {status}"] if status != 200 else []), *await who.judge()])
         await who.open("/models")
         await who.page.click("#doctor button")
-        await who.page.wait_for_selector("#doctor [role=status]", timeout=50_000)
+        await who.page.wait_for_selector("#findings [role=status]", timeout=50_000)
         wrong = [] if "Problems and notes" in await who.page.inner_html("#doctor") else ["no finding"]
         report.check(f"{as_whom}: checks", [*wrong, *await who.judge()])
 
