@@ -161,24 +161,28 @@ async def test_commands_explain_an_empty_journal_and_an_unknown_id(
         assert capsys.readouterr().err == "antiphon: no request matches\n"
 
 
-async def tail_for(seconds: float, data: Path) -> None:
-    """Run `antiphon tail` on this data folder and stop it after some seconds."""
+async def tail_for(seconds: float, data: Path, *, enabled: bool = False) -> None:
+    """Run `antiphon tail` on this data folder and stop it after some seconds. `enabled`: whether the settings of the
+    command enable the console."""
     arguments = argparse.Namespace(
         **dict.fromkeys(("owner", "model", "code")), failed=False, lines=1, json=True, no_follow=False
     )
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await _tail(load_settings({"data": data}), arguments)
+            await _tail(load_settings({"data": data, "console": {"enabled": enabled}}), arguments)
 
 
-async def test_tail_says_that_no_gateway_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("enabled", [False, True])
+async def test_tail_says_that_no_gateway_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], enabled: bool
+) -> None:
     async with process(tmp_path, enabled=True) as made:
         assert (await made.post())[0] == 200
         await made.entry()
-        # The gateway records, although these settings do not say so.
-        await tail_for(4.5, tmp_path)
+        # The gateway records, even if these settings do not say so.
+        await tail_for(4.5, tmp_path, enabled=enabled)
         assert capsys.readouterr().err == ""
-    await tail_for(4.5, tmp_path)
+    await tail_for(4.5, tmp_path, enabled=enabled)
     told = capsys.readouterr()
     assert told.err.startswith("antiphon: no running gateway records requests") and "console.enabled: true" in told.err
     assert '"outcome": "completed"' in told.out

@@ -81,12 +81,9 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
         why = await _why_empty(settings, stores.journal) if follow.is_empty else ""
         if follow.is_empty:
             print(f"antiphon: {why or 'no request matches'}", file=sys.stderr)
-        if (
-            not why
-            and not arguments.no_follow
-            and not settings.console.enabled
-            and not await _is_recording(stores.live)
-        ):
+        # For an empty journal, `why` already has the advice to enable the console.
+        told = bool(why) and not settings.console.enabled
+        if not arguments.no_follow and not told and not await _is_recording(stores.live):
             print(f"antiphon: {_NOT_RECORDED}", file=sys.stderr)
         failing = False
         while not arguments.no_follow:
