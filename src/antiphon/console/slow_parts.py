@@ -6,7 +6,8 @@ browser replaces the placeholder with the part, which waits for the same computa
 
 Invariants: a part shows whole results and never an estimate. The computations of a process that read the database run
 one after the other. While a computation runs, no second computation with the same key starts. A page starts a new
-computation unless one runs. Only `whole` also takes a result that ended in the last `_KEPT` seconds.
+computation unless one runs, so a loaded page shows no old result. Only the part that the browser loads after its page
+reuses a result.
 """
 
 from __future__ import annotations
@@ -40,20 +41,28 @@ class SlowPart(Generic[T]):
 
     async def soon(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T | None:
         """Return the result, or None if it is not ready in time. The computation then continues for `whole`."""
-        task = self._tasks.get(key)
-        if task is None or task.done():
-            task = self._start(key, compute)
+        task = self._running(key, compute)
         await asyncio.wait({task}, timeout=self._seconds)
         return task.result() if task.done() else None
 
     async def shown(self, call: PageCall, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T | None:
         """Return the result for a page. A browser without scripts requests the page with `whole=1`, and the page then
         waits for the result."""
-        return await (self.whole(key, compute) if call.query("whole") == "1" else self.soon(key, compute))
+        if call.query("whole") == "1":
+            return await asyncio.shield(self._running(key, compute))
+        return await self.soon(key, compute)
 
     async def whole(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of the running computation, or of one that has just ended, or else compute it."""
-        return await asyncio.shield(self._tasks.get(key) or self._start(key, compute))
+        """Return the result of the running computation, or of one that has just succeeded, or else compute it."""
+        task = self._tasks.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._start(key, compute)
+        return await asyncio.shield(task)
+
+    def _running(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
+        """Return the running computation, or start one."""
+        task = self._tasks.get(key)
+        return self._start(key, compute) if task is None or task.done() else task
 
     def _start(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         task = self._tasks[key] = asyncio.ensure_future(self._in_turn(compute))
