@@ -288,6 +288,7 @@ def _is_secure(request: ApiRequest) -> bool:
 
 def every_view(reading: Reading, keys: KeySources) -> tuple[ConsoleView, ...]:
     """Return all views, in the order of the navigation."""
+    models = ModelsView(reading)
     return (
         LiveView(reading),
         RequestsView(reading),
@@ -296,8 +297,8 @@ def every_view(reading: Reading, keys: KeySources) -> tuple[ConsoleView, ...]:
         BackgroundView(reading),
         PlaygroundView(reading),
         PromptsView(reading),
-        ModelsView(reading),
-        DoctorView(reading),
+        models,
+        DoctorView(reading, models.show),
         FilesView(reading),
         VectorStoresView(reading),
         StoreSearchView(reading),

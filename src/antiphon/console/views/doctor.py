@@ -10,16 +10,18 @@ only when an operator requests them. A finding is text that may come from an ups
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
-from antiphon.console.site import PageCall, PageRoute, redirect
+from antiphon.console.site import ROOT, PageCall, PageRoute
 from antiphon.engine.ports.findings import Finding, Verdict
 from antiphon.errors import NotFound
 
 _FLAG: Final = re.compile(r"--(model|key-env|images)\b")
+_PATH: Final = "/models"
 
 
 class DoctorView:
@@ -27,19 +29,23 @@ class DoctorView:
 
     nav: Sequence[tuple[str, str]] = ()
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, page: Callable[[PageCall], Awaitable[ApiResponse]]) -> None:
+        """`page`: the handler of the page of models."""
         self._reading = reading
+        self._page = page
 
     @PageRoute("POST", "/models/checks", operators=True)
     async def check(self, call: PageCall) -> ApiResponse:
         """Run the checks, and return the part of the page with the findings. A browser without scripts gets the whole
-        page."""
+        page. A redirect to the page could reach another process, which does not have these findings."""
         doctor = self._reading.doctor
         if doctor is None:
             raise NotFound("This process cannot run the checks. Run 'antiphon doctor' on the server's machine.")
         await doctor.run()
         if not call.fragment:
-            return redirect(call.link("/models") + "#doctor")
+            query = tuple([(name, value) for name, value in call.request.query if name != "whole"])
+            request = replace(call.request, method="GET", path=ROOT + _PATH, query=(*query, ("whole", "1")))
+            return await self._page(replace(call, request=request))
         return call.show("findings.html", doctor_values(self._reading))
 
 
