@@ -244,6 +244,17 @@ async def test_misses_of_the_prompt_cache_are_found_among_any_number_of_other_re
     assert ids((await store.list(EntryFilter(missed=True, owner=BOB))).entries) == ["req_2"]
 
 
+async def test_refusals_are_left_out_on_request_and_displace_no_choices(store: JournalStore) -> None:
+    await store.add([entry(1), entry(2, owner=BOB, model="n")])
+    await store.add([entry(at, model="", outcome="refused", code="wrong") for at in range(3, 40)])
+    page = await store.list(EntryFilter(unrefused=True))
+    assert ids(page.entries) == ["req_2", "req_1"] and page.total == 2
+    assert ids(await store.newer(EntryFilter(unrefused=True, owner=BOB), than="")) == ["req_2"]
+    found = await store.choices(recent=5)
+    assert (found.models, found.outcomes) == (("m", "n"), ("completed", "refused")) and "wrong" in found.codes
+    assert (await store.choices(ALICE, recent=5)).models == ("m",)
+
+
 async def test_choices_sums_and_slots(store: JournalStore) -> None:
     await store.add([entry(number, seconds=float(number), age=10.0) for number in range(1, 21)])
     await store.add([entry(30, model="n", upstream="", fault="client", code="bad", owner=BOB, first=None, age=5000.0)])

@@ -69,18 +69,8 @@ bytes. Antiphon never shortens the id of an owner, because the id decides who ma
 _NUMBERS = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
 _COLUMNS = (
     *("id", "owner", "request_id", "key_id", "key_name", "team", "door", "model", "upstream", "response_id"),
-    *(
-        "previous_id",
-        "conversation_id",
-        "outcome",
-        "fault",
-        "code",
-        "http_status",
-        "stored",
-        "recorded",
-        "took",
-        "first_at",
-    ),
+    *("previous_id", "conversation_id", "outcome", "fault", "code", "http_status", "stored", "recorded"),
+    *("took", "first_at"),
     *("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated", "cost", "detail"),
 )
 _FIELDS = ", ".join(_COLUMNS)
@@ -270,17 +260,19 @@ class JournalStore:
         return _entry(rows[0]) if rows else None
 
     async def choices(self, owner: str = "", *, recent: int = 2000) -> Choices:
-        """Return the distinct values in the `recent` newest entries. The console offers these values as choices of a
-        filter."""
+        """Return the distinct values in the `recent` newest entries, and in as many refusals at most. The console
+        offers these values as choices of a filter."""
         named: dict[str, object] = {"owner": owner, "recent": recent}
-        # For all owners the query has no condition, so that the database reads the rows in the order of an index.
-        sql = f"""
-        SELECT DISTINCT model, upstream, outcome, code, door, team FROM (
-          SELECT model, upstream, outcome, code, door, team FROM requests {"WHERE owner = :owner" if owner else ""}
-          ORDER BY ended_at DESC, id DESC LIMIT :recent
-        ) AS latest
-        """
-        rows = await self._tables.fetch(sql, named)
+        # For all owners the query has no condition on the owner, so that the database reads the rows in the order of an
+        # index. Refusals are read separately, so that they cannot displace the values of other entries.
+        newest = [
+            f"""SELECT * FROM (
+              SELECT model, upstream, outcome, code, door, team FROM requests
+              WHERE {kind}{" AND owner = :owner" if owner else ""} ORDER BY ended_at DESC, id DESC LIMIT :recent
+            ) AS {name}"""
+            for name, kind in (("others", _SUMMED), ("refusals", _REFUSED))
+        ]
+        rows = await self._tables.fetch(" UNION ".join(newest), named)
         columns = [sorted({row[number] for row in rows} - {""})[:_CHOICES] for number in range(6)]
         return Choices(*(tuple(column) for column in columns))
 
@@ -408,6 +400,8 @@ def _selected(chosen: EntryFilter) -> tuple[str, dict[str, object]]:
     parts = [f"{name} = :{name}" for name in named]
     if chosen.failed:
         parts.append("fault <> ''")
+    if chosen.unrefused:
+        parts.append(_SUMMED)
     if chosen.missed:
         # An index has both counts, so the database reads only the rows of misses.
         parts.append("cached_tokens * 2 < input_tokens AND previous_id <> ''")

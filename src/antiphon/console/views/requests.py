@@ -3,17 +3,23 @@
 This module also searches the texts of requests. `request.py` shows one request, `unfinished.py` shows requests in
 flight, and `stores/journal.py` stores the entries.
 
-Invariant: a list states how many requests its filter selects, and which of these requests it shows.
+A list leaves out refused requests unless its filter asks for refusals or failures. A client without a key can cause
+many refusals, which would displace other requests.
+
+Invariants: a list states how many requests its filter selects, and which of these requests it shows. A list also states
+how many rows of refused requests it leaves out.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
+
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
 from antiphon.console.site import SECURITY, PageCall, PageRoute
-from antiphon.engine.ports.journal import MOST_COUNTED, Entry, EntryFilter
+from antiphon.engine.ports.journal import MOST_COUNTED, REFUSED, Entry, EntryFilter, EntryPage
 from antiphon.errors import InvalidRequest
 from antiphon.stores.journal import cursor_of
 
@@ -23,6 +29,8 @@ _SEARCHED = 400
 _FIELDS = ("outcome", "fault", "code", "model", "upstream", "door", "team", "thread")
 _MORE = ("fault", "door", "team", "begin", "until")
 """The filter fields that the page hides until the user opens the additional filters."""
+_OF_REFUSALS = ("outcome", "fault", "code", "failed", "refused")
+"""The filter fields with which a list also shows refused requests."""
 _FAULTS = ("client", "upstream", "ours", "cancelled")
 _TIMES = {"15m": 900.0, "1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 
@@ -49,6 +57,8 @@ class RequestsView:
         else:
             page = await self._reading.journal.list(wanted, limit=PER_PAGE, after=call.query("after"))
             entries, total, after = list(page.entries), page.total, page.after
+        refusals = await self._refusals(wanted)
+        newest = max((*entries[:1], *refusals.entries), key=lambda one: (one.ended_at, one.id), default=None)
         first = call.number("from", 1, least=1, most=10_000_000)
         values: dict[str, object] = {
             "entries": entries,
@@ -57,10 +67,11 @@ class RequestsView:
             "first": first,
             "after": after,
             "searched": searched,
+            "hidden": refusals.total,
             "text": text,
-            "filtered": text or any(call.query(name) for name in (*_FIELDS, *_MORE, "since", "failed")),
+            "filtered": text or any(call.query(name) for name in (*_FIELDS, *_MORE, "since", "failed", "refused")),
         }
-        values["live_url"] = "" if text or first > 1 else call.same(than=cursor_of(entries[0]) if entries else "0:0")
+        values["live_url"] = "" if text or first > 1 else call.same(than=cursor_of(newest) if newest else "0:0")
         if call.fragment:
             return call.show("requests_rows.html", values)
         choices = await self._reading.journal.choices(wanted.owner)
@@ -68,10 +79,18 @@ class RequestsView:
         return call.show("requests.html", values, choices=choices, times=_TIMES, faults=_FAULTS, more=more)
 
     async def _has_news(self, wanted: EntryFilter, than: str) -> bool:
-        """Whether a request has ended since the browser loaded its list. `than` is the cursor of that list's newest
-        row."""
-        newer = await self._reading.journal.newer(wanted, than=than, limit=1)
+        """Whether a request has ended since the browser loaded its list, also a request that the list leaves out.
+        `than` is the cursor of the newest request at that time."""
+        chosen = msgspec.structs.replace(wanted, unrefused=False)
+        newer = await self._reading.journal.newer(chosen, than=than, limit=1)
         return bool(newer) and cursor_of(newer[0]) != than
+
+    async def _refusals(self, wanted: EntryFilter) -> EntryPage:
+        """Return the newest refusal that the list leaves out, and the number of these refusals."""
+        if not wanted.unrefused:
+            return EntryPage((), 0, "")
+        chosen = msgspec.structs.replace(wanted, unrefused=False, outcome=REFUSED)
+        return await self._reading.journal.list(chosen, limit=1)
 
     async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], int]:
         """Return the entries whose contents contain the text, and the number of entries that the search read."""
@@ -100,6 +119,7 @@ def read_filter(call: PageCall) -> EntryFilter:
         team,
         thread=thread,
         failed=call.query("failed") == "1",
+        unrefused=not any(call.query(name) for name in _OF_REFUSALS),
         since=_time(call, "begin") or _since(call.query("since")),
         until=_time(call, "until"),
     )

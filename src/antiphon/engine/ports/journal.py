@@ -152,7 +152,8 @@ class EntryFilter(Struct, frozen=True, omit_defaults=True):
 
     `failed` selects entries with a fault. `missed` selects entries that continue a response, but got less than half of
     their input tokens from the upstream's prompt cache. `thread` is the id of a response or of a conversation. `thread`
-    selects the entries that created, continue or use this object. `since` and `until` are in seconds since the epoch.
+    selects the entries that created, continue or use this object. `unrefused` leaves out the entries with the outcome
+    `refused`. `since` and `until` are in seconds since the epoch.
 
         EntryFilter(owner="n:anna", model="qwen3", failed=True, since=time.time() - 3600)
     """
@@ -169,6 +170,7 @@ class EntryFilter(Struct, frozen=True, omit_defaults=True):
     thread: str = ""
     failed: bool = False
     missed: bool = False
+    unrefused: bool = False
     since: float = 0.0
     until: float = 0.0
 
