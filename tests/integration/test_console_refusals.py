@@ -44,7 +44,7 @@ async def test_only_operators_see_refusals_of_unknown_owners(tmp_path: Path) -> 
 async def test_a_search_finds_refused_requests_by_their_path(tmp_path: Path) -> None:
     async with open_console_app(tmp_path) as console:
         await _refused(console)
-        page = (await console.get("/requests?text=v1/files", "operator")).words
+        page = (await console.get("/requests?refused=1&text=v1/files", "operator")).words
         assert "/v1/files anna" in page and "/v1/responses" not in page
 
 
