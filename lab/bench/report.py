@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
-from lab.bench.variants import LABELS, Values
+from lab.bench.variants import CHAINS, LABELS, Values
 
 _TAILS = ("first_event_p999", "under_way_p999")
 _QUANTILES = ("p50", "p99", "p999")
@@ -45,6 +45,7 @@ def tables(result: Result) -> str:
         _waits(result, streams),
         _streamed(result, streams),
         _stored(result, streams),
+        _histories(result),
         _others(result),
         _ratios(result, streams),
         *_apart(result),
@@ -169,30 +170,57 @@ def _stored(result: Result, streams: list[int]) -> str:
     return _table(head, rows)
 
 
+def _histories(result: Result) -> str:
+    """The table of requests behind stored turns; the CPU time is that of all processes, Envoy's too."""
+    head = ["CPU µs per request behind stored turns (p50, ms)"]
+    head += [f"{turns or 'no'} turns, 8 callers" for turns in (0, *CHAINS)]
+    head += ["one turn, 8 callers, stored", "no turns, one caller", "the same, stored", "one turn, one caller"]
+    head += ["the same, stored"]
+    rows = []
+    for name, values in result["median"].items():
+        spent = result["cpu_us_per_chunk"][name]
+        keys = [f"history-{turns}-8" for turns in (0, *CHAINS)] + ["history-1-8-stored"]
+        keys += [f"history-{turns}-1{stored}" for turns in (0, 1) for stored in ("", "-stored")]
+        if f"{keys[0]} sidecar" in spent:
+            cells = [f"{sum_of(spent, key):.0f} ({values[f'{key}_p50'] / 1000:.1f})" for key in keys]
+            rows.append([_label(name), *cells])
+    return _table(head, rows)
+
+
+def sum_of(spent: Values, kind: str) -> float:
+    """The CPU time of all processes of a variant for a chunk or request of this kind. 0 if it was not measured."""
+    return spent.get(f"{kind} sidecar", 0.0) + spent.get(f"{kind} envoy", 0.0)
+
+
 def _others(result: Result) -> str:
     """The table of all other kinds of requests, except short requests and text."""
     head = [
         "variant",
-        "requests of 100 KB/s",
-        "requests of 5 MB/s",
-        "stored requests/s behind 20 turns of history, 16 at once",
+        "requests/s of 100 KB",
+        "of 100 KB in 90 turns",
+        "of 5 MB",
+        "of 5 MB in 4,545 turns",
         "tool argument chunks/s, 16 streams",
         "reasoning chunks/s, 16 streams",
         "CPU µs per tool chunk, sidecar / Envoy",
         "per reasoning chunk",
-        "CPU ms per request of 5 MB",
+        "CPU ms per request of 100 KB",
+        "of 100 KB in 90 turns",
+        "of 5 MB",
+        "of 5 MB in 4,545 turns",
         "first event, ms, p99.9",
         "chunk under way, ms, p99.9",
         "the same beside 5 MB requests, ms, p50 / p99 / max (alone)",
     ]
-    rates = ("size_100000", "size_5000000", "chained", "tools", "reasoning")
+    long = ("kb100", "kb100_turns", "mb5", "mb5_turns")
     rows = []
     for name, values in result["median"].items():
         spent = result["cpu_us_per_chunk"][name]
         costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 1) for kind in ("tools", "reasoning")]
-        costs.append(_pair(spent, "large sidecar", "large envoy", 1000, 1))
+        costs += [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1000, 2) for kind in long]
         tails = [_figure({"v": values[key] / 1000}, "v", 2) if key in values else "-" for key in _TAILS]
-        rows.append([_label(name), *(_figure(values, key) for key in rates), *costs, *tails, _stalled(values)])
+        rates = [_figure(values, key) for key in (*long, "tools", "reasoning")]
+        rows.append([_label(name), *rates, *costs, *tails, _stalled(values)])
     return _table(head, rows)
 
 

@@ -19,12 +19,19 @@ from typing import Any
 from lab.bench import cpu
 from lab.bench.load import Job
 from lab.bench.machine import Watch
-from lab.bench.variants import Process, Values, Variant
+from lab.bench.variants import CHAINS, Process, Values, Variant
 
 BURST = 100
 PACED_STREAMS = 8
 _GRACE = 3.0
-_SIZES = (100_000, 5_000_000)
+_LONG = {"kb100": 100_000, "mb5": 5_000_000}
+"""The long requests: each as one text, and (`…_turns`) as a conversation of turns of 1 KB."""
+# The stored turns behind a request, the callers, and whether the request's response is stored.
+_HISTORIES = (
+    *((turns, 8, False) for turns in (0, *CHAINS)),
+    (1, 8, True),
+    *((turns, 1, store) for turns in (0, 1) for store in (False, True)),
+)
 _KINDS = ("tools", "reasoning")
 _PACED = 40
 _STALLED_STREAMS = 4
@@ -59,7 +66,8 @@ class Bench:
         self.complaints: list[str] = []
         self.others: list[float] = []
         """For each round, the share of the cores' time that other programs used."""
-        self._spent: dict[str, Values] = {variant.name: {} for variant in variants}
+        self._spent: dict[str, Values] = {}
+        """The CPU seconds of the current round by kind and part, and the number of chunks or requests of each kind."""
 
     async def measure(self) -> None:
         """Run all jobs in order. The memory measurement comes first, because a process keeps memory after it was
@@ -84,21 +92,11 @@ class Bench:
             self.others.append(watch.others())
             longest = max(longest, time.monotonic() - now)
 
-    def processor(self) -> dict[str, Values]:
-        """CPU microseconds per chunk, over all rounds."""
-        return {
-            name: {
-                key: spent[key] / spent[f"{key.split()[0]} chunks"] * 1e6
-                for key in spent
-                if not key.endswith("chunks") and spent[f"{key.split()[0]} chunks"]
-            }
-            for name, spent in self._spent.items()
-        }
-
     # One round.
 
     async def _round(self) -> None:
         values: dict[str, Values] = {variant.name: {} for variant in self._variants}
+        self._spent = {variant.name: {} for variant in self._variants}
         ours = [variant for variant in self._variants if not variant.peer]
         middle = _middle(self._given.streams)
         for variant in self._variants:
@@ -111,15 +109,17 @@ class Bench:
         for streams in self._given.streams:
             for variant in self._variants if streams == middle else ours:
                 await self._short(variant, values[variant.name], streams, "json" if streams == middle else None)
-        for size in _SIZES:
-            for variant in ours:
-                cost = "large" if size == _LARGEST else None
-                answer = await self._job(variant, "json", 0, 4, size=size, cost=cost)
-                values[variant.name][f"size_{size}"] = answer["requests_per_second"]
+        for name, size in _LONG.items():
+            for kind, turns in ((name, False), (f"{name}_turns", True)):
+                for variant in ours:
+                    answer = await self._job(variant, "json", 0, 4, size=size, turns=turns, cost=kind)
+                    values[variant.name][kind] = answer["requests_per_second"]
         for variant in ours:
             await self._stalled(variant, values[variant.name])
         for variant in ours:
             await self._stored(variant, values[variant.name])
+        for variant in ours:
+            await self._histories(variant, values[variant.name])
         for kind in _KINDS:
             for variant in ours:
                 answer = await self._job(variant, f"{kind}-{BURST}", BURST, 16, cost=kind)
@@ -129,6 +129,10 @@ class Bench:
                 await self._burst(variant, values[variant.name], streams, "burst" if streams == middle else None)
         for variant in ours:
             await self._saturated(variant, values[variant.name])
+        for name, spent in self._spent.items():
+            for key, seconds in spent.items():
+                if not key.endswith("chunks") and (chunks := spent[f"{key.split()[0]} chunks"]):
+                    values[name][f"cpu {key}"] = seconds / chunks * 1e6
         self.rounds.append(values)
 
     async def _first_events(self, variant: Variant, values: Values) -> None:
@@ -162,8 +166,8 @@ class Bench:
         _latency(values, f"whole_{streams}", answer, "whole")
 
     async def _stored(self, variant: Variant, values: Values) -> None:
-        """Send the same requests and streams with `store: true`, and requests that continue a history."""
-        if not variant.chain:
+        """Send the same requests and streams with `store: true`."""
+        if not variant.chains:
             return
         middle = _middle(self._given.streams)
         for streams in self._given.streams:
@@ -174,9 +178,14 @@ class Bench:
                 model = f"burst-{BURST}"
                 answer = await self._job(variant, model, BURST, streams, more={"store": True})
                 values[f"stored_chunks_{streams}"] = answer["chunks_per_second"]
-        more = {"store": True, "previous_response_id": variant.chain}
-        answer = await self._job(variant, "json", 0, 16, more=more)
-        values["chained"] = answer["requests_per_second"]
+
+    async def _histories(self, variant: Variant, values: Values) -> None:
+        """Send small requests behind stored turns, for which one half of the usual time is enough."""
+        for turns, callers, store in _HISTORIES if variant.chains else ():
+            key = f"history-{turns}-{callers}{'-stored' if store else ''}"
+            more = {"store": store, **({"previous_response_id": variant.chains[turns]} if turns else {})}
+            answer = await self._job(variant, "json", 0, callers, seconds=self._given.seconds / 2, cost=key, more=more)
+            _latency(values, key, answer, "whole")
 
     async def _burst(self, variant: Variant, values: Values, streams: int, cost: str | None) -> None:
         """Run streams at full speed, in which one read often has many chunks."""
@@ -237,6 +246,7 @@ class Bench:
         stamps: bool = False,
         cost: str | None = None,
         size: int = 0,
+        turns: bool = False,
         more: dict[str, Any] | None = None,
         load: int = 0,
     ) -> dict[str, Any]:
@@ -247,7 +257,7 @@ class Bench:
         job = Job(
             port=variant.port,
             path=protocol.path,
-            body=protocol.body(model, stream=chunks > 0, size=size, **(more or {})),
+            body=protocol.body(model, stream=chunks > 0, size=size, turns=turns, **(more or {})),
             connections=connections,
             seconds=seconds,
             grace=grace,
@@ -257,6 +267,7 @@ class Bench:
             # Start the paced streams at different times. Otherwise all would send at the same moment.
             stagger=0.01 / connections if model.startswith("paced") else 0.0,
         )
+        cost = cost if variant.name in self._spent else None
         before = variant.cpu_seconds() if cost else {}
         async with asyncio.timeout(seconds + grace + 10):
             answer: dict[str, Any] = json.loads(await self._loads[load].ask(json.dumps(job)))

@@ -120,6 +120,7 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
     def against(base: str, combine: str) -> dict[str, Values]:
         return {name: median(name, base, combine) for name in names} if base in names else {}
 
+    medians = {name: median(name, None, "") for name in names}
     return {
         "machine": {
             "cores": len(os.sched_getaffinity(0)),
@@ -136,11 +137,14 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
             "burst_chunks": BURST,
             "paced_streams": PACED_STREAMS,
         },
-        "median": {name: median(name, None, "") for name in names},
+        "median": medians,
         "added_to_envoy": against("envoy", "difference"),
         "ratio_to_envoy": against("envoy", "ratio"),
         "ratio_to_echo": against("echo", "ratio"),
-        "cpu_us_per_chunk": bench.processor(),
+        "cpu_us_per_chunk": {
+            name: {key.removeprefix("cpu "): value for key, value in values.items() if key.startswith("cpu ")}
+            for name, values in medians.items()
+        },
         "memory_bytes_per_stream": bench.memory,
         "apart": apart,
         "complaints": bench.complaints,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lab.bench.report import Result
+from lab.bench.report import Result, sum_of
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,28 @@ def _of_unstored(name: str) -> Callable[[Result], float | None]:
     return read
 
 
-def _large(result: Result) -> float | None:
-    spent = _cost("large")(result)
-    return spent / 1000 if spent else None
+def _large(kind: str) -> Callable[[Result], float | None]:
+    def read(result: Result) -> float | None:
+        spent = _cost(kind)(result)
+        return spent / 1000 if spent else None
+
+    return read
+
+
+def _of_all(one: str, other: str) -> Callable[[Result], float | None]:
+    """The ratio of the CPU time of all processes, Envoy's too, for requests of one kind to that of another kind."""
+
+    def read(result: Result) -> float | None:
+        spent = result["cpu_us_per_chunk"].get("relay", {})
+        return sum_of(spent, one) / sum_of(spent, other) if sum_of(spent, one) and sum_of(spent, other) else None
+
+    return read
+
+
+def _turn(result: Result) -> float | None:
+    """The CPU time of each stored turn after the first."""
+    few, many = (sum_of(result["cpu_us_per_chunk"].get("relay", {}), f"history-{turns}-8") for turns in (1, 200))
+    return (many - few) / 199 if few and many else None
 
 
 def _added(key: str) -> Callable[[Result], float | None]:
@@ -180,6 +199,31 @@ _TARGETS = (
         )
     ),
     _Target("relay, CPU of a stored request, of an unstored one", "≤ 1.5x", _of_unstored("relay"), limit=1.5, unit="x"),
+    _Target(
+        "relay, CPU of a stored request, one caller",
+        "≤ 2x",
+        _of_all("history-0-1-stored", "history-0-1"),
+        limit=2,
+        unit="x",
+    ),
+    _Target(
+        "relay, CPU behind one stored turn, of none, 8 callers",
+        "≤ 1.5x",
+        _of_all("history-1-8", "history-0-8"),
+        limit=1.5,
+        unit="x",
+    ),
+    _Target(
+        "relay, CPU behind one stored turn, one caller",
+        "≤ 1.5x",
+        _of_all("history-1-1", "history-0-1"),
+        limit=1.5,
+        unit="x",
+    ),
+    _Target("relay, CPU of each further stored turn", "≤ 12 µs", _turn, limit=12, unit=" µs", digits=1),
+    _Target(
+        "relay, CPU of 100 KB in 90 turns, of the no-op's", "≤ 2.5x", _cost_ratio("kb100_turns"), limit=2.5, unit="x"
+    ),
     _Target("HTTP server, CPU per chunk, burst", "≤ 13.3 µs", _cost("burst", "http"), limit=13.3, unit=" µs", digits=1),
     _Target(
         "HTTP server, CPU per chunk, saturated",
@@ -197,7 +241,8 @@ _TARGETS = (
     _Target("added time to first event, one stream, p50", "≤ 1 ms", _added("first_event_p50"), limit=1, unit=" ms"),
     _Target("the same, p99", "≤ 3 ms", _added("first_event_p99"), limit=3, unit=" ms"),
     _Target("added per chunk, p50", "≤ 0.3 ms", _added("under_way_p50"), limit=0.3, unit=" ms"),
-    _Target("relay, CPU of a request of 5 MB", "≤ 20 ms", _large, limit=20, unit=" ms", digits=1),
+    _Target("relay, CPU of a request of 5 MB", "≤ 20 ms", _large("mb5"), limit=20, unit=" ms", digits=1),
+    _Target("relay, CPU of 5 MB in 4,545 turns", "≤ 25 ms", _large("mb5_turns"), limit=25, unit=" ms", digits=1),
     _Target("longest stall by a 5 MB request", "≤ 5 ms", _longest_turn, limit=5, unit=" ms", digits=1),
     _Target(
         "1,000 open streams, each in the sidecar",

@@ -38,7 +38,8 @@ Values = dict[str, float]
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 8.0
-_CHAIN = 20
+CHAINS = (1, 50, 200)
+"""The numbers of stored turns of the chains that a request continues."""
 _SOURCES = Path(__file__).parents[2] / "src"
 _PROCESSOR, _ROUTER = "envoy.filters.http.ext_proc", "envoy.filters.http.router"
 
@@ -90,12 +91,18 @@ class Protocol:
 
     path: str
     markers: dict[str, str]
-    fields: Callable[[str], dict[str, Any]]
+    fields: Callable[[str | list[dict[str, str]]], dict[str, Any]]
     prefix: str = ""
 
-    def body(self, model: str, *, stream: bool, size: int = 0, **more: Any) -> str:
-        """The body of a request for this model, with `size` bytes of user text."""
-        said = _SAID if not size else (_SAID * (size // len(_SAID) + 1))[:size]
+    def body(self, model: str, *, stream: bool, size: int = 0, turns: bool = False, **more: Any) -> str:
+        """The body of a request for this model, with `size` bytes of user text, or with turns of 1 KB each instead of
+        one text."""
+        said: str | list[dict[str, str]] = _SAID if not size else _long(size)
+        if turns:
+            said = [
+                {"role": ("user", "assistant")[at % 2], "content": _long(_TURN)} for at in range(size // _TURN_BYTES)
+            ]
+            said.append({"role": "user", "content": _SAID})
         return json.dumps({"model": self.prefix + model, "stream": stream, **self.fields(said), **more})
 
     def marker(self, model: str) -> str:
@@ -105,10 +112,25 @@ class Protocol:
 
 
 _SAID = "Say something that is long enough to be worth streaming. "
+# A turn of 1,055 characters takes about 1,100 bytes in a body.
+_TURN, _TURN_BYTES = 1055, 1100
+
+
+def _long(size: int) -> str:
+    return (_SAID * (size // len(_SAID) + 1))[:size]
+
+
+def _messages(said: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": "Be brief."},
+        *([{"role": "user", "content": said}] if isinstance(said, str) else said),
+    ]
+
+
 CHAT = Protocol(
     "/v1/chat/completions",
     {"burst": '"content":"', "tools": '"arguments":"', "reasoning": '"reasoning_content":"'},
-    lambda said: {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]},
+    lambda said: {"messages": _messages(said)},
 )
 # Requests do not store their response unless a job requests this, because the comparison excludes the disk.
 RESPONSES = Protocol(
@@ -234,8 +256,8 @@ class Variant:
     port: int
     peer: bool = False
     """Whether the variant is another program, which runs only some of the jobs."""
-    chain: str = ""
-    """The last response of a stored chain, if the variant stores."""
+    chains: dict[int, str] = field(default_factory=dict)
+    """The last response of each stored chain by its turns, if the variant stores."""
     processes: list[Process] = field(default_factory=list)
     sidecar: list[int] = field(default_factory=list)
     """All processes except Envoy's. For a peer these are its root processes, and their descendants count too."""
@@ -287,22 +309,24 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
     if len(variant.sidecar) <= workers or bool(variant.envoy) == (mode == "http"):
         await variant.stop()
         raise RuntimeError(f"{name}: its processes were not recognised")
-    variant.chain = await asyncio.to_thread(_store_chain, port, _CHAIN)
+    variant.chains = await asyncio.to_thread(_store_chains, port)
     return variant
 
 
-def _store_chain(port: int, turns: int) -> str:
-    """Store a chain of responses as the load generator's owner. Returns the last id."""
-    last = ""
+def _store_chains(port: int) -> dict[int, str]:
+    """Store a chain of responses as the load generator's owner. Returns the ids of the turns in `CHAINS`."""
+    last, found = "", {}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)
     with contextlib.closing(connection):
-        for _ in range(turns):
+        for turn in range(max(CHAINS)):
             more: dict[str, Any] = {"previous_response_id": last} if last else {}
             headers = {"content-type": "application/json", "authorization": "Bearer bench"}
             body = RESPONSES.body("json", stream=False, store=True, **more)
             connection.request("POST", RESPONSES.path, body, headers)
             last = json.load(connection.getresponse())["id"]
-    return last
+            if turn + 1 in CHAINS:
+                found[turn + 1] = last
+    return found
 
 
 def _mode_and_transport(name: str) -> tuple[str, str]:

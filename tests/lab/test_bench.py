@@ -66,12 +66,31 @@ def test_a_limit_that_is_just_reached_is_met() -> None:
 
 def test_stored_requests_are_judged_beside_envoys_unstored() -> None:
     ratio = {"relay": {"requests_16": 0.2, "stored_requests_16": 0.09}}
-    spent = {"relay": {"json sidecar": 200.0, "stored sidecar": 300.0, "large sidecar": 21_000.0}}
+    spent = {"relay": {"json sidecar": 200.0, "stored sidecar": 300.0, "mb5 sidecar": 21_000.0}}
     found = _verdicts(_result(ratio_to_envoy=ratio, cpu_us_per_chunk=spent))
     assert found["relay, small requests/s at 16, store: false, of Envoy alone"] is True
     assert found["relay, small requests/s at 16, store: true, of Envoy alone"] is False
     assert found["relay, CPU of a stored request, of an unstored one"] is True
     assert found["relay, CPU of a request of 5 MB"] is False
+
+
+def test_a_request_behind_stored_turns_costs_what_all_processes_work() -> None:
+    costs = {"history-0-8": (300.0, 200.0), "history-1-8": (550.0, 250.0), "history-200-8": (2800.0, 250.0)}
+    spent = {
+        f"{kind} {part}": one
+        for kind, both in costs.items()
+        for part, one in zip(("sidecar", "envoy"), both, strict=True)
+    }
+    rows = {row.figure: row for row in judge(_result(cpu_us_per_chunk={"relay": spent}))}
+    assert rows["relay, CPU behind one stored turn, of none, 8 callers"].measured == "1.60x"
+    assert rows["relay, CPU of each further stored turn"].measured == "11.3 µs"
+
+
+def test_long_requests_have_turns_of_a_kilobyte_or_one_text() -> None:
+    for protocol, key in ((variants.CHAT, "messages"), (variants.RESPONSES, "input")):
+        turns, text = (protocol.body("json", stream=False, size=5_000_000, turns=split) for split in (True, False))
+        assert abs(len(turns) / 5_000_000 - 1) < 0.03 and abs(len(text) / 5_000_000 - 1) < 0.01
+        assert len(json.loads(turns)[key]) - (protocol is variants.CHAT) == 4546
 
 
 def test_the_peer_is_compared_beyond_the_upstreams_own_time() -> None:
