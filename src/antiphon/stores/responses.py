@@ -18,8 +18,9 @@ exceeds a size limit.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Protocol
 
 from msgspec import Struct
@@ -50,7 +51,8 @@ from antiphon.stores.tables import (
 # `CROSS JOIN` fixes the join order in SQLite. After ANALYZE, a second condition on `responses` in the recursive SELECT
 # would make SQLite build a Bloom filter over the whole table on every call. For a chain over a limit, the query returns
 # only the newest response, with the chain's size in `history_items` and `history_bytes`, and no items. `depth < :limit`
-# ends the recursion in a damaged database with a circular chain.
+# ends the recursion in a damaged database with a circular chain. The rows have no order, because SQLite would copy all
+# bodies to sort them. The first three columns give the order of the items.
 LOAD_CHAIN = """
 WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
   SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
@@ -62,13 +64,17 @@ WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversat
   FROM turn CROSS JOIN responses r
   WHERE turn.depth < :limit AND r.id = turn.prev_id
 )
-SELECT turn.prev_id AS prev_id, turn.history_items AS history_items, turn.history_bytes AS history_bytes,
-       turn.status AS status, turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos,
-       i.item_id, i.type, i.body, i.shown
+SELECT -turn.depth AS place, i.dir, i.seq, i.item_id, i.type, i.body, i.shown, turn.prev_id AS prev_id,
+       turn.history_items AS history_items, turn.history_bytes AS history_bytes, turn.status AS status,
+       turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos
 FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
   AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
-ORDER BY turn.depth DESC, i.dir, i.seq
 """
+_IN_ORDER = itemgetter(0, 1, 2)
+_BRIEF_ITEMS = 512
+"""The maximum number of items of a history that the event loop's thread reads from a local database."""
+_BRIEF_BYTES = 512 * 1024
+"""The maximum bytes of such a history. SQLite reads so many items and bytes in about 2 ms."""
 # Selects the items in the conversation before the first response of a chain. The query returns no row when the id now
 # belongs to a newer conversation, or when a sweep is deleting the conversation and some items may be missing.
 LOAD_BEFORE = f"""
@@ -194,7 +200,8 @@ class ResponseStore:
     """Stores responses and their items in a database that the caller closes. A response is durable when `save` returns.
 
     This class implements `History` for the engine, and the reads and deletions of the API. Every method raises
-    `StoreError` when the database fails. No method blocks the event loop.
+    `StoreError` when the database fails. No method blocks the event loop, except for a few milliseconds that a local
+    database takes for a short history (`sqlite/brief_reads.py`).
     """
 
     def __init__(
@@ -235,9 +242,10 @@ class ResponseStore:
         """
         most, size = self._chain_items, self._history_bytes
         named: dict[str, object] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
-        found = await self._tables.fetch(LOAD_CHAIN, named)
+        found = self._brief_chain(named) or await self._tables.fetch(LOAD_CHAIN, named)
         if not found:
             return None
+        found = sorted(found, key=_IN_ORDER)
         oldest, newest = found[0], found[-1]
         if oldest["history_items"] > most:
             raise ChainTooLong(most)
@@ -264,6 +272,14 @@ class ResponseStore:
         if len(before) > limit:
             raise ChainTooLong(most)
         return Chain((*before, *items))
+
+    def _brief_chain(self, named: Mapping[str, object]) -> Sequence[Row]:
+        """Return the rows of a short history, if the backend can read them without waiting. Otherwise return no
+        rows."""
+        limit, size = min(self._chain_items, _BRIEF_ITEMS), min(self._history_bytes, _BRIEF_BYTES)
+        found = self._tables.fetch_now(LOAD_CHAIN, {**named, "limit": limit, "bytes": size}) or ()
+        is_short = found and found[0]["history_items"] <= limit and found[0]["history_bytes"] <= size
+        return found if is_short else ()
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         """Return the owner's items with these ids. See `History.load_items`."""

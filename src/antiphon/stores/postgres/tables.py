@@ -62,6 +62,9 @@ class PostgresTables:
         text, order = postgres_sql(sql)
         return await self._database.fetch(text, *order(named))
 
+    def fetch_now(self, sql: str, named: Mapping[str, object]) -> None:
+        """See `Tables.fetch_now`. The server is another process, so this backend has no answer without waiting."""
+
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`. This backend ignores `undo`, because it asks the server for the outcome of a commit when
         the connection is lost."""

@@ -3,8 +3,8 @@
 Lives here: translating the shared SQL dialect into SQLite's, opening and closing the writer and the readers, and their
 metrics. This module also has the lease clock, which decides when a lease on this machine expires. After a reboot, this
 module ends all leases. Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`,
-`readers.py`), the purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come
-from the wall clock and never affect a lease.
+`readers.py`, `brief_reads.py`), the purpose, duration and renewal of leases. Dates that clients see (`created_at`,
+`expires_at`) come from the wall clock and never affect a lease.
 
 All processes that share a database file run on one machine, so they share its monotonic clock. An operator can set the
 wall clock, but not the monotonic clock. While the machine sleeps, the monotonic clock stops, and so do the processes
@@ -31,6 +31,7 @@ from msgspec import structs
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.waiting import SIZES
 from antiphon.stores.backend import DatabaseStatistics
+from antiphon.stores.sqlite.brief_reads import BriefReads
 from antiphon.stores.sqlite.database import Place, write_lock
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
@@ -107,9 +108,17 @@ class SqliteTables:
     """Implements `Tables` with one `SqliteWriter` and one pool of connections for reads (`SqliteReaders`). Also
     implements `StoreStatistics`, the metrics of the database."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, leases: LeaseClock = lease_now) -> None:
+    def __init__(
+        self,
+        writer: SqliteWriter,
+        readers: SqliteReaders,
+        leases: LeaseClock = lease_now,
+        brief: BriefReads | None = None,
+    ) -> None:
+        """`brief`: answers `fetch_now`. With None, `fetch_now` has no answer."""
         self.writer = writer
         self.readers = readers
+        self._brief = brief
         self.lease_now = leases
 
     @classmethod
@@ -126,17 +135,20 @@ class SqliteTables:
         for leases. Raises `StoreError`."""
         writer = SqliteWriter(place, prepare, writer_limits(timeouts))
         await writer.start()
-        readers = SqliteReaders(place, connections, seconds=timeouts.read)
+        readers, brief = SqliteReaders(place, connections, seconds=timeouts.read), BriefReads(place)
         try:
             await readers.start()
+            brief.start()
         except BaseException:
             await writer.aclose()
             raise
-        return cls(writer, readers, leases)
+        return cls(writer, readers, leases, brief)
 
     async def aclose(self) -> None:
         """Finish the accepted queries and writes, then close all connections. The writer closes last, because SQLite's
         last connection moves the write-ahead log into the database file."""
+        if self._brief is not None:
+            self._brief.close()
         await self.readers.aclose()
         await self.writer.aclose()
 
@@ -170,6 +182,12 @@ class SqliteTables:
         # Only the writer's connection has the SQL function `lease_now()`, so a query gets the time as a parameter.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
         return await self.readers.fetch(text, _bound(named) | {"lease_now": self.lease_now()}, own=own)
+
+    def fetch_now(self, sql: str, named: Mapping[str, object]) -> list[Row] | None:
+        """See `Tables.fetch_now`."""
+        if self._brief is None or self.writer.is_slow:
+            return None
+        return self._brief.fetch(sqlite_sql(sql), named)
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`."""

@@ -61,6 +61,7 @@ from antiphon.stores.tables import Counts
 _log = structlog.get_logger(__name__)
 
 _CLEARLY_MORE = 1 << 18
+_SLOW_SECONDS = 0.1
 
 
 def pause_after(held: float) -> float:
@@ -142,6 +143,7 @@ class SqliteWriter:
         self._closing = False
         self._lost = False
         self._locked_at = 0.0
+        self._group_began: float | None = None
         self.disk = FullDisk(self.place)
         self.groups: Counter[int] = Counter()
         """A histogram: the number of transactions by their number of units. Only the writer's thread changes the
@@ -161,6 +163,12 @@ class SqliteWriter:
     def waiting(self) -> int:
         """The number of queued units that are not part of a transaction yet."""
         return len(self._waiting)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the current transaction takes longer than a transaction on a fast disk. Then the disk may hang."""
+        began = self._group_began
+        return began is not None and time.monotonic() - began > _SLOW_SECONDS
 
     async def start(self) -> None:
         """Start the thread, which creates and opens the database. Raises `StoreError`."""
@@ -283,7 +291,9 @@ class SqliteWriter:
             if connection is not None:
                 while group := self._take():
                     self.groups[len(group)] += 1
+                    self._group_began = time.monotonic()
                     error = self._write(connection, group)
+                    self._group_began = None
                     pause = pause_after(time.monotonic() - self._locked_at)
                     self.disk.note(group, error)
                     wrong = self._close_group(group, error)

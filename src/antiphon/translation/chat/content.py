@@ -126,8 +126,11 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
     message with more than text. The result is None if the message has no part of a known type."""
     if not given(content):
         raise missing_parameter(f"{where}.content")
-    if first(content) == b'"':
+    data = bytes(content)
+    if data[:1] == b'"':
         return content
+    if (only := _only_text(data)) is not None:
+        return quoted(only)
     parts = rules.known(f"{where}.content", content)
     if not parts and _says_something(content):
         return None
@@ -145,6 +148,31 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
         # Servers of text-only models often accept only a string.
         return quoted(rb"\n".join(_inside(part) for part in made))
     return Raw(b"[%b]" % b",".join(made))
+
+
+_INPUT_TEXT: Final = b'[{"type":"input_text","text":"'
+_OUTPUT_TEXT: Final = b'[{"type":"output_text","text":"'
+_END: Final = b'"}]'
+_GENERATED_END: Final = b'","annotations":[],"logprobs":[]}]'
+
+
+def _only_text(content: bytes) -> bytes | None:
+    """Return the escaped text of a list of one text part, in the form that Antiphon stores and that SDKs send. Returns
+    None for any other valid JSON. Long histories consist of such lists, so this function does not decode them."""
+    if content.startswith(_INPUT_TEXT):
+        begin, end = len(_INPUT_TEXT), _END
+    elif content.startswith(_OUTPUT_TEXT):
+        begin = len(_OUTPUT_TEXT)
+        end = _GENERATED_END if content.endswith(_GENERATED_END) else _END
+    else:
+        return None
+    if not content.endswith(end):
+        return None
+    text = content[begin : -len(end)]
+    # A quotation mark without a backslash ends the text, so the part has more fields, or the list has more parts.
+    if b'"' in text and b'"' in text.replace(rb"\\", b"").replace(rb"\"", b""):
+        return None
+    return text
 
 
 def _says_something(parts: Raw | bytes) -> bool:

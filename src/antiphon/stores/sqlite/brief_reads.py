@@ -1,0 +1,74 @@
+"""Answers brief queries on a SQLite database in the thread of the event loop.
+
+Lives here: one read-only connection, and the conditions under which the event loop may use it. Not here: queries that
+may read many rows (`readers.py`), writing (`writer.py`), the limits of a brief query (`../responses.py`).
+
+A query in another thread needs two changes of thread. For the history of one response, these take seven times as long
+as the query itself. So the caller first tries a query here that reads few rows by their keys. If this object gives no
+answer, the caller runs the query on the pool of `readers.py`, which also reports errors.
+
+SQLite reads a page that is not in memory from the disk, and the event loop waits meanwhile. Three rules limit this
+wait. SQLite interrupts a query that takes longer than `SECONDS`. After a slow query, this object gives no answer for
+`PAUSE` seconds. It also gives no answer while the writer's transaction takes longer than a fast disk needs, because a
+disk that hangs stops the writer too. Only one read of one page that hangs can block the event loop.
+
+Invariants: a query here waits for no lock of SQLite. An answer has all data that any process committed before the call.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from antiphon.stores.sqlite.database import Place
+
+SECONDS: Final = 0.005
+"""The time after which SQLite interrupts a brief query."""
+PAUSE: Final = 10.0
+"""The seconds without brief queries after a slow one."""
+_STEPS: Final = 1000
+"""The number of steps of SQLite's virtual machine between two checks of the time. 1000 steps take about 0.1 ms."""
+
+
+class BriefReads:
+    """Runs brief queries on a connection of its own. One thread makes all calls."""
+
+    def __init__(self, place: Place, clock: Callable[[], float] = time.monotonic) -> None:
+        self._place = place
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+        self._due = 0.0
+        self._paused_until = 0.0
+
+    def start(self) -> None:
+        """Open the connection to an existing database. Raises `sqlite3.Error`."""
+        connection = sqlite3.connect(self._place.reader_uri, uri=True, isolation_level=None, timeout=0.0)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA query_only=ON")
+        connection.set_progress_handler(self._is_late, _STEPS)
+        self._connection = connection
+
+    def fetch(self, sql: str, parameters: Mapping[str, object]) -> list[sqlite3.Row] | None:
+        """Return all rows of one query, or None if the query failed, took too long, or may not run now."""
+        began = self._clock()
+        if self._connection is None or began < self._paused_until:
+            return None
+        self._due = began + SECONDS
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error:
+            return None
+        finally:
+            if self._is_late():
+                self._paused_until = self._clock() + PAUSE
+
+    def close(self) -> None:
+        """Close the connection. Later calls of `fetch` return None."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _is_late(self) -> bool:
+        return self._clock() > self._due
