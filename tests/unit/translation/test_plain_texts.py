@@ -44,7 +44,10 @@ def test_both_spellings_of_a_text_part_give_the_same_text(text: str, kind: str, 
         ('[{"type":"input_text","text":"a","prompt_cache_breakpoint":{"mode":"x"}}]', "a"),
         ('[{"type":"output_text","text":"a","annotations":[{"type":"url_citation","url":"x"}]}]', "a"),
         ('[{"type":"output_text","text":"\\\\","annotations":[],"logprobs":[]}]', "\\"),
-        ('[{"type":"output_text","text":"\\",\\"annotations\\":[],\\"logprobs\\":[]}]"}]', '","annotations":[],"logprobs":[]}]'),
+        (
+            '[{"type":"output_text","text":"\\",\\"annotations\\":[],\\"logprobs\\":[]}]"}]',
+            '","annotations":[],"logprobs":[]}]',
+        ),
     ],
 )
 def test_other_lists_are_decoded(content: str, text: str) -> None:

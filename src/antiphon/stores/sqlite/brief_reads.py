@@ -33,7 +33,7 @@ _STEPS: Final = 1000
 
 
 class BriefReads:
-    """Runs brief queries on a connection of its own. One thread makes all calls."""
+    """Runs brief queries on a separate connection. One thread makes all calls."""
 
     def __init__(self, place: Place, clock: Callable[[], float] = time.monotonic) -> None:
         self._place = place
