@@ -67,9 +67,11 @@ def import_command(name: str) -> Callable[[Namespace], int]:
 def run_command(words: Sequence[str]) -> int:
     """Parse the arguments of a command line and run the command. Returns the exit status."""
     from antiphon.commands.command_line import make_parser
+    from antiphon.commands.terminal import escape_unencodable
     from antiphon.config.problems import without_keys
     from antiphon.errors import AntiphonError, ConfigError, unusable_path
 
+    escape_unencodable()
     parsed = make_parser().parse_args(words)
     command = import_command(parsed.command)
     # Imported modules live as long as the process, so the garbage collector need not scan them.

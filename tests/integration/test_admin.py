@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import shutil
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from antiphon.commands.admin.command import _write
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import ContainerRequest
 from antiphon.engine.ports.files import FileFields
@@ -88,6 +91,13 @@ def _rows(folder: Path, table: str, where: str = "1") -> int:
 
 def _lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_an_export_is_json_in_an_output_without_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace"))
+    _write("files", "file-1", "user_data", {"filename": "é 🙂"})
+    sys.stdout.seek(0)
+    assert json.loads(sys.stdout.read())["data"] == {"filename": "é 🙂"}
 
 
 def test_owners_are_listed_with_what_they_have(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

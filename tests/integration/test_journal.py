@@ -21,6 +21,8 @@ from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.entry import main
 from antiphon.stores.sqlite.backend import open_sqlite
 from tests.support.chat_server import ChatServer, WaitGone, answer, event, text_stream
+from tests.support.commands import commands
+from tests.support.commands import run_command as start_command
 from tests.support.waiting import until
 
 _ASKED = {"model": "m", "input": "hello"}
@@ -159,6 +161,16 @@ async def test_commands_explain_an_empty_journal_and_an_unknown_id(
         assert "job-9: the journal has no request with this id. Antiphon may have counted" in capsys.readouterr().err
         assert await run_command("tail", "--no-follow", "--model", "other", *data) == 0
         assert capsys.readouterr().err == "antiphon: no request matches\n"
+
+
+async def test_commands_write_escapes_where_the_output_has_no_arrow(tmp_path: Path) -> None:
+    async with process(tmp_path, enabled=True) as made, commands() as started:
+        assert (await made.post())[0] == 200
+        entry = await made.entry()
+        for words in (("tail", "--no-follow"), ("show", entry.id)):
+            ran = await start_command(started, *words, "--data", str(tmp_path), PYTHONIOENCODING="ascii")
+            assert await ran.end() == 0, ran.err
+            assert " \\u2192 " in ran.out[0]
 
 
 async def tail_for(seconds: float, data: Path, *, enabled: bool = False) -> None:

@@ -260,6 +260,22 @@ async def test_no_credential_of_a_url_and_no_password_is_in_the_file(tmp_path: P
         assert (await ask(origin, body, path, **headers)).status == 200
 
 
+async def test_no_credential_of_a_path_is_in_the_file_or_in_an_outcome(tmp_path: Path) -> None:
+    path, headers = f"/v1/keys/{KEY}/use", {"authorization": f"Bearer {KEY}"}
+    async with recording(tmp_path) as tape:
+        tape.chat.script(json_answer({"said": "yes"}))
+        await ask(tape.origin, path=path, **headers)
+        entries = await tape.entries(1)
+        (outcome,) = tape.outcomes
+        assert (outcome.path, outcome.note) == ("/v1/keys/[redacted]/use", "a secret was removed")
+        assert KEY not in tape.path.read_text()
+    async with replaying(entries) as (origin, played):
+        assert (await ask(origin, path=path, **headers)).status == 200
+        missing = await ask(origin, path=f"/v1/others/{KEY}", **headers)
+        assert missing.status == 404 and KEY not in missing.error["message"]
+        assert all(KEY not in f"{one.path} {one.note}" for one in played)
+
+
 async def test_an_exchange_that_hides_the_key_is_not_recorded(tmp_path: Path) -> None:
     letters = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
     async with recording(tmp_path) as tape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -36,3 +37,10 @@ def test_the_help_of_health_is_the_whole_one() -> None:
     command = [sys.executable, "-m", "antiphon", "health", "--help"]
     shown = subprocess.run(command, timeout=60, check=True, capture_output=True, text=True).stdout
     assert "Exit with status 0 if a running instance answers" in shown and "example:\n  antiphon health\n" in shown
+
+
+def test_a_character_that_the_output_cannot_encode_is_an_escape() -> None:
+    command = [sys.executable, "-m", "antiphon", "up", "--help"]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, timeout=60, check=True, capture_output=True, env=environ).stdout
+    assert b"an ANTIPHON_\\u2026 variable" in shown

@@ -1,9 +1,10 @@
 """Writes a command's output to the terminal: text that models and gateways sent, tables, and the progress of long
 operations.
 
-This module escapes control characters, decides about colours, dims text, aligns tables, and shows the progress line
-(which the library tqdm draws). The module of each command decides what the command prints. The package `stores` reports
-progress, and `observability/log_lines.py` colours log lines.
+This module escapes control characters, and characters that the output's encoding lacks. The module also decides about
+colours, dims text, aligns tables, and shows the progress line (which the library tqdm draws). The module of each
+command decides what the command prints. The package `stores` reports progress, and `observability/log_lines.py` colours
+log lines.
 
 Invariants: a terminal interprets no character in a result of `printable_text`, except line ends and tabs. In a result
 of `printable`, a terminal interprets no character at all. The progress line appears only if standard error is a
@@ -13,6 +14,7 @@ messages of `say`.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import unicodedata
@@ -26,6 +28,14 @@ _KEPT = frozenset("\n\t")
 _REORDERING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Control characters (Cc, with the C1 controls that some terminals interpret), and halves of surrogate pairs (Cs).
 _ESCAPED = frozenset({"Cc", "Cs"})
+
+
+def escape_unencodable() -> None:
+    """From now on, write an escape such as `\\u2192` for a character that the encoding of standard output or standard
+    error lacks. Without this call, such a character would end the command with a `UnicodeEncodeError`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def printable_text(text: str) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
 import sys
 import time
@@ -51,10 +50,6 @@ _NEEDED: Mapping[str, dict[str, object]] = {"code_interpreter": {"container": {"
 
 def run(arguments: argparse.Namespace) -> int:
     """Send the request and show the answer. Returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        # On a terminal without UTF-8, the command prints escapes instead of failing in the middle of an answer.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     return asyncio.run(_run(arguments))
 
 

@@ -49,6 +49,7 @@ from antiphon.recordings.format import (
 )
 from antiphon.recordings.matching import Playlist, summary
 from antiphon.recordings.scrubbing import Secrets, header_secrets, query_secrets
+from antiphon.redaction import without
 
 _SEND_SECONDS: Final = 300.0
 """The maximum time in seconds for which a client may read nothing."""
@@ -90,6 +91,8 @@ class _Exchange:
 
     request: web.Request
     body: bytes
+    given: Secrets
+    """The secrets that the recorder knows without the answer."""
     started: float = field(default_factory=time.monotonic)
     status: int = 0
     headers: tuple[tuple[str, str], ...] = ()
@@ -99,8 +102,13 @@ class _Exchange:
     ended: bool = False
 
     @property
+    def secrets(self) -> Secrets:
+        return (*self.given, *header_secrets(self.headers))
+
+    @property
     def path(self) -> str:
-        return self.request.rel_url.raw_path
+        """The request's path, without the secrets."""
+        return without(self.request.rel_url.raw_path, self.secrets)
 
     def outcome(self, note: str) -> RecordedExchange:
         seconds, chunks = time.monotonic() - self.started, len(self.chunks or ())
@@ -156,7 +164,7 @@ class Recorder:
         self._file.close()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        exchange = _Exchange(request, await request.read())
+        exchange = _Exchange(request, await request.read(), (*self._secrets, *_request_secrets(request)))
         try:
             return await self._exchange(exchange)
         except (asyncio.CancelledError, ConnectionError, TimeoutError):
@@ -275,7 +283,7 @@ class Recorder:
             method=request.method,
             path=exchange.path,
             cut=exchange.cut,
-            secrets=(*self._secrets, *_request_secrets(request), *header_secrets(exchange.headers)),
+            secrets=exchange.secrets,
         )
         source = {
             "repo": "antiphon",
@@ -285,6 +293,7 @@ class Recorder:
         }
         line = entry_line(entry, {"provider": "recorded", "source": source, "provenance": "recording"})
         same = entry.chunks == tuple(exchange.chunks) and entry.request == normal_request(exchange.body, ())
+        same = same and entry.path == request.rel_url.raw_path
         return entry, line, "" if same else "a secret was removed"
 
     def _target(self, request: web.Request) -> str:
@@ -358,10 +367,11 @@ class Replayer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         started = self._now()
-        method, path = request.method, request.rel_url.raw_path
+        secrets = (*self._secrets, *_request_secrets(request))
+        method, path = request.method, without(request.rel_url.raw_path, secrets)
         body = await request.read()
         # Removing the secrets of a large body takes some time.
-        asked = await asyncio.to_thread(normal_request, body, (*self._secrets, *_request_secrets(request)))
+        asked = await asyncio.to_thread(normal_request, body, secrets)
         found = self._playlist.take(method, path, asked)
         if found is None:
             if (method, path) == ("GET", MODELS_PATH):

@@ -254,7 +254,9 @@ async def _copy_containers(containers: OwnersContainers, owner: str, folder: Pat
 
 
 def _write(kind: str, row_id: object, of: object, data: object) -> None:
-    sys.stdout.write(json.dumps({"kind": kind, "id": row_id, "of": of, "data": data}, ensure_ascii=False) + "\n")
+    # The escapes that Python writes for a character outside the output's encoding are not JSON.
+    in_ascii = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+    sys.stdout.write(json.dumps({"kind": kind, "id": row_id, "of": of, "data": data}, ensure_ascii=in_ascii) + "\n")
 
 
 async def _files(stores: Stores, owner: str) -> AsyncIterator[StoredFile]:
