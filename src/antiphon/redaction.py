@@ -9,9 +9,9 @@ names, parameter names, numbers, public URLs without their query) stay.
 
 For known secrets, the search compares only letters and digits, and ignores case. Therefore the search finds a key in
 upper case, split over two lines, quoted or with dashes. The search also finds a key in base64 (at any offset), in
-hexadecimal digits or percent-encoded. The search finds a long key even if a text contains only twelve consecutive
-characters of the key. Ordinary words may contain a key with fewer than eight characters, so the search removes such a
-key only where it is a separate word.
+hexadecimal digits, percent-encoded or with HTML escapes. The search finds a long key even if a text contains only
+twelve consecutive characters of the key. Ordinary words may contain a key with fewer than eight characters, so the
+search removes such a key only where it is a separate word.
 
 Invariants: the running time is linear in the length of the text. The result of `redacted` is one line without control
 characters. This module stores no secret. The functions return a text without a secret unchanged.
@@ -39,6 +39,7 @@ _ESCAPE: Final = re.compile(_ESCAPES)
 _ESCAPE_BYTES: Final = re.compile(_ESCAPES.encode())
 _NOT_ASCII: Final = re.compile(rb"\\u(?!00[0-7])[0-9a-fA-F]{4}")
 _LETTERS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_HTML: Final = re.compile("[\"&'<>]")
 _LOWER: Final = bytes(range(256)).lower()
 _OTHERS: Final = bytes(byte for byte in range(256) if not chr(byte).isalnum() or byte > 127)
 
@@ -232,7 +233,7 @@ def _forms(secret: str) -> list[str]:
     if len(plain) < _SHORT:
         return []
     raw = secret.encode("utf-8", "surrogateescape")
-    written = [raw.hex(), quote(secret, safe="", errors="replace")]
+    written = [raw.hex(), quote(secret, safe="", errors="replace"), *_in_html(secret)]
     for lead in range(3):
         # The secret may start at any offset of the encoded data, so the loop cuts off the characters that encode
         # neighbouring bytes.
@@ -241,6 +242,16 @@ def _forms(secret: str) -> list[str]:
             written.append(text[0 if not lead else lead + 1 : len(text) - (len(raw) + lead) % 3])
     forms = dict.fromkeys((plain, *(_squeezed(text)[0] for text in written)))
     return [form for form in forms if len(form) >= _SHORT]
+
+
+def _in_html(secret: str) -> list[str]:
+    """The secret as libraries write it in HTML. Only a secret with quotes, `&`, `<` or `>` differs there."""
+    if not _HTML.search(secret):
+        return []
+    quotes = [(double, single) for double in ("quot", "#34") for single in ("#39", "#x27", "apos")]
+    tables = [{'"': double, "'": single, "&": "amp", "<": "lt", ">": "gt"} for double, single in quotes]
+    tables += [{letter: f"#{base}{ord(letter):{base or 'd'}}" for letter in tables[0]} for base in ("", "x")]
+    return [secret.translate({ord(letter): f"&{name};" for letter, name in table.items()}) for table in tables]
 
 
 def _may_have(plain: bytes, form: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
+import re
 import string
 from typing import Any
 from urllib.parse import quote
@@ -45,6 +47,24 @@ def test_it_goes_however_it_is_written(secret: str, written: object) -> None:
     assert clean.startswith("the key ") and clean.endswith(" is wrong for model gpt-4o")
     squeezed = "".join(letter for letter in clean.lower() if letter.isalnum())
     assert "".join(letter for letter in secret.lower() if letter.isalnum())[2:-2] not in squeezed
+
+
+@pytest.mark.parametrize("secret", ["""a'b"c&d<e>f-12""", "word&ones", f"""'<{_LONG}"&"""])
+@pytest.mark.parametrize(
+    "written",
+    [
+        html.escape,
+        lambda key: html.escape(key).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+        lambda key: html.escape(key).replace("&#x27;", "&apos;"),
+        lambda key: re.sub("""["&'<>]""", lambda found: f"&#{ord(found[0])};", key),
+        lambda key: re.sub("""["&'<>]""", lambda found: f"&#X{ord(found[0]):X};", key),
+    ],
+)
+def test_it_goes_with_html_escapes(secret: str, written: object) -> None:
+    text = f"The page says: ({written(secret)})"  # type: ignore[operator]
+    clean = without(text, (secret,))
+    assert SecretSearch((secret,)).clean(text.encode()) == clean.encode()
+    assert "[redacted]" in clean and not {"lt", "gt", "word", "quot", "amp", "f"} & set(re.findall("[a-z]+", clean))
 
 
 def test_of_a_long_key_a_piece_is_enough() -> None:

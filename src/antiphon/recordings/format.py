@@ -299,10 +299,23 @@ def read_entries(data: bytes) -> tuple[CassetteEntry, ...]:
 def _entry_of_line(line: bytes) -> CassetteEntry:
     document = decoded(line)
     if not isinstance(document, dict):
-        raise ValueError("is not a JSON object, perhaps because its end is missing")
+        raise ValueError(_why_not_an_object(line))
     if "sha256" not in document:
         raise ValueError("has no sha256")
     return entry_of(document)
+
+
+def _why_not_an_object(line: bytes) -> str:
+    """The reason why `decoded` returns no object for this line."""
+    try:
+        value = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
+    except RecursionError:
+        return "is nested too deeply"
+    except ValueError:
+        return "is not a JSON object, perhaps because its end is missing"
+    if isinstance(value, dict):
+        return "has a number that is too long, too large or not finite"
+    return "is JSON, but not a JSON object"
 
 
 def entry_of(document: Mapping[str, Any]) -> CassetteEntry:

@@ -122,10 +122,14 @@ _LINES = [entry_line(make_entry(REQUEST, 200, JSON, [(0.0, b'{"n": %d}' % number
         (_LINES[1].replace(b'n\\": 1', b'n\\": 7'), "does not match its sha256"),
         (_LINES[1].replace(b"sha256", b"sha25x"), "has no sha256"),
         (_LINES[1][: len(_LINES[1]) // 2] + b"\n", "is not a JSON object"),
-        (b"[]\n", "is not a JSON object"),
+        (b"[]\n", "is JSON, but not a JSON object"),
+        (b"null\n", "is JSON, but not a JSON object"),
+        (b'{"status":%b}\n' % (b"9" * 5000), "has a number that is too long"),
+        (b'{"status":1e999}\n', "has a number that is too long"),
+        (b'{"status":NaN}\n', "has a number that is too long"),
         (b"\n", "is not a JSON object"),
         (b"\xff\n", "is not a JSON object"),
-        (b"[" * 100_000 + b"\n", "is not a JSON object"),
+        (b"[" * 100_000 + b"\n", "is nested too deeply"),
     ],
 )
 def test_a_damaged_entry_is_named(second: bytes, said: str) -> None:
