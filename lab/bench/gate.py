@@ -43,14 +43,19 @@ class Measures:
 def main(arguments: Sequence[str] | None = None, measures: Measures = Measures()) -> int:
     """Print each cost next to its limit. The exit status is 1 if a cost exceeds its limit."""
     parser = argparse.ArgumentParser(prog="scripts/bench --gate", description="What a chunk and a request may cost.")
-    parser.add_argument("--renew", action="store_true", help="write the limits anew, 5 %% above what is counted now")
+    parser.add_argument(
+        "--renew",
+        nargs="*",
+        metavar="KIND",
+        help="write the limits (of these kinds) anew, 5 %% above what is counted now",
+    )
     parser.add_argument("--time", action="store_true", help="by CPU time, as where there is no valgrind")
     given = parser.parse_args(arguments)
     limits = json.loads(measures.limits.read_text())
-    if given.renew:
+    if given.renew is not None:
         if not measures.available():
             parser.error("--renew counts instructions: install valgrind")
-        return _renew(limits, measures)
+        return _renew(limits, measures, given.renew)
     known = limits["limits"].get(measures.interpreter())
     if given.time:
         return _by_time(measures)
@@ -76,11 +81,14 @@ def _by_instructions(known: dict[str, Any], measures: Measures) -> int:
     return status
 
 
-def _renew(limits: dict[str, Any], measures: Measures) -> int:
-    """Write new limits from the counts with this interpreter, and only for it."""
+def _renew(limits: dict[str, Any], measures: Measures, kinds: Sequence[str]) -> int:
+    """Write new limits from the counts with this interpreter, and only for it. Without kinds, all are renewed."""
     counted = measures.count()
-    entry: dict[str, Any] = {"counted": datetime.datetime.now(datetime.UTC).date().isoformat()}
+    entry: dict[str, Any] = limits["limits"].get(measures.interpreter(), {}) if kinds else {}
+    entry["counted"] = datetime.datetime.now(datetime.UTC).date().isoformat()
     for kind, spent in counted.items():
+        if kinds and kind not in kinds:
+            continue
         entry[kind] = round(spent * _ROOM)
         print(f"gate: instructions per {kind}: {spent:,.0f}; from now on at most {entry[kind]:,}")
     limits["limits"][measures.interpreter()] = entry

@@ -12,13 +12,16 @@ Invariant: a path depends on no clock; the caller triggers the reports of ended 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
+
+import msgspec
 
 from antiphon.app.build import build
 from antiphon.config.limits import LimitSettings
@@ -33,13 +36,18 @@ from antiphon.doors.extproc.transport import Presented, StreamClosed
 from antiphon.supervisor.process import keep_what_there_is
 from lab.bench.echo import Echo
 from lab.bench.upstream import completion, stream_events
+from lab.bench.variants import RESPONSES
 
 CHUNKS = 400
 CROWD = 64
 """The number of chunks in one message. A busy Envoy joins chunks like this."""
 _STREAM = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
 _LATER = 3600.0
+_LONG = 100_000
 _LEAST_EVENT = 100
+_RESPONSE_ID = re.compile(rb"resp_[0-9a-f]{8,}")
+# Envoy forwards a long body in parts.
+_PART = 32_768
 
 
 @dataclass
@@ -57,6 +65,7 @@ class _Messages:
     sent: int = 0
     size: int = 0
     last: bytes = field(default=b"", repr=False)
+    response_id: bytes = b""
 
     async def receive(self) -> bytes | None:
         self.here = True
@@ -85,6 +94,8 @@ class _Messages:
         self.sent += 1
         self.size += len(message)
         self.last = message
+        if not self.response_id and (found := _RESPONSE_ID.search(message)):
+            self.response_id = found[0]
         return True
 
     async def send(self, message: bytes) -> None:
@@ -117,14 +128,16 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
             ("x-request-id", "0c1f6a0e-8f6c-4a7e-9d0c-0f5f3a7b2c11"),
         ),
     )
-    request = pb.ProcessingRequest()
-    request.request_body.body = body
+    requests = []
+    for at in range(0, len(body), _PART):
+        requests.append(pb.ProcessingRequest())
+        requests[-1].request_body.body = body[at : at + _PART]
     # Envoy 1.40 ends a body with an empty part, even if its length is known.
     request_end = pb.ProcessingRequest()
     request_end.request_body.end_of_stream = True
     answer = pb.ProcessingRequest()
     _headers(answer.response_headers, ((":status", "200"), *head, ("x-envoy-upstream-service-time", "1")))
-    messages = [first, request, request_end, answer]
+    messages = [first, *requests, request_end, answer]
     for part in parts:
         message = pb.ProcessingRequest()
         message.response_body.body = part
@@ -143,6 +156,15 @@ def in_crowds(size: int) -> list[bytes]:
     return _conversation(_STREAM, (("content-type", "text/event-stream"),), crowds)
 
 
+def _request(**fields: Any) -> list[bytes]:
+    """A small request with a JSON answer."""
+    return _with_answer(msgspec.json.encode({"model": "m", "input": "Say something.", **fields}))
+
+
+def _with_answer(body: bytes) -> list[bytes]:
+    return _conversation(body, (("content-type", "application/json"),), [completion()])
+
+
 class Paths:
     """The relay path and the echo path, over the same messages."""
 
@@ -151,10 +173,17 @@ class Paths:
         self._options = ProcessorOptions(
             always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic), accounting=Accounting(lambda *_: 0)
         )
-        short = b'{"model":"m","input":"Say something.","store":false}'
         self.stream = in_crowds(1)
         self.crowd = in_crowds(CROWD)
-        self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
+        self.short = _request(store=False)
+        self.long = _with_answer(RESPONSES.body("m", stream=False, size=_LONG, turns=True).encode())
+        self.chained: list[bytes] = []
+
+    async def begin_chain(self) -> None:
+        """Store a response, and make `chained`, a small request that continues it."""
+        stream = _Messages(_request(store=True))
+        await serve_stream(self._context, stream, self._options)
+        self.chained = _request(store=False, previous_response_id=stream.response_id.decode())
 
     async def relay(self, messages: list[bytes], events: int) -> None:
         """Send messages through the processor. Checks that the processor produced at least `events` events."""
@@ -194,6 +223,8 @@ async def open_paths() -> AsyncIterator[Paths]:
         try:
             keep_what_there_is()
             app.context.telemetry.endings.by_time(cast(asyncio.AbstractEventLoop, _NoHurry()))
-            yield Paths(app.context)
+            paths = Paths(app.context)
+            await paths.begin_chain()
+            yield paths
         finally:
             await app.aclose()
