@@ -1,7 +1,7 @@
 """Measures single figures after the rounds, when the processes of the rounds have ended.
 
 Lives here: starting a sidecar and its idle memory, several processes behind one Envoy, the longest turn of a sidecar's
-event loop. Other load generators check the benchmark's own. Not here: measurements in turns (`rounds.py`).
+event loop. Not here: measurements in turns (`rounds.py`).
 
 Invariant: each figure is the median of several starts or runs, or the report names it as a single one.
 """
@@ -9,9 +9,6 @@ Invariant: each figure is the median of several starts or runs, or the report na
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-import shutil
 import statistics
 import sys
 import time
@@ -21,13 +18,13 @@ from typing import Any
 
 from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
-from lab.bench.load import Job
+from lab.bench.load import Job, ask_load
 from lab.bench.rounds import BURST, say
 from lab.bench.stall import longest_turns
-from lab.bench.variants import CHAT, Process, Values, Variant, start_variant
+from lab.bench.variants import Process, Values, Variant, start_variant
 
 Apart = dict[str, dict[str, Values]]
-"""Figures by section (`start`, `turns`, `workers`, `generators`), then by row and figure."""
+"""Figures by section (`start`, `turns`, `workers`), then by row and figure."""
 
 _TRANSPORTS = ("http2", "grpcio")
 _STARTS = 5
@@ -40,7 +37,7 @@ async def measure_apart(
     upstream: int, load: Process, folder: Path, pipe: ParentPipe, workers: Sequence[int], seconds: float
 ) -> Apart:
     """Take all measurements of this module; takes about a minute."""
-    found: Apart = {"start": {}, "turns": {}, "workers": {}, "generators": {}}
+    found: Apart = {"start": {}, "turns": {}, "workers": {}}
     for transport in _TRANSPORTS:
         say(f"start and idle memory, {transport}")
         found["start"][transport] = await _starts(folder, transport)
@@ -52,12 +49,6 @@ async def measure_apart(
         variant = await start_variant("relay", upstream, folder / f"workers-{number}", pipe, workers=number)
         try:
             found["workers"][str(number)] = await _rates(load, variant, seconds)
-        finally:
-            await variant.stop()
-    for name in ("direct", "envoy"):
-        variant = await start_variant(name, upstream, folder / f"check-{name}", pipe)
-        try:
-            found["generators"][name] = await _generators(load, variant, folder, seconds)
         finally:
             await variant.stop()
     return found
@@ -129,50 +120,7 @@ async def _ask(
         stamps=False,
         stagger=0.0,
     )
-    answer: dict[str, Any] = json.loads(await load.ask(json.dumps(job)))
+    answer = await ask_load(load, job)
     if answer["errors"]:
         raise SystemExit(f"bench: {variant.name}, {model}: {answer['complaint']}")
     return answer
-
-
-# Check whether the load generator limits the result: two other generators send the same requests, if they are
-# installed.
-
-_WRK = """\
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Bearer bench"
-wrk.body = [[{body}]]
-"""
-
-
-async def _generators(load: Process, variant: Variant, folder: Path, seconds: float) -> Values:
-    """Requests per second of the benchmark's generator, of wrk and of h2load (over HTTP/1.1)."""
-    url = f"http://127.0.0.1:{variant.port}{CHAT.path}"
-    body = CHAT.body("json", stream=False)
-    answer = await _ask(load, variant, "json", 0, _CONNECTIONS, seconds)
-    found = {"ours": float(answer["requests_per_second"])}
-    script, data = folder / f"{variant.name}.lua", folder / f"{variant.name}.json"
-    script.write_text(_WRK.format(body=body))
-    data.write_text(body)
-    length = str(max(1, round(seconds)))
-    commands = {
-        "wrk": (*("-t", "1", "-c", str(_CONNECTIONS), "-d", f"{length}s", "-s", str(script)), url),
-        "h2load": (
-            *("--h1", "-t", "1", "-c", str(_CONNECTIONS), "-D", length, "-d", str(data)),
-            *("-H", "content-type: application/json", "-H", "authorization: Bearer bench", url),
-        ),
-    }
-    for name, arguments in commands.items():
-        if shutil.which(name) is None:
-            say(f"{name} is not installed: left out")
-            continue
-        process = await asyncio.create_subprocess_exec(
-            name, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        async with asyncio.timeout(seconds + 20):
-            output, _ = await process.communicate()
-        rate = re.search(rb"Requests/sec:\s*([\d.]+)|, ([\d.]+) req/s", output)
-        if rate is not None:
-            found[name] = float(rate[1] or rate[2])
-    return found

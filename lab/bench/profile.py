@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from pathlib import Path
 
 from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
-from lab.bench.load import Job
-from lab.bench.variants import Process, start_variant
+from lab.bench.load import Job, ask_load, start_load
+from lab.bench.upstream import start_upstream
+from lab.bench.variants import start_variant
 
 _WARM_SECONDS = 1.0
 
@@ -30,10 +30,7 @@ async def _run(given: argparse.Namespace) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-profile-") as name:
             folder = Path(name)
-            module = (sys.executable, "-m")
-            processes.append(await Process.start(folder / "upstream.log", *module, "lab.bench.upstream"))
-            processes.append(await Process.start(folder / "load.log", *module, "lab.bench.load", wait=False))
-            upstream, load = processes
+            processes += [upstream := await start_upstream(folder), load := await start_load(folder)]
             variant = await start_variant(given.variant, int(upstream.ready), folder / "variant", pipe)
             try:
                 chunks = int(given.model.partition("-")[2] or 0) if given.model != "json" else 0
@@ -49,7 +46,7 @@ async def _run(given: argparse.Namespace) -> int:
                     stamps=False,
                     stagger=0.0,
                 )
-                asked = asyncio.ensure_future(load.ask(json.dumps(job)))
+                asked = asyncio.ensure_future(ask_load(load, job))
                 before = {pid: cpu.cpu_seconds([pid]) for pid in variant.sidecar}
                 await asyncio.sleep(_WARM_SECONDS)
                 # Sample the worker, not its parent process.
@@ -59,7 +56,7 @@ async def _run(given: argparse.Namespace) -> int:
                     *("--gil", "--rate", "500", "--format", given.format, "--output", str(given.output)),
                 )
                 status = await sampler.wait()
-                answer = json.loads(await asked)
+                answer = await asked
             finally:
                 await variant.stop()
     finally:

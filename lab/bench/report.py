@@ -251,7 +251,7 @@ def _ratios(result: Result, streams: list[int]) -> str:
 
 
 def _apart(result: Result) -> list[str]:
-    """The tables of starts, long event loop turns, several processes, and other load generators."""
+    """The tables of starts, long event loop turns, and several processes."""
     apart = result["apart"]
     parts = []
     if starts := apart.get("start"):
@@ -284,10 +284,5 @@ def _apart(result: Result) -> list[str]:
             for kind in kinds:
                 cells += [_figure(values, kind), _pair(values, f"{kind}_sidecar_cores", f"{kind}_envoy_cores", 1, 2)]
             rows.append(cells)
-        parts.append(_table(head, rows))
-    if generators := apart.get("generators"):
-        head = ["JSON requests/s, 16 at once, as counted by", "ours", "wrk", "h2load"]
-        keys = ("ours", "wrk", "h2load")
-        rows = [[_label(name), *(_figure(values, key) for key in keys)] for name, values in generators.items()]
         parts.append(_table(head, rows))
     return parts

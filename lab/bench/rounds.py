@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from lab.bench import cpu
-from lab.bench.load import Job
+from lab.bench.load import Job, ask_load
 from lab.bench.machine import Watch
 from lab.bench.variants import CHAINS, Process, Values, Variant
 
@@ -270,7 +269,7 @@ class Bench:
         cost = cost if variant.name in self._spent else None
         before = variant.cpu_seconds() if cost else {}
         async with asyncio.timeout(seconds + grace + 10):
-            answer: dict[str, Any] = json.loads(await self._loads[load].ask(json.dumps(job)))
+            answer = await ask_load(self._loads[load], job)
         if cost:
             spent = self._spent[variant.name]
             # The divisor of a cost: the number of chunks, or of requests for jobs without chunks.

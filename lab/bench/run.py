@@ -32,12 +32,14 @@ from pathlib import Path
 from antiphon.config.problems import how_to_install
 from antiphon.supervisor.children import ParentPipe
 from lab.bench.apart import Apart, measure_apart
+from lab.bench.load import start_load
 from lab.bench.machine import QUIET, Watch
 from lab.bench.peers import read_pids, start_peer
 from lab.bench.report import Result, tables
 from lab.bench.rounds import BURST, PACED_STREAMS, Bench, say
 from lab.bench.targets import judge, targets_table
-from lab.bench.variants import LABELS, Process, Values, start_variant, usual
+from lab.bench.upstream import start_upstream
+from lab.bench.variants import LABELS, Values, start_variant, usual
 
 _DESCRIPTORS = 65_536
 
@@ -159,12 +161,11 @@ async def _run(given: argparse.Namespace) -> int:
     watch = Watch()
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
-        module = (sys.executable, "-m")
-        upstream = await Process.start(folder / "upstream.log", *module, "lab.bench.upstream")
+        upstream = await start_upstream(folder)
         stack.push_async_callback(upstream.stop)
         loads = []
         for number in range(2):
-            load = await Process.start(folder / f"load-{number}.log", *module, "lab.bench.load", wait=False)
+            load = await start_load(folder, number)
             stack.push_async_callback(load.stop)
             loads.append(load)
         pipe = ParentPipe()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -23,13 +22,12 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
 from lab.bench import telemetry_processes as processes
 from lab.bench.core import source_of
-from lab.bench.load import Job
+from lab.bench.load import Job, ask_load
 from lab.bench.variants import RESPONSES, Process
 
 AIM = 1.5
@@ -68,8 +66,7 @@ async def measure(
     async with AsyncExitStack() as stack:
         pipe = ParentPipe()
         stack.callback(pipe.close)
-        upstream = await _helper(stack, folder, "upstream", wait=True)
-        load = await _helper(stack, folder, "load", wait=False)
+        upstream, load = await processes.start_helpers(stack, folder)
         sources: dict[str, Path | None] = {"now": None}
         if against is not None:
             (folder / "source").mkdir()
@@ -88,12 +85,6 @@ async def measure(
                     one.spent[kind].main.append(main)
                     one.spent[kind].others.append(others)
         return {name: one.spent for name, one in asked.items()}
-
-
-async def _helper(stack: AsyncExitStack, folder: Path, name: str, *, wait: bool) -> Process:
-    process = await Process.start(folder / f"{name}.log", sys.executable, "-m", f"lab.bench.{name}", wait=wait)
-    stack.push_async_callback(process.stop)
-    return process
 
 
 async def _start(
@@ -121,7 +112,7 @@ async def _ask(load: Process, one: _Asked, kind: str, seconds: float, connection
     )
     pid = one.asked.process.pid
     main, total = cpu.main_thread_seconds(pid), cpu.cpu_seconds([pid])
-    answer: dict[str, Any] = json.loads(await load.ask(json.dumps(job)))
+    answer = await ask_load(load, job)
     if answer["errors"] or answer["unfinished"] or not answer["requests"]:
         raise SystemExit(f"bench: {answer['complaint'] or 'requests were not answered'}")
     main, total = cpu.main_thread_seconds(pid) - main, cpu.cpu_seconds([pid]) - total

@@ -15,7 +15,6 @@ Invariant: the benchmark stops each process that it started. Each process also e
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from antiphon.config.settings import load_settings
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
@@ -32,7 +31,8 @@ from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_process import EnvoyAdmin
 from lab.bench import cpu
-from lab.bench.load import Job
+from lab.bench.load import Job, ask_load, start_load
+from lab.bench.upstream import start_upstream
 from lab.bench.variants import FEATURES, RESPONSES, Process, poll
 
 DOORS = {"serve": "antiphon serve", "extproc": "antiphon extproc, behind Envoy"}
@@ -78,8 +78,7 @@ async def measure(doors: list[str], rounds: int, seconds: float, connections: in
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
         pipe = ParentPipe()
         stack.callback(pipe.close)
-        upstream = await _helper(stack, folder, "upstream", wait=True)
-        load = await _helper(stack, folder, "load", wait=False)
+        upstream, load = await start_helpers(stack, folder)
         asked: dict[str, dict[str, Asked]] = {door: {} for door in doors}
         for door in doors:
             for number, name in enumerate(_WATCHED):
@@ -113,10 +112,12 @@ def median(by_name: dict[str, list[Spent]], name: str) -> float:
     return statistics.median(one.both if name in WITH_ENVOY else one.process for one in by_name[name])
 
 
-async def _helper(stack: AsyncExitStack, folder: Path, name: str, *, wait: bool) -> Process:
-    process = await Process.start(folder / f"{name}.log", sys.executable, "-m", f"lab.bench.{name}", wait=wait)
-    stack.push_async_callback(process.stop)
-    return process
+async def start_helpers(stack: AsyncExitStack, folder: Path) -> tuple[Process, Process]:
+    """The upstream and the load generator."""
+    helpers = await start_upstream(folder), await start_load(folder)
+    for process in helpers:
+        stack.push_async_callback(process.stop)
+    return helpers
 
 
 async def _start(stack: AsyncExitStack, door: str, name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Asked:
@@ -188,7 +189,7 @@ async def _ask(load: Process, asked: Asked, seconds: float, connections: int) ->
     )
     processes = [asked.process.pid] if asked.envoy is None else [asked.process.pid, asked.envoy.pid]
     before = [cpu.cpu_seconds([pid]) for pid in processes]
-    answer: dict[str, Any] = json.loads(await load.ask(json.dumps(job)))
+    answer = await ask_load(load, job)
     if answer["errors"] or answer["unfinished"] or not answer["requests"]:
         raise SystemExit(f"bench: {answer['complaint'] or 'requests were not answered'}")
     spent = [cpu.cpu_seconds([pid]) - was for pid, was in zip(processes, before, strict=True)]

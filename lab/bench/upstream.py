@@ -1,7 +1,6 @@
-"""Runs a chat server that is too fast to influence the measurement, as a process: `python -m lab.bench.upstream`.
+"""The answers of the benchmark's chat server (`upstream.c`), and its start.
 
-Lives here: raw HTTP/1.1 on an `asyncio.Protocol`, and prepared answers. Not here: a model, or error handling that a
-benchmark does not need.
+Lives here: prepared answers. Not here: a model, or error handling that a benchmark does not need.
 
 The model's name in a request selects the answer:
 
@@ -10,27 +9,19 @@ The model's name in a request selects the answer:
   `tools-200` and `reasoning-200` likewise, with the arguments of a call and with reasoning;
 - `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart. Each text is `@NANOSECONDS@`, the monotonic clock at the
   write. So a client on the same machine can measure the latency.
-
-Invariants: one chunk is one write and one HTTP chunk, as in real chat servers. A client that does not read blocks its
-own stream, not the process.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
-import sys
-import time
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
-import uvloop
+from lab.bench.native import program
+from lab.bench.variants import Process
 
 # Paths that a gateway in front of this server may request. Some gateways list the models at their start.
 MODELS = ("json", "burst-5", "burst-100", "paced-2-1ms")
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"]+)"')
-_LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
-_PACED = re.compile(r"paced-(\d+)-(\d+)ms")
 _TEXT = "TEXT"
 
 
@@ -54,16 +45,12 @@ _STREAM_HEAD = (
 )
 _ROLE = _http_chunk(_event(_choice({"role": "assistant"})))
 _CALL = {"index": 0, "id": "call_bench", "type": "function", "function": {"name": "write", "arguments": '{"text":"'}}
-# The beginning of the burst, each of its chunks, and its end.
-_BURSTS = {
-    "burst": (b"", _http_chunk(_event(_choice({"content": " word"}))), b""),
-    "tools": (
-        _http_chunk(_event(_choice({"tool_calls": [_CALL]}))),
-        _http_chunk(_event(_choice({"tool_calls": [{"index": 0, "function": {"arguments": " word"}}]}))),
-        _http_chunk(_event(_choice({"tool_calls": [{"index": 0, "function": {"arguments": '"}'}}]}))),
-    ),
-    "reasoning": (b"", _http_chunk(_event(_choice({"reasoning_content": " word"}))), b""),
-}
+
+
+def _tool(arguments: str) -> bytes:
+    return _http_chunk(_event(_choice({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]})))
+
+
 _BEFORE, _AFTER = _event(_choice({"content": _TEXT})).split(_TEXT.encode())
 _END = (
     _http_chunk(_event(_choice({}, "stop")))
@@ -116,115 +103,29 @@ def stream_events(count: int) -> list[bytes]:
     return [_event(_choice({"role": "assistant"})), *[text] * count, *ending]
 
 
-class UpstreamConnection(asyncio.Protocol):
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._parts: list[bytes] = []
-        self._missing = 0
-        self._left = 0
-        self._pace = 0.0
-        self._burst = self._after = b""
-        self._due = 0.0
-        self._paused = False
-        self._waiting = False
-        self._closed = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._closed = True
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        if self._waiting:
-            self._waiting = False
-            self._step()
-
-    def data_received(self, data: bytes) -> None:
-        self._parts.append(data)
-        if self._missing > len(data):
-            # A large body is parsed once, when it is complete.
-            self._missing -= len(data)
-            return
-        whole = b"".join(self._parts)
-        head, separator, body = whole.partition(b"\r\n\r\n")
-        if not separator:
-            self._parts = [whole]
-            return
-        if head.startswith(b"GET "):
-            self._parts = []
-            self._transport.write(_MODELS)
-            return
-        length = _LENGTH.search(head)
-        if length is not None:
-            self._missing = int(length[1]) - len(body)
-            if self._missing > 0:
-                self._parts = [whole]
-                return
-        elif not body.endswith(b"0\r\n\r\n"):
-            self._parts = [whole]
-            return
-        self._parts, self._missing = [], 0
-        self._answer(body)
-
-    def _answer(self, body: bytes) -> None:
-        found = _MODEL.search(body)
-        model = found[1].decode() if found else "json"
-        if model == "json":
-            # Some gateways request a stream from the upstream even if their client requested JSON.
-            streamed = b'"stream":true' in body or b'"stream": true' in body
-            self._transport.write(_SHORT_STREAM if streamed else _JSON)
-            return
-        paced = _PACED.fullmatch(model)
-        if paced:
-            self._left, self._pace = int(paced[1]), int(paced[2]) / 1000
-            before = b""
-        else:
-            kind, _, count = model.partition("-")
-            self._left, self._pace = int(count), 0.0
-            before, self._burst, self._after = _BURSTS[kind]
-        self._due = self._loop.time()
-        self._transport.write(_STREAM_HEAD + _ROLE + before)
-        self._loop.call_soon(self._step)
-
-    def _step(self) -> None:
-        if self._closed:
-            return
-        if self._paused:
-            self._waiting = True
-            return
-        if not self._left:
-            self._transport.write(self._after + _END)
-            self._after = b""
-            return
-        self._left -= 1
-        if not self._pace:
-            self._transport.write(self._burst)
-            self._loop.call_soon(self._step)
-            return
-        self._transport.write(_http_chunk(b"%s@%d@%s" % (_BEFORE, time.monotonic_ns(), _AFTER)))
-        self._due += self._pace
-        self._loop.call_at(self._due, self._step)
+_ANSWERS = {
+    "STREAM_HEAD": _STREAM_HEAD,
+    "ROLE": _ROLE,
+    "BURST": _http_chunk(_event(_choice({"content": " word"}))),
+    "REASONING": _http_chunk(_event(_choice({"reasoning_content": " word"}))),
+    "TOOLS_BEFORE": _http_chunk(_event(_choice({"tool_calls": [_CALL]}))),
+    "TOOLS": _tool(" word"),
+    "TOOLS_AFTER": _tool('"}'),
+    "BEFORE": _BEFORE,
+    "AFTER": _AFTER,
+    "END": _END,
+    "SHORT_STREAM": _SHORT_STREAM,
+    "JSON": _JSON,
+    "MODELS": _MODELS,
+}
 
 
-async def _serve() -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(UpstreamConnection, "127.0.0.1", 0, backlog=1024)
-    print(f"ready: {server.sockets[0].getsockname()[1]}", flush=True)
-    # The parent holds the other end of standard input, so this process ends with its parent.
-    await loop.run_in_executor(None, sys.stdin.read)
-    server.close()
+def _literal(value: bytes) -> str:
+    plain = (chr(one) if 32 <= one < 127 and chr(one) not in '"\\?' else f"\\{one:03o}" for one in value)
+    return f'"{"".join(plain)}"'
 
 
-def main() -> None:
-    """Serve until standard input ends; prints `ready: PORT`."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve())
-
-
-if __name__ == "__main__":
-    main()
+async def start_upstream(folder: Path) -> Process:
+    """Start the server. Its address is a port in `ready`, and it ends with its standard input."""
+    header = "".join(f"#define {name} {_literal(value)}\n" for name, value in _ANSWERS.items())
+    return await Process.start(folder / "upstream.log", str(program("upstream", {"answers.h": header})))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
-from lab.bench import cpu, gate, gate_instructions, machine, peers, run, upstream, variants
+from lab.bench import cpu, gate, gate_instructions, load, machine, peers, run, upstream, variants
 from lab.bench.report import Result, tables
 from lab.bench.targets import judge, targets_table
 
@@ -175,15 +176,80 @@ def test_a_servers_own_name_for_a_model_leaves_the_marker_alone() -> None:
     assert protocol.marker("burst-5") == '"delta":"'
 
 
-async def test_the_upstream_says_what_there_is_and_streams_a_short_answer_to_who_wants_it() -> None:
-    server = await asyncio.get_running_loop().create_server(upstream.UpstreamConnection, "127.0.0.1", 0)
-    async with server, aiohttp.ClientSession(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as session:
-        async with session.get("/v1/models") as listed:
-            assert [model["id"] for model in (await listed.json())["data"]] == list(upstream.MODELS)
-        for stream, kind in ((False, "application/json"), (True, "text/event-stream")):
-            async with session.post("/v1/chat/completions", json={"model": "json", "stream": stream}) as answer:
-                assert answer.content_type == kind
-                assert "A short answer" in await answer.text()
+_needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+
+
+@_needs_gcc
+async def test_the_upstream_says_what_there_is_and_streams_a_short_answer_to_who_wants_it(tmp_path: Path) -> None:
+    server = await upstream.start_upstream(tmp_path)
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.ready}") as session:
+            async with session.get("/v1/models") as listed:
+                assert [model["id"] for model in (await listed.json())["data"]] == list(upstream.MODELS)
+            for stream, kind in ((False, "application/json"), (True, "text/event-stream")):
+                async with session.post("/v1/chat/completions", json={"model": "json", "stream": stream}) as answer:
+                    assert answer.content_type == kind
+                    assert "A short answer" in await answer.text()
+            for model, words in (("burst-7", 7), ("reasoning-7", 7), ("tools-7", 7), ("paced-7-1ms", 0)):
+                async with session.post("/v1/chat/completions", json={"model": model, "stream": True}) as answer:
+                    events = [line[6:] for line in (await answer.text()).splitlines() if line]
+                assert events[-1] == "[DONE]" and sum('" word"' in event for event in events) == words
+                deltas = [one["delta"] for event in events[:-1] for one in json.loads(event)["choices"]]
+                assert len(deltas) == 1 + 7 + 1 + 2 * model.startswith("tools")
+    finally:
+        await server.stop()
+
+
+def _job(port: int, model: str, chunks: int = 0, **more: Any) -> load.Job:
+    usual = {"connections": 5, "seconds": 0.2, "grace": 2.0, "stamps": model.startswith("paced"), "stagger": 0.0}
+    body, marker = variants.CHAT.body(model, stream=chunks > 0, **more), variants.CHAT.marker(model)
+    fields = {"port": port, "path": variants.CHAT.path, "body": body, "chunks": chunks, "marker": marker}
+    return cast(load.Job, fields | usual)
+
+
+@_needs_gcc
+async def test_the_load_generator_counts_requests_chunks_and_waits(tmp_path: Path) -> None:
+    server, generator = await upstream.start_upstream(tmp_path), await load.start_load(tmp_path)
+    try:
+        for model, chunks in (("json", 0), ("burst-100", 100), ("tools-50", 50), ("paced-20-2ms", 20)):
+            found = await load.ask_load(generator, _job(int(server.ready), model, chunks))
+            assert not found["errors"] and not found["unfinished"], found
+            assert found["requests"] > 4 and found["chunks"] == found["requests"] * chunks
+            assert found["whole_us"]["n"] == found["requests"]
+            assert 0 < found["whole_us"]["p50"] <= found["whole_us"]["p99"] <= found["whole_us"]["max"]
+            assert bool(found["first_event_us"]["n"]) == bool(chunks)
+        # The last job has stamps, one for each chunk.
+        assert found["under_way_us"]["n"] == found["chunks"] and found["whole_us"]["p50"] > 35_000
+        assert not (await load.ask_load(generator, _job(int(server.ready), "json", size=5_000_000)))["errors"]
+    finally:
+        await generator.stop()
+        await server.stop()
+
+
+_WHOLE = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@_needs_gcc
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b'HTTP/1.1 503 Busy\r\ncontent-length: 8\r\n\r\n"no\nway"', "503 Busy:  no way "),
+        (b"", "the connection was cut: "),
+        (_WHOLE + b"4\r\ndata\r\n", "the connection was cut: "),
+        (_WHOLE + b"7\r\ndata: x\r\n0\r\n\r\n", "chunks are missing; the end: data: x"),
+    ],
+)
+async def test_what_fails_is_counted_with_the_reason(answer: bytes, complaint: str, tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    generator = await load.start_load(tmp_path)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        found = await load.ask_load(generator, _job(server.sockets[0].getsockname()[1], "burst-20", 20))
+    await generator.stop()
+    assert found["errors"] >= 5 and found["complaint"] == complaint and not found["chunks_per_second"]
 
 
 @pytest.mark.parametrize("given", ["x", "x=", "x=a", "x=1,", "x=999999999"])
@@ -279,6 +345,13 @@ def test_renewed_limits_are_five_per_cent_above_and_keep_those_of_others(
     assert gate.main(["--renew"], measures) == 0
     written = json.loads(measures.limits.read_text())["limits"]
     assert written["another interpreter"]["chunk"] == 1050 and written[_HERE]["chunk"] == 100
+
+
+def test_the_limit_of_one_kind_is_renewed_without_the_others(tmp_path: Path) -> None:
+    measures = _measures(tmp_path, {"chunk": 1000.0, "request": 2000.0})
+    assert gate.main(["--renew", "request"], measures) == 0
+    written = json.loads(measures.limits.read_text())["limits"][_HERE]
+    assert written["chunk"] == 100 and written["request"] == 2100
 
 
 def test_every_limit_is_of_what_is_counted() -> None:
