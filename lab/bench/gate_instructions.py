@@ -9,8 +9,8 @@ between the parts, and callgrind begins a new count at each call. No other code 
 go into a pipe, as in a container.
 
 Invariant: two runs of the same code differ by less than 0.2 %. So a counted part must not depend on a clock. The
-request of 100 KB differs by up to 0.6 %, and the request behind a stored turn by up to 2 %, because it also runs the
-database's thread.
+request of 100 KB differs by up to 0.6 %. The request behind a stored turn differs by up to 2 %, because it also runs
+the database's thread.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _SECONDS = 540.0
 _SUMMARY = re.compile(rb"^summary: (\d+)", re.MULTILINE)
 CHUNK_KINDS = ("chunk", "chunk in a crowd")
 KINDS = (*CHUNK_KINDS, "request", "request behind a stored turn", "request of 100 KB")
-"""The measured kinds: a chunk in a message of one chunk, a chunk in a message of 64 chunks, a whole small JSON request,
-the same behind a stored response, and a request with a conversation of 90 turns of 1 KB."""
+"""The measured kinds: a chunk in a message of one chunk, a chunk in a message of 64 chunks, and three whole requests.
+The requests are a small one, the same behind a stored response, and one with 90 turns of 1 KB."""
 _TIMES = dict(zip(KINDS, (6, 12, 80, 40, 20), strict=True))
 _LEARNING = dict(zip(KINDS, (6, 6, 100, 60, 20), strict=True))
 

@@ -15,7 +15,7 @@ from lab.bench.variants import Process
 
 
 class Job(TypedDict):
-    """One job. `chunks` is the expected number of chunks of a stream (0: the answers are JSON), and `marker` a text
+    """One job. `chunks` is the expected number of chunks of a stream (0: the answers are JSON). `marker` is a text
     without spaces that occurs once in every event with text. `stamps`: the texts have the form `@NANOSECONDS@`. With
     `stagger`, each connection begins so many seconds after the one before."""
 
@@ -37,8 +37,8 @@ async def start_load(folder: Path, number: int = 0) -> Process:
 
 
 async def ask_load(load: Process, job: Job) -> dict[str, Any]:
-    """Run a job. Returns the numbers of requests, chunks, errors and unfinished requests, the rates within the window,
-    the first error as `complaint`, and the quantiles of the waiting times in microseconds."""
+    """Run a job. Returns the numbers of requests, chunks and errors, and the first error as `complaint`. Rates count
+    only what ended within the window, and waiting times are quantiles in microseconds."""
     fields = (
         *(job["port"], job["path"], job["connections"], job["seconds"], job["grace"], job["chunks"]),
         *(int(job["stamps"]), job["stagger"], job["marker"] or "-", job["body"]),

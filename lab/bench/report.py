@@ -40,6 +40,7 @@ def tables(result: Result) -> str:
         f"{settings['rounds']} rounds, {settings['seconds']:g} s a measurement; {machine['cores']} cores, "
         f"Python {machine['python']}, other programs took {machine['others_share']:.0%} of the cores; "
         "log level info, into a pipe",
+        *_not_counted(settings),
         _latency(result),
         _rates(result, streams),
         _waits(result, streams),
@@ -53,6 +54,16 @@ def tables(result: Result) -> str:
     if result["complaints"]:
         parts.append("Errors:\n\n" + "\n".join(f"- {line}" for line in result["complaints"]))
     return "\n\n".join(parts)
+
+
+def _not_counted(settings: dict[str, Any]) -> list[str]:
+    """What the report says of rounds in which Envoy alone was too slow."""
+    missing = settings["rounds"] - settings.get("rounds_that_count", settings["rounds"])
+    if not missing:
+        return []
+    rounds, usual = settings["rounds"], settings["usual"]
+    said = f"in {missing} of {rounds} rounds Envoy alone took more than twice its usual {usual:.0f} µs"
+    return [f"No statement: {said} for a small request. These rounds do not count in ratios and CPU times."]
 
 
 def _label(name: str) -> str:

@@ -1,7 +1,8 @@
 """Implements `scripts/bench`: measures the cost of Antiphon, next to Envoy alone and a no-op external processor.
 
-Lives here: starting the processes, the computations from the rounds, the JSON file. Not here: the jobs (`rounds.py`,
-`apart.py`), the processes (`variants.py`, `peers.py`), the load (`load.py`), the tables (`report.py`, `targets.py`).
+Lives here: starting the processes, the JSON file. Not here: the jobs (`rounds.py`, `apart.py`), the computations from
+the rounds (`summary.py`), the processes (`variants.py`, `peers.py`), the load (`load.py`), the tables (`report.py`,
+`targets.py`).
 
 The processes of all variants run during the whole benchmark, and the variants get the jobs in turn in each round. So a
 slow moment of the machine affects all variants. The program computes ratios within a round, and reports the median over
@@ -22,7 +23,6 @@ import os
 import platform
 import resource
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -31,15 +31,17 @@ from pathlib import Path
 
 from antiphon.config.problems import how_to_install
 from antiphon.supervisor.children import ParentPipe
+from lab.bench import priority
 from lab.bench.apart import Apart, measure_apart
 from lab.bench.load import start_load
 from lab.bench.machine import QUIET, Watch
 from lab.bench.peers import read_pids, start_peer
 from lab.bench.report import Result, tables
 from lab.bench.rounds import BURST, PACED_STREAMS, Bench, say
+from lab.bench.summary import each_round, merge, processor_model, summarise
 from lab.bench.targets import judge, targets_table
 from lab.bench.upstream import start_upstream
-from lab.bench.variants import LABELS, Values, start_variant, usual
+from lab.bench.variants import LABELS, start_variant, usual
 
 _DESCRIPTORS = 65_536
 
@@ -78,6 +80,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-apart", action="store_true", help="only the rounds")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the main figures (PNG)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, those of each round too")
+    parser.add_argument(
+        "--merge", nargs="+", type=Path, metavar="FILE", help="measure nothing; tables of the rounds in files of --json"
+    )
     given = parser.parse_args(arguments)
     given.rounds = given.rounds or (1 if given.quick else 3)
     given.seconds = given.seconds or (0.4 if given.quick else 0.9)
@@ -86,7 +91,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     given.workers = [int(number) for number in given.workers.split(",") if number]
     given.no_apart = given.no_apart or given.quick
     given.streams = [int(number) for number in given.streams.split(",")]
-    given.only = given.only.split(",")
+    # The rows without a proxy and with Envoy alone show what the load generator, the upstream and the hour allow.
+    given.only = ["direct", "envoy", *given.only.split(",")]
     if unknown := set(given.only) - set(LABELS):
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
     given.peer_pids = read_pids(given.peer_pids)
@@ -97,61 +103,40 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Apart, others: float) -> Result:
-
-    def median(name: str, base: str | None, combine: str) -> Values:
-        found: Values = {}
-        for key in bench.rounds[0][name] if bench.rounds else ():
-            samples = []
-            for values in bench.rounds:
-                # Only Antiphon stores responses. So Antiphon's stored results are compared with unstored results of
-                # other variants.
-                value, unstored = values[name].get(key), key.removeprefix("stored_")
-                if value is None:
-                    continue
-                if base is None:
-                    samples.append(value)
-                elif (other := values[base].get(unstored)) and combine == "ratio":
-                    samples.append(value / other)
-                elif other and combine == "difference":
-                    samples.append(value - other)
-            if samples:
-                found[key] = statistics.median(samples)
-        return found
-
-    def against(base: str, combine: str) -> dict[str, Values]:
-        return {name: median(name, base, combine) for name in names} if base in names else {}
-
-    medians = {name: median(name, None, "") for name in names}
-    return {
+def _result(bench: Bench, given: argparse.Namespace, apart: Apart, others: float, lifted: bool) -> Result:
+    parts = {
         "machine": {
             "cores": len(os.sched_getaffinity(0)),
+            "processor": processor_model(),
             "system": platform.platform(),
+            "lifted": lifted,
             "python": platform.python_version(),
             "others_share": others,
             "others_share_of_rounds": bench.others,
         },
         "settings": {
-            "rounds": len(bench.rounds),
             "seconds": given.seconds,
             "streams": given.streams,
             "open": given.open,
             "burst_chunks": BURST,
             "paced_streams": PACED_STREAMS,
         },
-        "median": medians,
-        "added_to_envoy": against("envoy", "difference"),
-        "ratio_to_envoy": against("envoy", "ratio"),
-        "ratio_to_echo": against("echo", "ratio"),
-        "cpu_us_per_chunk": {
-            name: {key.removeprefix("cpu "): value for key, value in values.items() if key.startswith("cpu ")}
-            for name, values in medians.items()
-        },
         "memory_bytes_per_stream": bench.memory,
         "apart": apart,
         "complaints": bench.complaints,
-        "rounds": bench.rounds,
     }
+    return summarise(bench.rounds, parts)
+
+
+def _show(result: Result, given: argparse.Namespace) -> None:
+    print(tables(result))
+    if result["settings"]["rounds_that_count"]:
+        print(targets_table(judge(result, each_round(result))))
+    if given.plot:
+        # matplotlib is a large package of an extra, so it is imported only if needed.
+        from lab.bench.plot import draw
+
+        draw(result, given.plot)
 
 
 async def _run(given: argparse.Namespace) -> int:
@@ -168,6 +153,9 @@ async def _run(given: argparse.Namespace) -> int:
             load = await start_load(folder, number)
             stack.push_async_callback(load.stop)
             loads.append(load)
+        lifted = priority.lift([upstream.pid, *(load.pid for load in loads)])
+        if not lifted:
+            say("the priority of the benchmark's processes is not lifted: no autogroups here, or not allowed")
         pipe = ParentPipe()
         stack.callback(pipe.close)
         variants = []
@@ -193,22 +181,16 @@ async def _run(given: argparse.Namespace) -> int:
         apart: Apart = {}
         if not given.no_apart:
             apart = await measure_apart(int(upstream.ready), loads[0], folder, pipe, given.workers, given.seconds)
-    result = _result(bench, given, [variant.name for variant in variants], apart, watch.others())
+    result = _result(bench, given, apart, watch.others(), lifted)
+    busiest = max(result["machine"]["others_share"], *bench.others)
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
-    busiest = max(result["machine"]["others_share"], *bench.others)
     if given.idle and busiest > QUIET:
         say(
             f"bench: other programs took {busiest:.0%} of the cores meanwhile (--idle: at most {QUIET:.0%}): no figures"
         )
         return 3
-    print(tables(result))
-    print(targets_table(judge(result)))
-    if given.plot:
-        # matplotlib is a large package of an extra, so it is imported only if needed.
-        from lab.bench.plot import draw
-
-        draw(result, given.plot)
+    _show(result, given)
     say(f"{time.monotonic() - started:.0f} s")
     return 1 if bench.complaints else 0
 
@@ -234,6 +216,12 @@ async def _stoppable(given: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. The exit status is 1 if a request failed."""
     given = _arguments(arguments)
+    if given.merge:
+        result = merge(given.merge)
+        if given.json:
+            given.json.write_text(json.dumps(result, indent=1) + "\n")
+        _show(result, given)
+        return 0
     # A thousand streams need several thousand file descriptors in Envoy, and child processes inherit the limit.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)

@@ -7,7 +7,7 @@ Invariant: if a figure was not measured, its target counts as neither met nor mi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lab.bench.report import Result, sum_of
@@ -34,8 +34,8 @@ class _Target:
     digits: int = 2
 
 
-def judge(result: Result) -> list[Judged]:
-    """All targets, in their order."""
+def judge(result: Result, rounds: Sequence[Result] = ()) -> list[Judged]:
+    """All targets, in their order. `rounds` are the results of single rounds, for the spread of each figure."""
     rows = []
     for target in _TARGETS:
         value = target.read(result)
@@ -43,7 +43,11 @@ def judge(result: Result) -> list[Judged]:
             rows.append(Judged(target.figure, target.target, "-", None))
             continue
         met = (target.limit is None or value <= target.limit) and (target.least is None or value >= target.least)
-        rows.append(Judged(target.figure, target.target, f"{value:,.{target.digits}f}{target.unit}", met))
+        measured = f"{value:,.{target.digits}f}{target.unit}"
+        spread = [one for one in map(target.read, rounds) if one is not None]
+        if len(spread) > 1 and max(spread) > min(spread):
+            measured += f" ({min(spread):,.{target.digits}f} to {max(spread):,.{target.digits}f})"
+        rows.append(Judged(target.figure, target.target, measured, met))
     return rows
 
 

@@ -30,7 +30,7 @@ from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_process import EnvoyAdmin
-from lab.bench import cpu
+from lab.bench import cpu, priority
 from lab.bench.load import Job, ask_load, start_load
 from lab.bench.upstream import start_upstream
 from lab.bench.variants import FEATURES, RESPONSES, Process, poll
@@ -115,6 +115,7 @@ def median(by_name: dict[str, list[Spent]], name: str) -> float:
 async def start_helpers(stack: AsyncExitStack, folder: Path) -> tuple[Process, Process]:
     """The upstream and the load generator."""
     helpers = await start_upstream(folder), await start_load(folder)
+    priority.lift(process.pid for process in helpers)
     for process in helpers:
         stack.push_async_callback(process.stop)
     return helpers
@@ -144,6 +145,7 @@ async def start(
     ]
     process = await Process.start(folder / "log", *command, wait=door == "serve", pipe=pipe, environment=environment)
     stack.push_async_callback(process.stop)
+    priority.lift([process.pid, *cpu.children(process.pid)])
     if door == "serve":
         return Asked(process, int(process.ready.removesuffix("/v1").rpartition(":")[2]))
     grpc, http = folder / "data" / "sidecar-0.grpc.sock", folder / "data" / "sidecar-0.http.sock"
@@ -166,6 +168,7 @@ async def start(
     stack.push_async_callback(envoy.stop)
     admin = EnvoyAdmin(settings.place(settings.envoy.admin))
     await poll(envoy, admin.is_live)
+    priority.lift([envoy.pid, *cpu.children(envoy.pid)])
     return Asked(process, await admin.bound_port("public") or 0, envoy)
 
 

@@ -32,7 +32,7 @@ from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor import parent_guard
 from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_process import EnvoyAdmin
-from lab.bench import cpu
+from lab.bench import cpu, priority
 
 Values = dict[str, float]
 
@@ -309,6 +309,7 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
     if len(variant.sidecar) <= workers or bool(variant.envoy) == (mode == "http"):
         await variant.stop()
         raise RuntimeError(f"{name}: its processes were not recognised")
+    priority.lift([*variant.sidecar, *variant.envoy])
     variant.chains = await asyncio.to_thread(_store_chains, port)
     return variant
 
@@ -363,6 +364,7 @@ async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe)
         variant.envoy = [pid for pid in (envoy.pid, *cpu.children(envoy.pid)) if cpu.program(pid).startswith("envoy")]
         if not variant.port or not variant.envoy:
             raise RuntimeError(f"{name}: Envoy was not recognised")
+        priority.lift([*variant.sidecar, *variant.envoy])
     except BaseException:
         await variant.stop()
         raise

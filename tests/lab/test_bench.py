@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
-from lab.bench import cpu, gate, gate_instructions, load, machine, peers, run, upstream, variants
+from lab.bench import cpu, gate, gate_instructions, load, machine, peers, priority, run, summary, upstream, variants
 from lab.bench.report import Result, tables
 from lab.bench.targets import judge, targets_table
 
@@ -94,6 +94,32 @@ def test_long_requests_have_turns_of_a_kilobyte_or_one_text() -> None:
         assert len(json.loads(turns)[key]) - (protocol is variants.CHAT) == 4546
 
 
+def _round(envoy: float, relay: float) -> dict[str, variants.Values]:
+    return {"envoy": {"cpu json envoy": envoy, "requests_16": 1000.0}, "relay": {"requests_16": relay}}
+
+
+def test_rounds_of_a_slow_hour_do_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {**_result(), "machine": {**_result()["machine"], "processor": "another"}}
+    # The usual cost is the median of the rounds: 60 µs.
+    rounds = [_round(60.0, 100.0), _round(50.0, 140.0), _round(121.0, 900.0)]
+    files = []
+    for number, some in enumerate((rounds[:2], rounds[2:])):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(summary.summarise(some, cast(Any, parts))))
+    assert run.main(["--merge", *map(str, files)]) == 0
+    printed = capsys.readouterr().out
+    assert "in 1 of 3 rounds Envoy alone took more than twice its usual 60 µs" in printed
+    assert "store: false, of Envoy alone | ≥ 0.15 | 0.12 (0.10 to 0.14) | **missed** |" in printed
+
+
+def test_without_a_round_that_counts_there_is_no_ratio() -> None:
+    known = next(iter(json.loads((Path(summary.__file__).with_name("usual.json")).read_text())["microseconds"]))
+    parts = {**_result(), "machine": {**_result()["machine"], "processor": known}}
+    found = summary.summarise([_round(1000.0, 100.0)], cast(Any, parts))
+    assert not found["ratio_to_envoy"]["relay"] and not found["cpu_us_per_chunk"]["envoy"]
+    assert "No statement" in tables(found) and "100" in tables(found)
+
+
 def test_the_peer_is_compared_beyond_the_upstreams_own_time() -> None:
     median = {
         "direct": {"first_event_p50": 100.0},
@@ -123,6 +149,21 @@ def test_the_longest_turn_leaves_the_idle_one_out() -> None:
 
 def test_tables_of_next_to_nothing_have_dashes() -> None:
     assert "| Antiphon, relay | - |" in tables(_result())
+
+
+def _group(pid: int | str) -> str:
+    return Path(f"/proc/{pid}/autogroup").read_text().split("nice ")[-1].strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/self/autogroup").exists(), reason="no autogroups for us")
+def test_the_group_of_another_session_is_lifted_and_the_own_is_not() -> None:
+    before = _group("self")
+    for own in (True, False):
+        with subprocess.Popen(["sleep", "60"], start_new_session=not own) as child:
+            assert priority.lift([child.pid])
+            assert _group(child.pid) == (before if own else str(priority.NICE))
+            child.kill()
+    assert _group("self") == before and not priority.lift([2**22 + 1])
 
 
 def test_the_clock_sees_work_that_ticks_do_not() -> None:
