@@ -9,7 +9,7 @@ answer, the caller runs the query on the pool of `readers.py`, which also report
 
 SQLite reads a page that is not in memory from the disk, and the event loop waits meanwhile. Three rules limit this
 wait. SQLite interrupts a query that takes longer than `SECONDS`. After such a query, this object gives no answer for
-`PAUSE` times as long, so slow queries take at most 2 % of the event loop's time. The caller does not use this object
+`PAUSE` times as long. So slow queries take at most 2 % of the event loop's time. The caller does not use this object
 while a transaction of the writer takes long, because a disk that hangs stops the writer too. So the event loop hangs
 only if the disk hangs in a brief query, and no write was in progress.
 
