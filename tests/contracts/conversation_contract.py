@@ -14,6 +14,7 @@ import asyncio
 import dataclasses
 
 import pytest
+from msgspec import structs
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.state import PageQuery
@@ -328,7 +329,7 @@ class ConversationStoreContract:
         self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore
     ) -> None:
         called = item("ws_1", kind="web_search_call")
-        kept = dataclasses.replace(called, shown=b'{"marks":2}')
+        kept = structs.replace(called, shown=b'{"marks":2}')
         await store.create(ALICE, "conv_a", NO_METADATA)
         await store.load(ALICE, "conv_a", holder="resp_a", seconds=LONG)
         await responses.save(in_conversation("a", inputs=0, outputs=(kept,)))

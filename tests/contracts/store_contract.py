@@ -10,9 +10,9 @@ same data, or one in another process.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.engine.ports.state import PageQuery
@@ -95,7 +95,10 @@ class ResponseStoreContract:
         self, store: ResponseStore, peer: ResponseStore
     ) -> None:
         asked, called = item("msg_in"), item("ws_out", kind="web_search_call")
-        inputs, outputs = (replace(asked, shown=b'{"marks":1}'),), (replace(called, shown=b'{"marks":2}'),)
+        inputs, outputs = (
+            (structs.replace(asked, shown=b'{"marks":1}'),),
+            (structs.replace(called, shown=b'{"marks":2}'),),
+        )
         await store.save(record("a", inputs=inputs, outputs=outputs))
         chain = await peer.load_chain(ALICE, "resp_a")
         assert chain is not None and chain.items == (*inputs, *outputs)
@@ -241,7 +244,7 @@ class ResponseStoreContract:
         self, store: ResponseStore, peer: ResponseStore
     ) -> None:
         await store.save(record("a"))
-        shown = replace(item("ws_out", kind="web_search_call"), shown=b'{"marks":2}')
+        shown = structs.replace(item("ws_out", kind="web_search_call"), shown=b'{"marks":2}')
         saved = record("b", prev="a", outputs=(shown,))
         await store.save(saved)
         found = await peer.load_compared(ALICE, "resp_b")
@@ -419,7 +422,7 @@ class ResponseStoreContract:
         self, store: ResponseStore, peer: ResponseStore
     ) -> None:
         await store.save(record("root"))
-        shown = replace(item("msg_shown"), shown=b'{"marks":1}')
+        shown = structs.replace(item("msg_shown"), shown=b'{"marks":1}')
         large = item("msg_large", "x" * 100_000)
         good = [
             *[record(f"first{n}", inputs=n % 4, outputs=n) for n in range(20)],

@@ -9,8 +9,10 @@ Invariant: stored values are immutable, so a caller cannot change stored data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
+
+from msgspec import structs
 
 from antiphon.engine.ports.actions import OnceOnly, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredConversation
@@ -22,7 +24,7 @@ T = TypeVar("T")
 
 def for_clients(items: Iterable[StoredItem]) -> tuple[StoredItem, ...]:
     """The items without the data that only later requests need."""
-    return tuple(replace(item, shown=None) for item in items)
+    return tuple(structs.replace(item, shown=None) for item in items)
 
 
 @dataclass

@@ -122,7 +122,10 @@ class Bodies:
 
     def open_items(self, items: tuple[StoredItem, ...]) -> tuple[StoredItem, ...]:
         """Return the stored items, each decrypted. Raises `StoreError`."""
-        return tuple([self.open_item(item) for item in items])
+        for item in items:
+            if item.body.startswith(_MARK) or item.shown is not None:
+                return tuple([self.open_item(item) for item in items])
+        return items
 
     def seal_record(self, record: ResponseRecord) -> ResponseRecord:
         """Return the response with its body and its items in stored form."""

@@ -52,7 +52,7 @@ from antiphon.stores.tables import (
 # would make SQLite build a Bloom filter over the whole table on every call. For a chain over a limit, the query returns
 # only the newest response, with the chain's size in `history_items` and `history_bytes`, and no items. `depth < :limit`
 # ends the recursion in a damaged database with a circular chain. The rows have no order, because SQLite would copy all
-# bodies to sort them. The first three columns give the order of the items.
+# bodies to sort them. `place` gives the order of the items: by depth, `dir` and `seq`, which is below 2^31.
 LOAD_CHAIN = """
 WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
   SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
@@ -64,13 +64,14 @@ WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversat
   FROM turn CROSS JOIN responses r
   WHERE turn.depth < :limit AND r.id = turn.prev_id
 )
-SELECT -turn.depth AS place, i.dir, i.seq, i.item_id, i.type, i.body, i.shown, turn.prev_id AS prev_id,
-       turn.history_items AS history_items, turn.history_bytes AS history_bytes, turn.status AS status,
-       turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos
+SELECT coalesce(i.dir, 0) * 2147483648 + coalesce(i.seq, 0) - turn.depth * 4294967296 AS place,
+       i.item_id, i.type, i.body, i.shown, turn.history_items AS history_items, turn.history_bytes AS history_bytes,
+       turn.status AS status, turn.prev_id AS prev_id, turn.conversation_id AS conversation_id,
+       turn.conversation_pos AS conversation_pos
 FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
   AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
 """
-_IN_ORDER = itemgetter(0, 1, 2)
+_IN_ORDER = itemgetter(0)
 _BRIEF_ITEMS = 512
 """The maximum number of items of a history that the event loop's thread reads from a local database."""
 _BRIEF_BYTES = 512 * 1024
@@ -361,8 +362,7 @@ class ResponseStore:
         )
 
     def _items(self, rows: Sequence[Row]) -> tuple[StoredItem, ...]:
-        found = [history_item(row) for row in rows if row["item_id"] is not None]
-        return self._bodies.open_items(tuple(found))
+        return self._bodies.open_items(tuple([history_item(row) for row in rows if row[1] is not None]))
 
 
 def delete_statements(owner: str, response_id: str) -> list[Statement]:

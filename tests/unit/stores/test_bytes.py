@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import StoredItem
@@ -208,7 +209,7 @@ def test_pages_cut_by_bytes_are_the_whole_list(
             await stores.responses.save(record("a", inputs=items, outputs=()))
             await stores.conversations.create(BOB, "conv_a", b"{}", items)
             for n, one in enumerate(items):
-                made = record(f"r{n}", owner=BOB, inputs=(), outputs=(dataclasses.replace(one, id=f"o{n}"),))
+                made = record(f"r{n}", owner=BOB, inputs=(), outputs=(structs.replace(one, id=f"o{n}"),))
                 await stores.responses.save(dataclasses.replace(made, created_at=1.0 + n // 3, body=b"{}"))
 
             async def inputs(query: PageQuery) -> tuple[Sequence[str], int, bool]:

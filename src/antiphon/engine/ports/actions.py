@@ -49,8 +49,7 @@ class RequestHead(Struct, frozen=True):
         return header_value(self.headers, name)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredItem:
+class StoredItem(Struct, frozen=True, gc=False):
     """An input or output item of a response, as the store holds it and as the endpoint `input_items` returns it.
 
     `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON with text that the model saw but

@@ -150,29 +150,33 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
     return Raw(b"[%b]" % b",".join(made))
 
 
-_INPUT_TEXT: Final = b'[{"type":"input_text","text":"'
-_OUTPUT_TEXT: Final = b'[{"type":"output_text","text":"'
-_END: Final = b'"}]'
-_GENERATED_END: Final = b'","annotations":[],"logprobs":[]}]'
+_ONE_TEXT: Final = (
+    (b'[{"type":"input_text","text":"', b'"}]'),
+    (b'[{"type":"output_text","annotations":[],"logprobs":[],"text":"', b'"}]'),
+    (b'[{"type":"output_text","text":"', b'","annotations":[],"logprobs":[]}]'),
+    (b'[{"type":"output_text","text":"', b'"}]'),
+)
 
 
 def _only_text(content: bytes) -> bytes | None:
     """Return the escaped text of a list of one text part, in the form that Antiphon stores and that SDKs send. Returns
     None for any other valid JSON. Long histories consist of such lists, so this function does not decode them."""
-    if content.startswith(_INPUT_TEXT):
-        begin, end = len(_INPUT_TEXT), _END
-    elif content.startswith(_OUTPUT_TEXT):
-        begin = len(_OUTPUT_TEXT)
-        end = _GENERATED_END if content.endswith(_GENERATED_END) else _END
-    else:
-        return None
-    if not content.endswith(end):
-        return None
-    text = content[begin : -len(end)]
-    # A quotation mark without a backslash ends the text, so the part has more fields, or the list has more parts.
-    if b'"' in text and b'"' in text.replace(rb"\\", b"").replace(rb"\"", b""):
-        return None
-    return text
+    for begin, end in _ONE_TEXT:
+        if content.startswith(begin) and content.endswith(end):
+            text = content[len(begin) : -len(end)]
+            return None if _ends_early(text) else text
+    return None
+
+
+def _ends_early(text: bytes) -> bool:
+    """Whether the text has a quotation mark without a backslash. Such a mark ends a JSON string, so the part has more
+    fields, or the list has more parts."""
+    marks = text.count(b'"')
+    if not marks:
+        return False
+    if b"\\\\" in text:
+        text = text.replace(b"\\\\", b"")
+    return text.count(b'\\"') != marks
 
 
 def _says_something(parts: Raw | bytes) -> bool:
