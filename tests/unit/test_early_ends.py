@@ -20,6 +20,7 @@ from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.supervisor.child_output import ChildOutput
+from antiphon.supervisor.envoy_reports import take_early_end, take_unknown_path
 from antiphon.supervisor.worker_orders import (
     PATH_UNKNOWN,
     STREAM_ENDED,
@@ -27,9 +28,7 @@ from antiphon.supervisor.worker_orders import (
     Orders,
     pass_on_early_end,
     pass_on_line,
-    take_early_end,
     take_orders,
-    take_unknown_path,
 )
 from tests.support.exchanges import SSE, make_exchange
 from tests.support.fake_time import in_fake_time

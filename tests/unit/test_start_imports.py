@@ -45,6 +45,7 @@ _SERVING = {
     *("aiohttp", "prometheus_client", "sqlite3", "aiosqlite", "uvloop", "google.protobuf", "cryptography", "ngh2"),
     *("antiphon.api", "antiphon.app.build", "antiphon.engine.running", "antiphon.search", "antiphon.stores"),
     *("antiphon.tools", "antiphon.upstream", "antiphon.doors.extproc"),
+    *("antiphon.engine.exchange.failure", "antiphon.observability.observation", "antiphon.translation.answer"),
 }
 # What comes with a setting, a settings file, the first change of settings, a scrape, the first document to read.
 _UNASKED = {

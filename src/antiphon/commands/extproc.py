@@ -16,14 +16,13 @@ from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.envoy.sidecars import endpoint, numbered
+from antiphon.supervisor.envoy_reports import take_early_end, take_unknown_path
 from antiphon.supervisor.worker_orders import (
     ENVOY_ENDED,
     OUTLIVE_ENVOY,
     PATH_UNKNOWN,
     STREAM_ENDED,
     Obey,
-    take_early_end,
-    take_unknown_path,
 )
 
 _log = structlog.get_logger(__name__)

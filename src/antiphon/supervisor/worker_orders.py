@@ -3,9 +3,10 @@
 The socket is the worker's standard input, and this module implements both ends of it. `generation.py` sends the orders.
 The order `STREAM_ENDED` contains a log line of Envoy, which reports whether the client or the upstream ended a stream
 early. The sidecar that served the stream logs this, but the parent process does not know which sidecar that is. So it
-sends the order to all sidecars. `observability/endings.py` handles the order in the sidecar. The order `PATH_UNKNOWN`
-tells one sidecar that Envoy refused a request to an unknown path, so that the sidecar's journal has the refusal.
-`envoy/failures.py` configures both log lines in Envoy.
+sends the order to all sidecars. The order `PATH_UNKNOWN` tells one sidecar that Envoy refused a request to an unknown
+path, so that the sidecar's journal has the refusal. `envoy_reports.py` handles both orders in the sidecar, and
+`envoy/failures.py` configures both log lines in Envoy. The parent process imports this module, but not
+`envoy_reports.py`, which imports the telemetry of a serving process.
 
 At a stop, Envoy must end before its sidecars. Otherwise Envoy could not reach a sidecar for a request on an open
 connection. So the order `OUTLIVE_ENVOY` makes a sidecar stay until the order `ENVOY_ENDED`.
@@ -24,14 +25,8 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
-from antiphon.engine.exchange.failure import Failure
-from antiphon.engine.ports.callers import NO_CALLER
 from antiphon.envoy.routes import UNKNOWN_URL
-from antiphon.errors import NotFound
-from antiphon.observability.endings import EarlyEnd, EarlyEnds
-from antiphon.observability.observation import Telemetry
 from antiphon.types.transport import ENDED_EARLY
 
 
@@ -175,15 +170,3 @@ def pass_on_line(line: str, sidecars: Sequence[Orders]) -> bool:
     event instead of the caller."""
     pass_on_unknown_path(line, sidecars)
     return pass_on_early_end(line, sidecars)
-
-
-def take_unknown_path(telemetry: Telemetry, unknown: Callable[[str, str], NotFound], order: dict[str, Any]) -> None:
-    """Handle the order `PATH_UNKNOWN` in the worker. `unknown` returns the error for a method and an unknown path."""
-    message = unknown(order["method"], order["path"]).message
-    failure = Failure("client", message, order["status"], UNKNOWN_URL)
-    telemetry.refused("envoy", order["request_id"], NO_CALLER, order["path"], failure, message)
-
-
-def take_early_end(ends: EarlyEnds, order: dict[str, Any]) -> None:
-    """Handle the order `STREAM_ENDED` in the worker."""
-    ends.hear(order["request_id"], EarlyEnd(*order["end"]))
