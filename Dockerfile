@@ -14,9 +14,9 @@ COPY src ./src
 COPY scripts/lib/build_*.py scripts/lib/locked.py ./scripts/lib/
 # PIP_ARGS points pip at another source, for example a folder of wheels: --build-arg PIP_ARGS="--no-index --find-links /wheels"
 ARG PIP_ARGS=""
-# COMPILED=1 compiles the hot modules (scripts/lib/build_compiled.py). By default the image has only the sources. Compiling takes
-# minutes of CPU time, and much longer under emulation. It also downloads a compiler and all extras.
-ARG COMPILED=""
+# The image has the compiled wheel (scripts/lib/build_compiled.py). Compiling takes three to five minutes of CPU time, and much
+# longer under emulation. It also downloads a compiler and all extras. With COMPILED=0 the image has only the sources.
+ARG COMPILED=1
 # requirements.lock pins the versions and hashes of build tools, as it does for packages at run time.
 RUN { [ "${COMPILED:-0}" = 0 ] || command -v gcc > /dev/null \
         || { apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; }; } \

@@ -84,8 +84,8 @@ class Image:
 
     def __init__(self, tag: str, extras: str | None, base: str, build: Sequence[str], compiled: bool) -> None:
         given = [] if extras is None else ["--build-arg", f"EXTRAS={extras}"]
-        if compiled:
-            given += ["--build-arg", "COMPILED=1"]
+        if not compiled:
+            given += ["--build-arg", "COMPILED=0"]
         run("docker", "build", *build, "--build-arg", f"BASE={base}", *given, "-t", tag, ".", seconds=_BUILD_SECONDS)
         self.tag = tag
         self.added = (_size(tag) - _size(base)) / 1e6
@@ -299,13 +299,13 @@ def main() -> int:
     parser.add_argument("--build-flag", action="append", default=[], help="flag for docker build (--network=host)")
     parser.add_argument("--limit", type=float, default=150.0, metavar="MB", help="most that is added to the base")
     parser.add_argument("--extras", action="append", default=[], help="build and weigh with these too")
-    parser.add_argument("--compiled", action="store_true", help="the image with compiled modules (takes minutes more)")
+    parser.add_argument("--sources", action="store_true", help="the image without compiled modules (minutes faster)")
     parser.add_argument("--no-build", metavar="IMAGE", help="try this image, and build none")
     given = parser.parse_args()
     if shutil.which("docker") is None:
         print("scripts/lab images: docker is not installed", file=sys.stderr)
         return 1
-    how = (given.base, given.build_flag, given.compiled)
+    how = (given.base, given.build_flag, not given.sources)
     try:
         tag = given.no_build or _TAG
         if given.no_build is None:
@@ -317,8 +317,8 @@ def main() -> int:
         print(f"image: {added:.0f} MB on its base (limit {given.limit:g})", flush=True)
         if added > given.limit:
             raise Wrong(f"the image adds {added:.0f} MB to its base; at most {given.limit:g} MB are allowed")
-        check_build(tag, given.compiled)
-        print(f"image: {'compiled modules' if given.compiled else 'the sources'} run", flush=True)
+        check_build(tag, not given.sources)
+        print(f"image: {'the sources' if given.sources else 'compiled modules'} run", flush=True)
         check_image(tag)
         print("image: user 10001; starts read-only without capabilities; says what it does not have", flush=True)
         if (

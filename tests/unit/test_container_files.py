@@ -46,3 +46,8 @@ def test_the_image_has_an_init_process_and_no_volume() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     assert 'ENTRYPOINT ["tini", "--", "antiphon"]' in lines
     assert not [line for line in lines if line.startswith("VOLUME")]
+
+
+def test_the_image_has_the_compiled_wheel_unless_its_builder_says_no() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert "ARG COMPILED=1" in lines
