@@ -1,4 +1,4 @@
-"""Draws the main figures of a run as one picture (PNG), for the README.
+"""Draws the main figures of a run as one picture (PNG), and the growth of costs.
 
 Lives here: the drawing. Not here: the figures (`run.py`). Needs matplotlib (the extra `bench`).
 
@@ -55,6 +55,35 @@ def draw(result: Result, file: Path) -> None:
         color="#666666",
     )
     figure.tight_layout(rect=(0, 0.02, 1, 1))
+    figure.savefig(file, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+_GROWTH = {
+    "depth": ("stored turns behind the request", "CPU µs per request", ("all", "worker")),
+    "stored": ("stored responses", "CPU µs per request", ("unstored", "stored", "chained")),
+    "streams": ("open streams", "CPU µs per chunk", ("all", "sidecar_us")),
+    "chunks": ("chunks in a vector store", "CPU ms per search", ("keyword", "dense", "hybrid")),
+    "workers": ("workers, on paper", "per second", ("requests", "stored", "chained", "chunks")),
+}
+
+
+def draw_growth(section: str, rows: dict[str, dict[str, float]], file: Path) -> None:
+    """One panel with a line for each main figure of a section of `growth.py`, over the sizes."""
+    size, unit, names = _GROWTH[section]
+    figure, axis = pyplot.subplots(figsize=(6.4, 3.2), dpi=100)
+    sizes = [int(one) for one in rows if int(one)]
+    for name in names:
+        label = name.removesuffix("_us").replace("all", "all processes")
+        axis.plot(sizes, [rows[str(one)][name] for one in sizes], marker="o", label=label)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel(size, fontsize=8)
+    axis.set_ylabel(unit, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
     figure.savefig(file, metadata={"Software": None})
     pyplot.close(figure)
 

@@ -213,6 +213,14 @@ async def _stoppable(given: argparse.Namespace) -> int:
         return 130
 
 
+def more_descriptors() -> None:
+    """Raise the limit of open files. A thousand streams need several thousand in Envoy, and child processes inherit the
+    limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. The exit status is 1 if a request failed."""
     given = _arguments(arguments)
@@ -222,10 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.json.write_text(json.dumps(result, indent=1) + "\n")
         _show(result, given)
         return 0
-    # A thousand streams need several thousand file descriptors in Envoy, and child processes inherit the limit.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    more_descriptors()
     return asyncio.run(_stoppable(given))
 
 

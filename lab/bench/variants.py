@@ -19,7 +19,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -280,7 +280,7 @@ async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe
 
     `workers` is the number of Antiphon's processes behind one Envoy.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     if name == "direct":
         return Variant(name, CHAT, upstream)
     if name == "envoy" or name.startswith("echo"):
@@ -310,22 +310,22 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
         await variant.stop()
         raise RuntimeError(f"{name}: its processes were not recognised")
     priority.lift([*variant.sidecar, *variant.envoy])
-    variant.chains = await asyncio.to_thread(_store_chains, port)
+    variant.chains = await asyncio.to_thread(store_chains, port, CHAINS)
     return variant
 
 
-def _store_chains(port: int) -> dict[int, str]:
-    """Store a chain of responses as the load generator's owner. Returns the ids of the turns in `CHAINS`."""
+def store_chains(port: int, depths: Sequence[int]) -> dict[int, str]:
+    """Store a chain of responses as the load generator's owner. Returns the ids of the turns in `depths`."""
     last, found = "", {}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)
     with contextlib.closing(connection):
-        for turn in range(max(CHAINS)):
+        for turn in range(max(depths)):
             more: dict[str, Any] = {"previous_response_id": last} if last else {}
             headers = {"content-type": "application/json", "authorization": "Bearer bench"}
             body = RESPONSES.body("json", stream=False, store=True, **more)
             connection.request("POST", RESPONSES.path, body, headers)
             last = json.load(connection.getresponse())["id"]
-            if turn + 1 in CHAINS:
+            if turn + 1 in depths:
                 found[turn + 1] = last
     return found
 

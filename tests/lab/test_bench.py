@@ -17,7 +17,20 @@ import aiohttp
 import pytest
 import yaml
 
-from lab.bench import cpu, gate, gate_instructions, load, machine, peers, priority, run, summary, upstream, variants
+from lab.bench import (
+    cpu,
+    gate,
+    gate_instructions,
+    growth,
+    load,
+    machine,
+    peers,
+    priority,
+    run,
+    summary,
+    upstream,
+    variants,
+)
 from lab.bench.report import Result, tables
 from lab.bench.targets import judge, targets_table
 
@@ -118,6 +131,18 @@ def test_without_a_round_that_counts_there_is_no_ratio() -> None:
     found = summary.summarise([_round(1000.0, 100.0)], cast(Any, parts))
     assert not found["ratio_to_envoy"]["relay"] and not found["cpu_us_per_chunk"]["envoy"]
     assert "No statement" in tables(found) and "100" in tables(found)
+
+
+def test_shared_processes_limit_many_workers_on_paper() -> None:
+    costs = {
+        "requests": {"all": 400.0, "worker": 200.0, "envoy": 190.0},
+        "chunks": {"all": 9.0, "worker": 5.0, "envoy": 4.0},
+    }
+    rows = growth.on_paper(costs)
+    assert rows["4"]["requests"] == pytest.approx(20_000) and rows["4"]["requests_cores"] == pytest.approx(8)
+    # The shared processes take 10 µs of a request.
+    assert rows["64"]["requests"] == pytest.approx(100_000) and rows["64"]["chunks"] == pytest.approx(64e6 / 5)
+    assert "| 64 | 100,000 | 40.0 |" in growth.table("workers", rows)
 
 
 def test_the_peer_is_compared_beyond_the_upstreams_own_time() -> None:
