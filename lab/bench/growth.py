@@ -49,8 +49,10 @@ class _Setup:
         self.folder, self.given = folder, given
         self._upstream, self._load, self._pipe = upstream, load, pipe
 
-    async def start(self, name: str) -> Variant:
-        return await start_variant(self.given.variant, int(self._upstream.ready), self.folder / name, self._pipe)
+    async def start(self, name: str, ending: str = "") -> Variant:
+        return await start_variant(
+            f"{self.given.variant}{ending}", int(self._upstream.ready), self.folder / name, self._pipe
+        )
 
     async def ask(
         self, variant: Variant, callers: int, chunks: int = 0, model: str = "json", stagger: float = 0.0, **more: Any
@@ -127,9 +129,13 @@ async def _streams(setup: _Setup) -> Rows:
     rows = {}
     for size in _sizes(setup, 10, 10_000):
         say(f"{size} open streams")
-        variant = await setup.start(f"streams-{size}")
+        variant = await setup.start(f"streams-{size}", "-crowd")
         try:
             await setup.ask(variant, 4, 5, "burst-5")
+            # Processes with nothing to do also take CPU time.
+            began = variant.cpu_seconds()
+            await asyncio.sleep(_PACE)
+            idle = {part: now - began[part] for part, now in variant.cpu_seconds().items()}
             before = {"sidecar": cpu.rss_bytes(variant.sidecar), "envoy": cpu.rss_bytes(variant.envoy)}
             model = f"paced-3-{_PACE * 1000:.0f}ms"
             asked = asyncio.ensure_future(setup.ask(variant, size, 3, model, stagger=_PACE / size))
@@ -137,7 +143,8 @@ async def _streams(setup: _Setup) -> Rows:
             await asyncio.sleep(_PACE + 0.2)
             began = variant.cpu_seconds()
             await asyncio.sleep(_PACE)
-            row = {f"{part}_us": (now - began[part]) / size * 1e6 for part, now in variant.cpu_seconds().items()}
+            spent = {part: now - began[part] - idle[part] for part, now in variant.cpu_seconds().items()}
+            row = {f"{part}_us": max(seconds, 0.0) / size * 1e6 for part, seconds in spent.items()}
             for part, pids in (("sidecar", variant.sidecar), ("envoy", variant.envoy)):
                 row[f"{part}_kib"] = (cpu.rss_bytes(pids) - before[part]) / size / 1024
             answer = await asked

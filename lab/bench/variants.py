@@ -68,6 +68,7 @@ FEATURES = {
         **{f"ANTIPHON_QUOTAS__EACH_OWNER__{limit}": str(1000 * _PLENTY) for limit in _RATES},
         "ANTIPHON_QUOTAS__EACH_OWNER__PARALLEL_REQUESTS": str(_PLENTY),
     },
+    "-crowd": {"ANTIPHON_LIMITS__OWNER_REQUESTS": "0"},
     "-console": {"ANTIPHON_CONSOLE__ENABLED": "true", "ANTIPHON_CONSOLE__LISTEN": "127.0.0.1:0"},
 }
 """The environment of the variants of another build or with another feature, by the end of the variant's name. No
