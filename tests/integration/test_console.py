@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from pydantic import SecretStr
@@ -19,6 +20,7 @@ from antiphon.config.operators import AdminSettings, ConsoleSettings
 from antiphon.console.console import Console
 from antiphon.engine.ports.journal import EntryFilter
 from antiphon.entry import main
+from antiphon.errors import ApiError
 from antiphon.recordings.format import read_entries
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import ChatServer, completion, json_answer
@@ -508,6 +510,20 @@ async def test_the_audit_knows_what_a_command_showed(tmp_path: Path, capsys: pyt
     assert found.actor.startswith("cli:")
     assert (found.action, found.object, found.owner) == ("read response", made["id"], "n:anna")
     assert "a secret" in capsys.readouterr().out
+
+
+async def test_a_text_that_cannot_be_an_owner_is_refused(tmp_path: Path) -> None:
+    async with place(tmp_path, act=True) as there:
+        browser = await there.user(TOKEN)
+        headers = (("cookie", browser.cookie), ("x-csrf-token", await browser.csrf()), ("host", HOST))
+        for owner in ("n:a\0nna", "n:" + "a" * 300):
+            asked = ApiRequest("POST", "/console/run", (("owner", owner),), headers, request_id="req_1")
+            with pytest.raises(ApiError) as error:
+                await there.console.runs(asked)
+            assert error.value.code == "wrong_owner"
+            status, page = (await browser.get(f"/console/requests?owner={quote(owner)}"))[:2]
+            assert status == 400 and "must be an id" in page
+        assert await there.app.app.stores.audit.list() == []
 
 
 async def test_the_audit_knows_in_whose_name_an_operator_ran_a_request(tmp_path: Path) -> None:

@@ -49,7 +49,15 @@ from antiphon.console.views.unfinished import LiveView
 from antiphon.console.views.vector_stores import VectorStoresView
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.ports.callers import NO_CALLER, Caller
-from antiphon.errors import ApiError, InternalError, MethodNotAllowed, StoreError, Unauthorized, store_refusal
+from antiphon.errors import (
+    ApiError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    StoreError,
+    Unauthorized,
+    store_refusal,
+)
 
 __all__ = ["Console"]
 
@@ -62,6 +70,7 @@ _KINDS = {
 }
 _OPEN_ASSETS = frozenset({"console.css", "icon.svg"})
 _SAFE = frozenset({"GET", "HEAD"})
+_LONGEST_OWNER = 300
 RUN_PATH = f"{ROOT}/run"
 
 
@@ -109,7 +118,7 @@ class Console:
         self._check_change(request, session, request.header("x-csrf-token") or "")
         if not session.is_operator:
             return self._sessions.caller(session)
-        owner = next((value for name, value in request.query if name == "owner"), "") or "console"
+        owner = _chosen_owner(request) or "console"
         try:
             await self._reading.note(session, "request run", request.request_id, owner)
         except StoreError as error:
@@ -134,6 +143,8 @@ class Console:
             may_act = self._acts or not session.is_operator
             nav = self._nav if session.is_operator else self._owner_nav
             user = NO_CALLER if session.is_operator else self._sessions.caller(session)
+            if session.is_operator:
+                _chosen_owner(request)
             call = PageCall(request, session, self._sessions.csrf(session), may_act, nav, read_form(request), user)
             response = await self._page(call)
         except ApiError as error:
@@ -268,6 +279,19 @@ def _same_origin(request: ApiRequest) -> bool:
         return origin is None or urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:
         return False
+
+
+def _chosen_owner(request: ApiRequest) -> str:
+    """Return the owner whom an operator chose, or an empty text. Raises `InvalidRequest` for a text that cannot be an
+    owner's id. Databases may refuse such a text."""
+    owner = next((value for name, value in request.query if name == "owner"), "")
+    if len(owner) > _LONGEST_OWNER or not owner.isprintable():
+        raise InvalidRequest(
+            f"The owner must be an id of at most {_LONGEST_OWNER} printable characters.",
+            param="owner",
+            code="wrong_owner",
+        )
+    return owner
 
 
 def _target(request: ApiRequest) -> str:
