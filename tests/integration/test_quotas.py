@@ -18,7 +18,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.stores.quotas import StoredCounter
 from tests.support.background_app import BackgroundApp, Processes, processes
-from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, json_answer, text_stream
+from tests.support.chat_server import Answer, ChatServer, Wait, WaitGone, answer, event, json_answer, text_stream
 from tests.support.gateway import start_gateway
 from tests.support.sandbox_trial import trial
 
@@ -209,6 +209,46 @@ async def test_a_forwarded_stream_is_charged_by_its_usage_in_any_pieces(
     messages = [{"role": "user", "content": "hi"}]
     status, _, _ = await _post(app, "/chat/completions", messages=messages, stream=True)
     assert status == 200 and (await _used(app))["owner:n:anna tokens_per_month"] == 23
+
+
+_ANTHROPIC = (
+    {"type": "message_start", "message": {"role": "assistant", "usage": {"input_tokens": 20, "output_tokens": 1}}},
+    *({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "y" * 400}},) * 10,
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 900}},
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        (json_answer({"usage": {"input_tokens": 20, "output_tokens": 900}}), 920),
+        (json_answer({"message": "ok", "response": {"usage": {"input_tokens": 5, "output_tokens": 6}}}), 11),
+        (answer(parts=[event(one) for one in _ANTHROPIC]), 920),
+        # Text after the last usage counts too.
+        (answer(parts=[event(one) for one in _ANTHROPIC[:-1]]), 21 + 1000),
+        # A usage without tokens is no usage.
+        (json_answer({"usage": {"type": "duration", "seconds": 600}}), None),
+        (json_answer({"usage": {}, "message": {"usage": None}}), None),
+    ],
+)
+async def test_a_forwarded_answer_is_charged_by_the_usage_of_any_api(
+    made: Processes, given: Answer, used: int | None
+) -> None:
+    made.chat.script(given)
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 1_000_000}})
+    body = {**ASK_CHAT, "max_tokens": 500, "stream": ("content-type", "application/json") not in given.headers}
+    assert (await _post(app, "/chat/completions", **body))[0] == 200
+    estimate = len(json.dumps({**ASK, **body})) // 4 + 500
+    assert (await _used(app))["owner:n:anna tokens_per_month"] == (estimate if used is None else used)
+
+
+async def test_a_query_names_no_other_model_than_the_body(made: Processes) -> None:
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 1_000_000}})
+    for query in ("model=other", "MODEL=other", "m%6fdel=other", "model=m&model=other", "model="):
+        status, text, _ = await _post(app, f"/chat/completions?{query}", **ASK_CHAT)
+        assert status == 400 and "query differs from the body" in text["error"]["message"]
+    made.chat.script(json_answer({"usage": {"total_tokens": 3}}))
+    assert (await _post(app, f"/chat/completions?model={ASK['model']}&a=b", **ASK_CHAT))[0] == 200
 
 
 @pytest.mark.parametrize(("text", "counts"), [("y" * 40_000, 10_000), ("ä\n" * 12_000, 9_000), ("", 0)])

@@ -43,7 +43,7 @@ from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.journal import REFUSED, Journal, JournalSpan
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.errors import ApiError
+from antiphon.errors import ApiError, invalid_parameter
 from antiphon.observability.journal_entry import plain_entry
 from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
@@ -171,6 +171,8 @@ class PassedOn:
     ) -> ApiResponse:
         allowed = _SENT | route.headers | (_OF_THE_ACCOUNT if route.passthrough else frozenset())
         headers = tuple((name, value) for name, value in request.headers if name in allowed)
+        if self._reserve is not None or request.access.models:
+            _check_query(request, fields.model)
         query = "?" + urlencode(request.query) if request.query else ""
         call = UpstreamRequest(
             method="POST",
@@ -304,6 +306,16 @@ class _Stream:
         self._note.end(self._answer.status, self._failure, usage, self._size, stream=True)
         async with self._stack:
             await cast(Any, self._parts).aclose()
+
+
+def _check_query(request: ApiRequest, model: str | None) -> None:
+    """Raise `InvalidRequest` if the query names another model than the body. Some upstreams prefer the model in the
+    query, which would evade the check of the key and the model's quotas."""
+    for name, value in request.query:
+        if name.casefold() == "model" and value != model:
+            raise invalid_parameter(
+                "model", "the model in the URL's query differs from the body's model. Name the model in the body only"
+            )
 
 
 def _unanswered(error: UpstreamError, upstream: str) -> ApiError:

@@ -16,7 +16,8 @@ import msgspec
 
 from antiphon.api.passed_fields import PassedFields
 from antiphon.engine.ports.quotas import Reservation
-from antiphon.types.json import try_decode
+from antiphon.engine.running.quota_estimates import BYTES_PER_TOKEN
+from antiphon.types.json import ABSENT, given, try_decode
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 """Matches a `usage` that is an object. Some servers send `"usage": null` in all chunks but the last."""
@@ -33,19 +34,63 @@ _LONGEST_LINE = 1024 * 1024
 _STRING = msgspec.json.Decoder(str)
 
 
-class PassedUsage(msgspec.Struct):
-    """The token usage in an upstream's answer, with the names of Chat Completions."""
+class PassedUsage(msgspec.Struct, frozen=True):
+    """The token usage in an upstream's answer. `total_tokens` may be more than the sum of the other two."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
 
 
+class _Usage(msgspec.Struct):
+    """A usage as upstreams send it: with the names of Chat Completions, or with those of Anthropic and Responses."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+
+    def over(self, earlier: PassedUsage | None) -> PassedUsage | None:
+        """Return the counts of this usage, and the counts of `earlier` that this usage lacks. Anthropic's first event
+        has the input tokens, and a later event has the output tokens. Returns None if no count is known."""
+        read = self.input_tokens if self.prompt_tokens is None else self.prompt_tokens
+        wrote = self.output_tokens if self.completion_tokens is None else self.completion_tokens
+        if read is None and wrote is None and self.total_tokens is None:
+            return earlier
+        before = earlier or PassedUsage()
+        return PassedUsage(
+            before.prompt_tokens if read is None else read,
+            before.completion_tokens if wrote is None else wrote,
+            self.total_tokens or 0,
+        )
+
+
+class _Inside(msgspec.Struct):
+    usage: _Usage | None = None
+
+
 class _Answer(msgspec.Struct):
-    usage: PassedUsage | None = None
+    """An answer or an event. Anthropic's first event has its usage inside `message`, and an event of Responses inside
+    `response`."""
+
+    usage: _Usage | None = None
+    message: msgspec.Raw = ABSENT
+    response: msgspec.Raw = ABSENT
+
+    def found(self) -> _Usage | None:
+        """Return the usage of this object, or of an object inside it."""
+        if self.usage is not None:
+            return self.usage
+        for inside in (self.message, self.response):
+            whole = try_decode(_INSIDE, inside) if given(inside) else None
+            if whole is not None and whole.usage is not None:
+                return whole.usage
+        return None
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
+_INSIDE = msgspec.json.Decoder(_Inside)
 
 
 class PassedQuota:
@@ -70,7 +115,8 @@ class PassedQuota:
     def close(self, usage: PassedUsage | None, status: int, sent: int = 0) -> None:
         """Settle the reservation with the usage in the answer. An error costs nothing.
 
-        `sent`: the bytes of text in an answer without usage. Such an answer costs at least the estimated tokens.
+        `sent`: the bytes of text that no usage in the answer counts. An answer without usage costs at least the
+        estimated tokens.
         """
         if self._reservation is None:
             return
@@ -81,12 +127,13 @@ class PassedQuota:
             self._reservation.close_as_estimated(sent)
         else:
             tokens = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
-            self._reservation.close_read(max(0, tokens - usage.completion_tokens), usage.completion_tokens)
+            written = usage.completion_tokens + sent // BYTES_PER_TOKEN
+            self._reservation.close_read(max(0, tokens - usage.completion_tokens), written)
 
 
 class StreamUsage:
     """Finds the last `usage` object in a stream, even if a chunk ends in the middle of an event. With `counts`, the
-    object also counts the bytes of text in the stream."""
+    object also counts the bytes of text after this usage. A stream that a client cuts may lack its last usage."""
 
     def __init__(self, *, counts: bool) -> None:
         self._counts = counts
@@ -107,15 +154,23 @@ class StreamUsage:
         self._unfinished[:] = part[end + 1 :]
 
     def end(self) -> tuple[PassedUsage | None, int]:
-        """Return the last usage, and the bytes of text. The method first reads the last line of the stream, which may
-        lack its line end."""
+        """Return the last usage, and the bytes of text after it. The method first reads the last line of the stream,
+        which may lack its line end."""
         self._look(bytes(self._unfinished))
         self._unfinished.clear()
         return self._found, self._sent
 
     def _look(self, lines: bytes) -> None:
-        self._found = _usage_in_lines(lines) or self._found
-        self._count(lines)
+        if not _USAGE.search(lines):
+            self._count(lines)
+            return
+        for line in lines.split(b"\n"):
+            found = _usage_in_line(line)
+            usage = found.over(self._found) if found is not None else None
+            if usage is None:
+                self._count(line)
+            else:
+                self._found, self._sent = usage, 0
 
     def _count(self, lines: bytes) -> None:
         if self._counts:
@@ -134,13 +189,14 @@ def text_size(answer: bytes) -> int:
 def usage_in(answer: bytes) -> PassedUsage | None:
     """Return the usage in a whole answer, or None. In a stream, the last complete event with a usage counts."""
     whole = try_decode(_ANSWER, answer)
-    usage = whole.usage if whole is not None else None
-    return usage or _usage_in_lines(answer)
+    found = whole.found() if whole is not None else None
+    if found is not None:
+        return found.over(None)
+    stream = StreamUsage(counts=False)
+    stream.feed(answer)
+    return stream.end()[0]
 
 
-def _usage_in_lines(lines: bytes) -> PassedUsage | None:
-    for line in reversed(lines.split(b"\n")) if _USAGE.search(lines) else ():
-        found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if _USAGE.search(line) else None
-        if found is not None and found.usage is not None:
-            return found.usage
-    return None
+def _usage_in_line(line: bytes) -> _Usage | None:
+    whole = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if _USAGE.search(line) else None
+    return whole.found() if whole is not None else None

@@ -45,8 +45,13 @@ _OF_REQUEST: Final = (
     | {"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort", "verbosity"}
     | {"service_tier", "timeout", "num_retries", "dimensions", "encoding_format"}
 )
-# Fields with which a client of LiteLLM replaces the router's settings or its models.
-_ROUTING: Final = frozenset({"router_settings_override", "user_config", "model_list", "context_window_fallback_dict"})
+# Fields with which a client of LiteLLM, Azure or OpenRouter replaces the router's settings, its models or its server.
+_ROUTING: Final = frozenset(
+    {
+        *("router_settings_override", "user_config", "model_list", "context_window_fallback_dict", "litellm_params"),
+        *("api_base", "base_url", "custom_llm_provider", "deployment_id", "engine", "model_id", "model_name", "preset"),
+    }
+)
 
 
 class Pairs(list[tuple[str, object]]):
@@ -76,7 +81,7 @@ def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
         for field, model in _named_models(request):
             if not (isinstance(model, str) and access.allows_model(model)):
                 raise no_such_model(str(model)[:256], field[:256], access)
-    if named and access.models and not any(name.lower() == "model" and part is not None for name, part in request):
+    if named and access.models and not any(name.casefold() == "model" and part is not None for name, part in request):
         raise InvalidRequest("Your API key allows only some models. Name one of them in 'model'.", param="model")
     if access.tools:
         for param, kind in declared_tools(request):
@@ -90,7 +95,7 @@ def _named_models(request: Pairs) -> Iterator[tuple[str, object]]:
     while bodies:
         place, body = bodies.pop()
         for name, value in body:
-            kind, param = name.lower(), f"{place}{name}"
+            kind, param = name.casefold(), f"{place}{name}"
             if value is None:
                 continue
             if kind == "model":
@@ -137,7 +142,7 @@ def _check_request(place: str, entry: Pairs) -> None:
 
 def _is_mapping(entry: object) -> bool:
     """Return whether an entry maps models to their fallback models. Another object is a request: it has a `model`."""
-    return isinstance(entry, Pairs) and not any(name.lower() == "model" for name, _ in entry)
+    return isinstance(entry, Pairs) and not any(name.casefold() == "model" for name, _ in entry)
 
 
 def _unreadable(param: str) -> InvalidRequest:
@@ -158,11 +163,11 @@ def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
         place, value = waiting.pop()
         if isinstance(value, Pairs):
             for name, part in value:
-                if name.lower() == "tools":
+                if name.casefold() == "tools":
                     yield from _types(part, place)
                 if name == _SEARCH_OF_CHAT and part is not None:
                     yield name, "web_search"
-                if name.lower() == _PLUGINS and part and place.lower() in ("", f".{_EXTRA}"):
+                if name.casefold() == _PLUGINS and part and place.casefold() in ("", f".{_EXTRA}"):
                     yield name, _PLUGINS
                 if name not in _SCHEMAS:
                     waiting.append((f"{place}.{name}", part))
@@ -179,4 +184,4 @@ def _types(tools: object, place: str) -> Iterator[tuple[str | None, str]]:
         if isinstance(tool, str):
             yield param, tool
         elif isinstance(tool, Pairs):
-            yield from ((param, str(part)) for name, part in tool if name.lower() == "type")
+            yield from ((param, str(part)) for name, part in tool if name.casefold() == "type")
