@@ -150,7 +150,7 @@ def test_an_upstream_chooses_no_model_for_a_key_with_models() -> None:
         (b'{"tools":[{"type":"function"},{"type":"mcp"}]}', "tools[1]"),
         (b'{"tools":{"a":{"type":"function"},"b":{"type":"mcp"}}}', "tools[1]"),
         (b'{"Tools":["mcp"]}', "tools[0]"),
-        ('{"toolſ":["mcp"]}'.encode(), "tools[0]"),
+        ('{"tool\u017f":["mcp"]}'.encode(), "tools[0]"),
         (b'{"tools":[{"type":"function","tools":[{"Type":"mcp"}]}]}', None),
         (b'{"input":[{"type":"additional_tools","tools":[{"type":"mcp"}]}]}', None),
         (b'{"web_search_options":{}}', "web_search_options"),
