@@ -36,6 +36,12 @@ def test_both_spellings_of_a_text_part_give_the_same_text(text: str, kind: str, 
     assert json.loads(bytes(found)) == json.loads(bytes(decoded)) == text
 
 
+@pytest.mark.parametrize("text", ["", '"', "\\", '\\"', '"\\', '\\\\"\\'])
+def test_quotation_marks_and_backslashes_of_a_text_stay(text: str) -> None:
+    content = _content(_parts("input_text", text), (",", ":"), ascii=True)
+    assert message_content("input[0]", "user", content, _RULES) == Raw(json.dumps(text).encode())
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
