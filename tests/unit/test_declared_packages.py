@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     name: rows
     for name, rows in PROJECT["optional-dependencies"].items()
-    if name not in ("bench", "browser", "docs") and not any(row.startswith("antiphon[") for row in rows)
+    if name not in ("bench", "browser", "docs", "wheels") and not any(row.startswith("antiphon[") for row in rows)
 }
 OF_MODULES = packages_distributions()
 
