@@ -151,18 +151,18 @@ class Supervised:
         pause = self._policy.hung / (2 * _ASKS) or _LOOK_SECONDS
         hung, unanswered = False, 0
         try:
-            while True:
+            while not hung:
                 await asyncio.wait({ended}, timeout=pause)
                 if ended.done():
-                    return ended.result(), hung
+                    return ended.result(), False
                 if not self._ready:
                     self._ready = await self._is_ready()
                     hung = not self._ready and self.lasting and self._clock() > last
                 elif self._policy.hung:
                     unanswered = 0 if await self.is_alive(pause) else unanswered + 1
                     hung = unanswered >= _ASKS
-                if hung:
-                    child.kill()
+            child.kill()
+            return await ended, True
         finally:
             ended.cancel()
 
