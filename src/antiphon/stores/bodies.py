@@ -123,7 +123,7 @@ class Bodies:
     def open_items(self, items: tuple[StoredItem, ...]) -> tuple[StoredItem, ...]:
         """Return the stored items, each decrypted. Raises `StoreError`."""
         for item in items:
-            if item.body.startswith(_MARK) or item.shown is not None:
+            if is_sealed(item.body) or item.shown is not None:
                 return tuple([self.open_item(item) for item in items])
         return items
 

@@ -100,8 +100,9 @@ class Tables(Protocol):
         queues behind reads for clients."""
 
     def fetch_now(self, sql: str, named: Mapping[str, object]) -> Sequence[Row] | None:
-        """Return all rows of one read-only query that reads few rows by their keys. Returns None if the backend cannot
-        answer without waiting. The caller then calls `fetch`, which also reports errors."""
+        """Return all rows of one read-only query that reads few rows by their keys. The query has neither lists nor
+        `lease_now()`. Returns None if the backend cannot answer without waiting. The caller then calls `fetch`, which
+        also reports errors."""
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """Run the statements in `unit` in one transaction. Returns the number of changed rows of each statement when

@@ -94,6 +94,11 @@ def test_an_error_gives_no_answer(path: Path, reads: BriefReads) -> None:
     assert BriefReads(place_of(path)).fetch("SELECT 1", {}) is None, "not started"
 
 
+def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"Opening .*none\.db"):
+        BriefReads(place_of(tmp_path / "none.db")).start()
+
+
 async def test_a_short_history_waits_for_no_other_thread(tmp_path: Path) -> None:
     async with aclosing(await open_sqlite(tmp_path, chain_items=1000)) as stores:
         short = await save_chain(stores.responses, "a", 20)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from antiphon.stores.sqlite.database import Place
+from antiphon.stores.sqlite.database import Place, store_error
 
 SECONDS: Final = 0.02
 """The time after which SQLite interrupts a brief query. A busy machine may not run the thread for some milliseconds, so
@@ -46,10 +46,13 @@ class BriefReads:
         self._was_slow = False
 
     def start(self) -> None:
-        """Open the connection to an existing database. Raises `sqlite3.Error`."""
-        connection = sqlite3.connect(self._place.reader_uri, uri=True, isolation_level=None, timeout=0.0)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA query_only=ON")
+        """Open the connection to an existing database. Raises `StoreError`."""
+        try:
+            connection = sqlite3.connect(self._place.reader_uri, uri=True, isolation_level=None, timeout=0.0)
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA query_only=ON")
+        except sqlite3.Error as error:
+            raise store_error("Opening", self._place, error) from error
         connection.set_progress_handler(self._is_late, _STEPS)
         self._connection = connection
 

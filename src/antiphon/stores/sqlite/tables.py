@@ -140,6 +140,7 @@ class SqliteTables:
             await readers.start()
             brief.start()
         except BaseException:
+            await readers.aclose()
             await writer.aclose()
             raise
         return cls(writer, readers, leases, brief)
