@@ -15,8 +15,8 @@ import re
 import msgspec
 
 from antiphon.api.passed_fields import PassedFields
+from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.quotas import Reservation
-from antiphon.engine.running.quota_estimates import BYTES_PER_TOKEN
 from antiphon.types.json import ABSENT, given, try_decode
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -127,7 +127,7 @@ class PassedQuota:
             self._reservation.close_as_estimated(sent)
         else:
             tokens = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
-            written = usage.completion_tokens + sent // BYTES_PER_TOKEN
+            written = usage.completion_tokens + Usage.estimated(0, sent).output_tokens
             self._reservation.close_read(max(0, tokens - usage.completion_tokens), written)
 
 
