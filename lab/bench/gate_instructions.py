@@ -9,8 +9,7 @@ between the parts, and callgrind begins a new count at each call. No other code 
 go into a pipe, as in a container.
 
 Invariant: two runs of the same code differ by less than 0.2 %. So a counted part must not depend on a clock. The
-request of 100 KB differs by up to 0.6 %. The request behind a stored turn differs by up to 2 %, because it also runs
-the database's thread.
+request of 100 KB differs by up to 0.6 %.
 """
 
 from __future__ import annotations
