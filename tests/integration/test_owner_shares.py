@@ -202,12 +202,13 @@ async def test_a_job_whose_history_finds_no_room_waits_for_it(tmp_path: Path) ->
         ask = {"model": "m", "input": "x" * 6_000}
         async with app.session.post(f"{app.url}/responses", json=ask, headers=bearer("one")) as got:
             before = (await got.json())["id"]
-        made = await app.create(token="one", previous_response_id=before)
         working = await opened.start()
         working.app.workers.pauses = Pauses(full=0.02)
         bodies = working.app.context.bodies
         with bodies.hold("") as others:
+            # Only now is there a job, so the worker cannot run it before the room is taken.
             others.add(bodies.limit - 5_000)
+            made = await app.create(token="one", previous_response_id=before)
             metrics = working.app.context.telemetry.metrics
             await until(
                 lambda: b'antiphon_requests_refused_total{setting="limits.bytes_in_flight"}' in metrics.render()
