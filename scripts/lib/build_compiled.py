@@ -36,6 +36,7 @@ COMPILED = (
     "antiphon/translation/events/*.py",
     "antiphon/translation/request/*.py",
     "antiphon/engine/exchange/*.py",
+    "antiphon/engine/running/quota_estimates.py",
     "antiphon/engine/running/quota_reservation.py",
     "antiphon/observability/journal_entry.py",
     "antiphon/observability/log_lines.py",

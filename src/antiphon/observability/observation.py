@@ -36,7 +36,7 @@ from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.journal_entry import Trail, live_request, plain_entry, status_of
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outcome import Ended, caller_fields, token_sums, with_cause, write_outcome
+from antiphon.observability.outcome import Ended, caller_fields, with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.span_names import ATTEMPT
@@ -378,9 +378,13 @@ class Observation:
         return self._first - self.started, (now - self._first) / gaps if gaps > 0 else None
 
     def _tell(self, ended: Ended, at: float) -> None:
-        cost = self._spend(ended.model)
+        tokens, output, cost = self._spend(ended.model)
         if self.reservation is not None and self.door != _AGAIN:
-            self._settle(self.reservation, ended, cost)
+            if self._calls and not self._used and ended.failure is None:
+                # The server forwarded the upstream's answer unread, or the answer reported no usage.
+                self.reservation.close_as_estimated()
+            else:
+                self.reservation.close(tokens, output, cost, queued=ended.queued)
         metrics, failure, model = self._metrics, ended.failure, ended.model
         fault, code = (failure.fault, failure.code) if failure is not None else ("none", "")
         if failure is not None and not failure.upstream_status:
@@ -391,7 +395,7 @@ class Observation:
         if ended.streamed is not None:
             metrics.streamed(self.door, *ended.streamed)
         if self._telemetry.counts_owners:
-            metrics.owner_served(self._caller.name or self._caller.owner, token_sums(self._used)[0], cost / 1e6)
+            metrics.owner_served(self._caller.name or self._caller.owner, tokens, cost / 1e6)
         write_outcome(
             _log,
             "response",
@@ -462,32 +466,29 @@ class Observation:
         )
         journal.note(entry, recording)
 
-    def _settle(self, reservation: Reservation, ended: Ended, cost: int) -> None:
-        """Settle the request's quotas with the usage of its model calls."""
-        if self._calls and not self._used and ended.failure is None:
-            # The server forwarded the upstream's answer unread, or the answer reported no usage.
-            reservation.close_as_estimated()
-            return
-        tokens, output = token_sums(self._used)
-        reservation.close(tokens, output, cost, queued=ended.queued)
-
     def _settle_job(self, reservation: Reservation, ended: Ended, exchange: ResponseExchange) -> None:
         """Settle the quotas of an attempt of a background response."""
-        cost = sum([self._telemetry.cost(ended.model, usage) for _, usage, _ in self._used])
+        spent = {"tokens": 0, "cost": 0}
+        for _, usage, _ in self._used:
+            spent["tokens"] += usage.input_tokens + usage.output_tokens
+            spent["cost"] += self._telemetry.cost(ended.model, usage)
         size, limit = exchange.request_bytes + self._queued_bytes, exchange.known.output_limit
-        spent = {"tokens": token_sums(self._used)[0], "cost": cost}
         model, over = exchange.known.model, ended.outcome in _OVER
         reservation.close_job(model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
 
-    def _spend(self, model: str) -> int:
-        telemetry, total = self._telemetry, 0
+    def _spend(self, model: str) -> tuple[int, int, int]:
+        """Count the usage of all model calls. Returns its tokens, the output tokens among them, and its cost in
+        millionths."""
+        telemetry, tokens, output, total = self._telemetry, 0, 0, 0
         for upstream, usage, estimated in self._used:
             cost = telemetry.cost(model, usage)
+            tokens += usage.input_tokens + usage.output_tokens
+            output += usage.output_tokens
             total += cost
             self._metrics.spent(model, upstream, usage, cost / 1e6, estimated=estimated)
             if telemetry.ledger is not None:
                 telemetry.ledger.note(CallUsage(self._caller.owner, model, upstream, usage, estimated, cost))
-        return total
+        return tokens, output, total
 
     def _tokens(self) -> dict[str, int | bool]:
         told = {"estimated": False, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0}

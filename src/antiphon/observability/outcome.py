@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import structlog
 
 from antiphon.engine.exchange.failure import Failure, Fault
-from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import CLAIMED, Caller
 from antiphon.engine.ports.journal import Entry
 from antiphon.types.transport import NO_MODEL_DOOR
@@ -156,12 +155,6 @@ class Ended(NamedTuple):
     known: Mapping[str, object]
     queued: bool
     """Whether the request queued a background response."""
-
-
-def token_sums(used: Sequence[tuple[str, Usage, bool]]) -> tuple[int, int]:
-    """Return the tokens of all model calls, and the output tokens among them."""
-    output = sum([usage.output_tokens for _, usage, _ in used])
-    return sum([usage.input_tokens for _, usage, _ in used]) + output, output
 
 
 def advice_for(failure: Failure) -> str:

@@ -79,6 +79,8 @@ _ALIKE: Final = frozenset(
         *(f"x-ratelimit-{word}-{unit}" for word in ("limit", "reset") for unit in ("requests", "tokens")),
     }
 )
+_KEPT_HEADERS: Final[dict[tuple[str, str], bytes]] = {}
+_MOST_KEPT: Final = 1024
 _CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
 _MODES: Final = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
 
@@ -213,22 +215,30 @@ def _within(tag: bytes, content: bytes) -> bytes:
 def header_mutation(headers: Headers, remove: tuple[str, ...] = ()) -> bytes:
     """Encode a header mutation that sets these headers, each once, and removes the headers with the names in
     `remove`."""
-    parts = [_set_alike(name, value) if name in _ALIKE else _set(name, value) for name, value in _each_once(headers)]
+    parts = [_KEPT_HEADERS.get(header) or _set(header) for header in _each_once(headers)]
     parts += [_removed(name) for name in remove]
     return b"".join(parts)
 
 
-def _set(name: str, value: str) -> bytes:
-    key, raw = _key(name), value.encode("utf-8", "surrogateescape")
-    size = len(key) + len(raw)
-    if size < 120:
-        # Fast path: every length fits in one byte.
-        return b"\x0a%c\x0a%c%b\x1a%c%b\x18\x02" % (size + 6, size + 2, key, len(raw), raw)
-    header = _within(_FIRST, key + _within(_RAW_VALUE, raw))
-    return _within(_FIRST, header + _OVERWRITE_IF_EXISTS_OR_ADD)
+def _set(header: tuple[str, str]) -> bytes:
+    name, value = header
+    raw = value.encode("utf-8", "surrogateescape")
+    encoded = _before_value(name, len(raw)) + raw + _OVERWRITE_IF_EXISTS_OR_ADD
+    if name in _ALIKE and len(value) <= _LONGEST_TEXT:
+        if len(_KEPT_HEADERS) >= _MOST_KEPT:
+            _KEPT_HEADERS.clear()
+        _KEPT_HEADERS[header] = encoded
+    return encoded
 
 
-_set_alike: Final = lru_cache(maxsize=1024)(_set)
+@lru_cache(maxsize=4096)
+def _before_value(name: str, size: int) -> bytes:
+    """Encode all bytes of a header that precede its value of `size` bytes."""
+    header = _key(name) + _RAW_VALUE + varint(size)
+    inside = len(header) + size
+    # The outer message also contains the append action, and the tag and the length of the header.
+    outside = inside + 1 + len(varint(inside)) + len(_OVERWRITE_IF_EXISTS_OR_ADD)
+    return _FIRST + varint(outside) + _FIRST + varint(inside) + header
 
 
 @lru_cache(maxsize=1024)

@@ -33,17 +33,19 @@ Headers = tuple[tuple[str, str], ...]
 class Lease:
     """The amount of one limit that this process leases in one period.
 
-    `left` is the free amount of the lease. `users` is the number of requests in flight that use the lease, and
-    `reserved` is the amount that they have reserved. `spent` (used from the lease) and `debt` (used beyond the lease)
-    wait for the next report. `known` is the used and leased amount of all processes at the last grant, and for a limit
-    on parallel requests at the last report. `least` is the smallest free amount since the last report, for parallel
-    requests only. `early`: at the last refusal, other processes held an unused part of the limit that was large enough.
-    `ends` is in seconds of `time.monotonic`. `counts` is the index in `Amounts` of the amount that this
-    limit counts. `shown` is the index in `_SHOWN` of the headers that show the limit, or -1.
+    `amount` is the limit's amount as a text. `left` is the free amount of the lease. `users` is the number of
+    requests in flight that use the lease, and `reserved` is the amount that they have reserved. `spent` (used from
+    the lease) and `debt` (used beyond the lease) wait for the next report. `known` is the used and leased amount of
+    all processes at the last grant, and for a limit on parallel requests at the last report. `least` is the
+    smallest free amount since the last report, for parallel requests only. `early`: at the last refusal, other
+    processes held an unused part of the limit that was large enough. `ends` is in seconds of `time.monotonic`.
+    `counts` is the index in `Amounts` of the amount that this limit counts. `shown` is the index in `_SHOWN` of the
+    headers that show the limit, or -1.
     """
 
     __slots__ = (
         *(
+            "amount",
             "asked_again_at",
             "refused_need",
             "later",
@@ -65,6 +67,7 @@ class Lease:
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
+        self.amount = str(limit.amount)
         self.chunk = limit.amount // _CHUNKS
         self.counts = _COUNTS[limit.measure]
         self.shown = _SHOWN_FOR.get(limit.measure, -1)
@@ -342,11 +345,13 @@ class QuotaReservation:
             if lease.parallel:
                 continue
             lease.reserved -= part
-            used, most = amounts[lease.counts], part + lease.left
-            if used > most:
-                lease.debt += used - most
-                used = most
-            lease.left = most - used
+            used = amounts[lease.counts]
+            left = lease.left + part - used
+            if left < 0:
+                lease.debt -= left
+                used += left
+                left = 0
+            lease.left = left
             lease.spent += used
         self._quotas.changed()
 
@@ -381,16 +386,16 @@ class QuotaReservation:
     def headers(self) -> Headers:
         """The `x-ratelimit-*` headers of the answer. Each group of headers shows the limit with the smallest remaining
         amount."""
-        found: Headers = ()
-        for (limit, remaining, reset), leases in self._plan.shown:
+        shown = self._plan.shown
+        if not shown:
+            return ()
+        found: list[tuple[str, str]] = []
+        now = monotonic()
+        for (limit, remaining, reset), leases in shown:
             lease = leases[0] if len(leases) == 1 else min(leases, key=_remaining)
-            seconds = 0 if lease.ends == FOREVER else max(0, round(lease.ends - monotonic()))
-            found += (
-                (limit, str(lease.limit.amount)),
-                (remaining, str(lease.remaining)),
-                (reset, f"{seconds}s"),
-            )
-        return found
+            seconds = 0 if lease.ends == FOREVER else max(0, round(lease.ends - now))
+            found += ((limit, lease.amount), (remaining, str(lease.remaining)), (reset, f"{seconds}s"))
+        return tuple(found)
 
 
 _remaining = attrgetter("remaining")
