@@ -30,6 +30,7 @@ _MOST_CALLS: Final = 200
 _TEXT_LENGTH: Final = 2000
 _ID_LENGTH: Final = 256
 _CLIENT_GONE: Final = 499
+_NO_DETAIL: Final = Detail()
 
 
 class _Call:
@@ -64,7 +65,7 @@ class Trail:
         """The id of the request's entry. A client may choose its request id, so the request id cannot name the
         entry."""
         # The facts of the exchange at the end of the request.
-        self._detail = Detail()
+        self._detail = _NO_DETAIL
         self._ids = ("", "", "")
         self.named_model = ""
         """The model that the request names, also if Antiphon refused the request."""
@@ -170,12 +171,18 @@ class Trail:
         for call in self._calls:
             begin = call.began - started
             end = (call.ended if call.ended is not None else call.began) - started
-            facts: dict[str, object] = {"operation": call.operation, "status": call.status, "fault": call.fault}
-            facts |= {"head": call.head, "first": call.first}
+            facts: dict[str, object] = {"operation": call.operation} if call.operation else {}
+            facts["status"] = call.status
+            if call.fault:
+                facts["fault"] = call.fault
+            if call.head is not None:
+                facts["head"] = call.head
+            if call.first is not None:
+                facts["first"] = call.first
             if call.usage is not None:
-                facts |= {"input_tokens": call.usage.input_tokens, "output_tokens": call.usage.output_tokens}
+                facts["input_tokens"] = call.usage.input_tokens
+                facts["output_tokens"] = call.usage.output_tokens
                 facts["estimated"] = call.estimated
-            facts = {name: value for name, value in facts.items() if value not in ("", None)}
             spans.append(JournalSpan("call", call.upstream, begin, end, facts))
             if call.first is not None:
                 spans.append(JournalSpan("first_token", call.upstream, begin, begin + call.first))
@@ -185,7 +192,7 @@ class Trail:
             failed = {"error": step.error} if step.error else {}
             spans.append(JournalSpan(step.kind, step.name, step.began - started, step.ended - started, failed))
         # Among steps that begin at the same time, the longest step comes first.
-        spans.sort(key=lambda span: (span.start, -span.end))
+        spans.sort(key=_order)
         return tuple(spans)
 
     def recording(self, started: float, mode: str, *, failed: bool, unstored: bool) -> Recording | None:
@@ -206,6 +213,10 @@ class Trail:
     def stored(self) -> bool:
         """Whether the request stores its response."""
         return self._stored
+
+
+def _order(span: JournalSpan) -> tuple[float, float]:
+    return span.start, -span.end
 
 
 def live_request(

@@ -20,6 +20,7 @@ until their total size is at most `most_bytes`. A query with an owner never retu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -66,6 +67,7 @@ _TEXTS = {
 }
 """The maximum bytes of each text column in a row of the journal. PostgreSQL refuses an index row of more than 2700
 bytes. Antiphon never shortens the id of an owner, because the id decides who may read the row."""
+_SHORT = min(_TEXTS.values())
 _NUMBERS = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
 _COLUMNS = (
     *("id", "owner", "request_id", "key_id", "key_name", "team", "door", "model", "upstream", "response_id"),
@@ -74,6 +76,8 @@ _COLUMNS = (
     *("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated", "cost", "detail"),
 )
 _FIELDS = ", ".join(_COLUMNS)
+_texts_of = attrgetter(*_TEXTS)
+_numbers_of = attrgetter(*_NUMBERS)
 ADD = f"""
 INSERT INTO requests (ended_at, {_FIELDS})
 VALUES (now_ms() - CAST(:age AS bigint), {", ".join(f":{name}" for name in _COLUMNS)})
@@ -197,7 +201,8 @@ class JournalStore:
         """
         if not entries:
             return
-        unit = [Statement(ADD, [_parameters(one) | self._now for one in entries], many=True, light=True)]
+        now_ms = milliseconds(self._clock())
+        unit = [Statement(ADD, [_parameters(one, now_ms) for one in entries], many=True, light=True)]
         # Two processes that lock responses in the same order do not deadlock.
         ordered = sorted(entries, key=lambda one: one.response_id)
         records = [self._record(one, packed[one.id]) for one in ordered if one.id in packed]
@@ -364,13 +369,12 @@ class JournalStore:
         return gone
 
     def _record(self, entry: Entry, packed: bytes) -> dict[str, object]:
-        named = _parameters(entry)
+        named = _parameters(entry, milliseconds(self._clock()))
         return {
-            **{name: named[name] for name in ("id", "owner", "response_id", "age")},
+            **{name: named[name] for name in ("id", "owner", "response_id", "age", "now_ms")},
             "stored": int(entry.stored and bool(entry.response_id) and entry.outcome in _COMPLETED),
             "size": max(LEAST_SIZE, len(packed)),
             "body": packed,
-            **self._now,
         }
 
     @property
@@ -427,20 +431,24 @@ def _listing(chosen: EntryFilter, where: str) -> str:
     )
 
 
-def _parameters(entry: Entry) -> dict[str, object]:
-    named: dict[str, object] = {name: _text(getattr(entry, name), most) for name, most in _TEXTS.items()}
-    named |= {name: _number(getattr(entry, name)) for name in _NUMBERS}
-    return named | {
-        "owner": entry.owner,
-        "http_status": _number(entry.status),
-        "stored": int(entry.stored),
-        "recorded": int(entry.recorded),
-        "estimated": int(entry.estimated),
-        "took": _number(entry.seconds * 1_000_000),
-        "first_at": None if entry.first is None else _number(entry.first * 1_000_000),
-        "age": _number(entry.age * 1000),
-        "detail": _detail(entry.detail),
-    }
+def _parameters(entry: Entry, now_ms: int) -> dict[str, object]:
+    texts = _texts_of(entry)
+    if not "".join(texts).isascii() or max(map(len, texts)) > _SHORT:
+        texts = tuple([_text(text, most) for text, most in zip(texts, _TEXTS.values(), strict=True)])
+    named: dict[str, object] = dict(zip(_TEXTS, texts, strict=True))
+    for name, value in zip(_NUMBERS, _numbers_of(entry), strict=True):
+        named[name] = value if type(value) is int and 0 <= value <= _MOST else _number(value)
+    named["owner"] = entry.owner
+    named["http_status"] = _number(entry.status)
+    named["stored"] = int(entry.stored)
+    named["recorded"] = int(entry.recorded)
+    named["estimated"] = int(entry.estimated)
+    named["took"] = _number(entry.seconds * 1_000_000)
+    named["first_at"] = None if entry.first is None else _number(entry.first * 1_000_000)
+    named["age"] = _number(entry.age * 1000)
+    named["detail"] = _detail(entry.detail)
+    named["now_ms"] = now_ms
+    return named
 
 
 def _text(text: str, most: int) -> str:

@@ -60,6 +60,8 @@ TOOL_BYTES: Final = 64 * 1024
 STOPPED: Final = "cancelled_by_operator"
 _LOAD: Final = "load"
 _SAVE: Final = "save"
+_PASSING: Final = (SendBody, SendHead, CallUpstream, Finish)
+"""The actions that begin no step. They are by far the most frequent ones."""
 
 
 class Step(NamedTuple):
@@ -205,24 +207,11 @@ class RecordingExchange(ResponseExchange):
 
     def _note(self, action: Action) -> None:
         """Record an action of the exchange, such as a model call."""
-        parts = self.parts
-        if isinstance(action, SendBody):
-            if parts is not None:
-                parts.flow("event", action.data)
-        elif isinstance(action, CallUpstream):
-            if parts is not None:
-                call = action.request
-                facts: dict[str, object] = {"path": call.path, "upstream": call.upstream, "model": call.model}
-                facts |= {"stream": call.stream, "headers": shown_headers(call.headers)}
-                parts.add("call", call.body, facts)
-        elif isinstance(action, SendHead):
-            if parts is not None:
-                headers = shown_headers(action.headers)
-                parts.add("event_head", b"", {"status": action.status, "headers": headers, "streamed": action.streamed})
-        elif isinstance(action, Finish):
-            if parts is not None:
-                parts.add("finish", b"", {"outcome": action.outcome})
-        elif isinstance(action, RunTools):
+        if self.parts is not None:
+            _record(self.parts, action)
+        if isinstance(action, _PASSING):
+            return
+        if isinstance(action, RunTools):
             for one in action.calls:
                 self._begin_step(one.call_id, "tool", one.target.name or one.tool.type)
         elif isinstance(action, LoadContext):
@@ -247,6 +236,21 @@ class RecordingExchange(ResponseExchange):
         """Delete the parts of a request with `store: false`, unless the settings allow such recordings."""
         if not self._unstored and not self._core.known.quoted:
             self.parts = None
+
+
+def _record(parts: RecordedParts, action: Action) -> None:
+    if isinstance(action, SendBody):
+        parts.flow("event", action.data)
+    elif isinstance(action, CallUpstream):
+        call = action.request
+        facts: dict[str, object] = {"path": call.path, "upstream": call.upstream, "model": call.model}
+        facts |= {"stream": call.stream, "headers": shown_headers(call.headers)}
+        parts.add("call", call.body, facts)
+    elif isinstance(action, SendHead):
+        headers = shown_headers(action.headers)
+        parts.add("event_head", b"", {"status": action.status, "headers": headers, "streamed": action.streamed})
+    elif isinstance(action, Finish):
+        parts.add("finish", b"", {"outcome": action.outcome})
 
 
 def record_unrun(exchange: ResponseExchange, job: JobRequest, owner: str, response_id: str) -> Recording | None:

@@ -125,9 +125,12 @@ class AdminToken:
 
         Envoy joins the values of repeated headers with commas, so the method checks each word of a value.
         """
-        values = (value for name, value in headers if name == "authorization")
-        words = (word for value in values for word in _BETWEEN.split(value))
-        return any(self.equals(word.encode(errors="surrogateescape")) for word in words)
+        for name, value in headers:
+            if name == "authorization":
+                for word in _BETWEEN.split(value):
+                    if self.equals(word.encode(errors="surrogateescape")):
+                        return True
+        return False
 
 
 class ClientKey(Struct, frozen=True):

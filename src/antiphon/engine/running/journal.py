@@ -133,7 +133,9 @@ class JournalRecorder:
             if recording is not None and not kept:
                 self._lose(contents=1)
                 recording, size = None, 0
-        self._queue(_Noted(now, replace(entry, recorded=kept), recording, size))
+        if entry.recorded != kept:
+            entry = replace(entry, recorded=kept)
+        self._queue(_Noted(now, entry, recording, size))
 
     def _queue(self, noted: _Noted) -> None:
         if self.waiting >= self._most:
