@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.config.upstreams import PriceSettings
+from antiphon.config.upstreams import ModelSettings, PriceSettings
 from antiphon.stores.quotas import StoredCounter
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, ChatServer, Wait, WaitGone, answer, event, json_answer, text_stream
@@ -337,6 +337,89 @@ async def test_the_model_of_a_forwarded_form_has_its_limit(made: Processes) -> N
         form = aiohttp.FormData({"model": "m", "file": io.BytesIO(b"x" * 100)})
         async with app.session.post(app.url + "/audio/transcriptions", data=form, headers=headers) as got:
             assert got.status == expected, await got.text()
+
+
+NAMES = [
+    {"model": "m, Dear"},
+    {"model": " dear"},
+    {"model": "DEAR"},
+    {"models": ["m", "dear"]},
+    {"fallbacks": [{"model": "dear"}]},
+    {"context_window_fallbacks": [{"m": ["dear"]}]},
+    {"extra_body": {"model": "dear"}},
+]
+NATIVE = (ModelSettings(match="*", mode="native"),)
+
+
+@pytest.mark.parametrize(
+    ("path", "models"), [("/responses", ()), ("/responses", NATIVE), ("/chat/completions", ()), ("/rerank", ())]
+)
+async def test_a_request_counts_for_each_model_that_it_names(
+    made: Processes, path: str, models: tuple[ModelSettings, ...]
+) -> None:
+    if models or path == "/rerank":
+        made.chat.default = lambda _: json_answer({"usage": {"input_tokens": 2, "output_tokens": 3}})
+    quotas = {"models": {"dear": {"requests_per_minute": 100, "tokens_per_month": 1_000_000}}}
+    app = await made.start(owner_keys=KEYS, quotas=quotas, models=models, path_allow=("/rerank",))
+    for number, names in enumerate(NAMES, 1):
+        status, body, _ = await _post(app, path, **ASK_CHAT if path != "/responses" else {}, **names)
+        assert status == 200, body
+        assert (await _used(app))["model:dear tokens_per_month"] == 5 * number, names
+
+
+async def test_a_background_response_counts_for_each_model_that_it_names(made: Processes) -> None:
+    app = await made.start(owner_keys=KEYS, quotas={"models": {"dear": {"tokens_per_month": 1_000_000}}})
+    body = await app.create(token="anna-first-key-of-all", fallbacks=["dear"])
+    ended = await app.ended(body["id"], token="anna-first-key-of-all")
+    async with asyncio.timeout(20):
+        while (await _used(app))["model:dear tokens_per_month"] != ended["usage"]["total_tokens"]:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("path", "models"), [("/responses", ()), ("/responses", NATIVE), ("/chat/completions", ()), ("/rerank", ())]
+)
+async def test_a_field_that_hides_models_is_refused_if_a_quota_limits_a_model(
+    made: Processes, path: str, models: tuple[ModelSettings, ...]
+) -> None:
+    if models or path == "/rerank":
+        made.chat.default = lambda _: json_answer({})
+    for quotas, status in (({"models": {"dear": {"requests_per_minute": 9}}}, 400), ({"each_owner": {}}, 200)):
+        app = await made.start(owner_keys=KEYS, quotas=quotas, models=models, path_allow=("/rerank",))
+        got, body, _ = await _post(app, path, **ASK_CHAT if path != "/responses" else {}, engine="dear")
+        assert got == status, body
+        assert status == 200 or "A quota limits a model" in body["error"]["message"]
+
+
+@pytest.mark.parametrize("body", ['{"model":"m","Model":"x","input":"hi"}', '{"model":"x","model":"m","input":"hi"}'])
+async def test_a_native_upstream_gets_no_body_with_two_models(made: Processes, body: str) -> None:
+    headers = {"authorization": "Bearer anna-first-key-of-all", "content-type": "application/json"}
+    listed = {"anna": {**KEYS["anna"], "models": ["*"]}}
+    made.chat.default = lambda _: json_answer({})
+    for keys, quotas, status in (
+        (KEYS, {"each_owner": {"requests_per_minute": 9}}, 400),
+        (listed, {}, 400),
+        (KEYS, {}, 200),
+    ):
+        app = await made.start(owner_keys=keys, quotas=quotas, models=NATIVE)
+        async with app.session.post(app.url + "/responses", data=body, headers=headers) as got:
+            assert got.status == status, await got.text()
+        assert len(made.chat.requests) == (status == 200)
+
+
+@pytest.mark.parametrize("field", ["models", "fallbacks", "engine"])
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_form_names_models_only_in_the_field_model(made: Processes, field: str, plain: bool) -> None:
+    made.chat.default = lambda _: json_answer({"text": "x"})
+    quotas = {"models": {"dear": {"requests_per_minute": 100}}}
+    app = await made.start(owner_keys=KEYS, quotas=quotas, path_allow=("/audio/transcriptions",))
+    headers = {"authorization": "Bearer anna-first-key-of-all"}
+    file: dict[str, Any] = {} if plain else {"file": io.BytesIO(b"x")}
+    for fields, status in (({"model": "m,dear"}, 200), ({"model": "m", field: "dear"}, 400)):
+        form = aiohttp.FormData({**fields, **file})
+        async with app.session.post(app.url + "/audio/transcriptions", data=form, headers=headers) as got:
+            assert got.status == status, await got.text()
+    assert (await _used(app))["model:dear requests_per_minute"] == 1
 
 
 LONG = "word " * 3200

@@ -71,8 +71,9 @@ class PassedOn:
     `extra` lists the operator's paths, without `/v1`. The default upstream serves them. Their requests need no model
     name. `embeddings` is the embedding model's name, and the client for the server of this model. If the setting
     `models` has an entry with exactly this model's name, that entry's upstream serves the embeddings. `reserve` returns
-    an object that reserves a request's tokens in the quotas. The handlers remove `secrets` from error texts. With
-    `several_owners`, answers leave out headers about the upstream account that the owners share.
+    an object that reserves a request's tokens in the quotas. `limits_models`: whether a quota limits a model. The
+    handlers remove `secrets` from error texts. With `several_owners`, answers leave out headers about the upstream
+    account that the owners share.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class PassedOn:
         secrets: KnownSecrets = (),
         several_owners: bool = True,
         reserve: Callable[[Caller], Reservation] | None = None,
+        limits_models: bool = False,
         journal: Journal | None = None,
     ) -> None:
         self._secrets = secrets
         self._journal = journal
         self._reserve = reserve
+        self._limits_models = limits_models
         self._several_owners = several_owners
         self._upstream = upstream
         self._routes = routes
@@ -124,7 +127,8 @@ class PassedOn:
             check_body(request.access, request.body, named=True)
             fields = PassedFields()
             if self._reserve is not None or request.access.models:
-                fields = read_any_fields(request.body, request.header("content-type"))
+                kind = request.header("content-type")
+                fields = read_any_fields(request.body, kind, others=self._limits_models)
             return await self._pass(request, self._routes.default, path, request.body, fields, note)
 
         return self._noted(post)
@@ -138,7 +142,7 @@ class PassedOn:
         routes = self._routes
         routed = routes.rules or routes.default.models or (path == "/embeddings" and self._embeddings is not None)
         if routed or request.access.models or self._reserve is not None:
-            return read_fields(request.body)
+            return read_fields(request.body, others=self._limits_models)
         return PassedFields(read_model(request.body))
 
     def _noted(self, post: Callable[[ApiRequest, PassedEntry], Awaitable[ApiResponse]]) -> Handler:

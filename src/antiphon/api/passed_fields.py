@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.api.multipart import FormDecoder, FormPart, PartData, boundary
+from antiphon.engine.exchange.named_models import fields_of, hidden_models, hides_models, note_field, other_models
 from antiphon.errors import invalid_parameter, invalid_type
-from antiphon.translation.request.body import read_object
 from antiphon.translation.request.checks import read_string
 from antiphon.types.json import ABSENT, given, try_decode
 
@@ -36,64 +36,64 @@ exceed the database's integers."""
 
 class PassedFields(msgspec.Struct, frozen=True):
     """The fields of one forwarded body. `output`: the maximum of output tokens, or None if the body does not limit
-    them. `choices`: the number of answers."""
+    them. `choices`: the number of answers. `others`: the models that the body names in addition to `model`."""
 
     model: str | None = None
     output: int | None = None
     choices: int = 1
+    others: tuple[str, ...] = ()
 
 
-class _Name:
-    """A name in a JSON object. Two equal names are different keys of a `dict`, so the `dict` keeps both fields."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-_FIELDS: Final = msgspec.json.Decoder(dict[_Name, Raw], dec_hook=lambda _, text: _Name(text))
 _NUMBER: Final = msgspec.json.Decoder(bool | int | float | str)
 
 
-def read_fields(body: bytes) -> PassedFields:
-    """Return the fields of a JSON body. Raises `InvalidRequest` if the body is no JSON object, or is ambiguous."""
+def read_fields(body: bytes, *, others: bool = False) -> PassedFields:
+    """Return the fields of a JSON body. Raises `InvalidRequest` if the body is no JSON object, or is ambiguous.
+
+    `others`: whether to find all models that the body names, because a quota limits a model.
+    """
     found: dict[str, Raw] = {}
-    for key, value in read_object(body, _FIELDS).items():
-        if (name := key.text.casefold()) in _NAMES:
-            _note(found, key.text, name)
+    fields = fields_of(body)
+    for written, value in fields:
+        if (name := written.casefold()) in _NAMES:
+            note_field(found, written, name)
             found[name] = value
-    model = found.get("model", ABSENT)
+    model = read_string("model", found["model"]) if given(found.get("model", ABSENT)) else None
     limits = [_number(name, found.get(name, ABSENT)) for name in ("max_completion_tokens", "max_tokens")]
     return PassedFields(
-        read_string("model", model) if given(model) else None,
+        model,
         max((limit for limit in limits if limit is not None), default=None),
         _number("n", found.get("n", ABSENT)) or 1,
+        other_models(model or "", fields) if others else (),
     )
 
 
-def read_any_fields(body: bytes, content_type: str | None) -> PassedFields:
-    """Return the fields of a body of any content type: JSON, a form, or other data, which has no fields. Raises
-    `InvalidRequest`.
+def read_any_fields(body: bytes, content_type: str | None, *, others: bool = False) -> PassedFields:
+    """Return the fields of a body of any content type: JSON, a form, or other data, which has no fields. With `others`,
+    a form may name models only in its field `model`. Raises `InvalidRequest`.
 
     Some servers ignore the content type, so a body that begins as a JSON object counts as JSON.
     """
     kind = (content_type or "").partition(";")[0].strip().lower()
     if "json" in kind or not kind or body.lstrip(_BEFORE)[:1] == b"{":
-        return read_fields(body)
+        return read_fields(body, others=others)
     models: dict[str, str] = {}
     if kind == _FORM:
-        _read_form(body, content_type, models)
+        _read_form(body, content_type, models, others=others)
     elif kind == _PLAIN_FORM:
         for name, value in parse_qsl(body.decode("latin-1"), keep_blank_values=True, encoding="utf-8"):
             if name.casefold() == "model":
-                _note(models, name, "model")
+                note_field(models, name, "model")
                 models["model"] = value
-    return PassedFields(models.get("model"))
+            elif others and hides_models(name):
+                raise hidden_models(name)
+    model = models.get("model")
+    return PassedFields(model, others=other_models(model or "") if others else ())
 
 
-def _read_form(body: bytes, content_type: str | None, models: dict[str, str]) -> None:
-    """Add the field `model` of a multipart form to `models`."""
+def _read_form(body: bytes, content_type: str | None, models: dict[str, str], *, others: bool) -> None:
+    """Add the field `model` of a multipart form to `models`. With `others`, raises `InvalidRequest` for other fields
+    that may name models."""
     decoder = FormDecoder(boundary(content_type))
     value: bytes | None = None
     for at in range(0, len(body), _PIECE):
@@ -101,22 +101,16 @@ def _read_form(body: bytes, content_type: str | None, models: dict[str, str]) ->
             if isinstance(event, FormPart):
                 value = None
                 if event.name.casefold() == "model":
-                    _note(models, event.name, "model")
+                    note_field(models, event.name, "model")
                     value, models["model"] = b"", ""
+                elif others and hides_models(event.name):
+                    raise hidden_models(event.name)
             elif isinstance(event, PartData) and value is not None:
                 value += event.data
                 if len(value) > _LONGEST_MODEL:
                     raise invalid_parameter("model", f"the name has more than {_LONGEST_MODEL} bytes")
                 models["model"] = value.decode("utf-8", "replace")
     decoder.finish()
-
-
-def _note(found: dict[str, Raw] | dict[str, str], written: str, name: str) -> None:
-    """Raise `InvalidRequest` if the field `name` stands twice, or has another spelling."""
-    if written != name:
-        raise invalid_parameter(written[:256], f"write the name of this field as '{name}'")
-    if name in found:
-        raise invalid_parameter(name, "the body has this field twice, so send it once")
 
 
 def _number(name: str, value: Raw) -> int | None:

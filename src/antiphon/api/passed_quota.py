@@ -104,6 +104,7 @@ class PassedQuota:
         answer has output tokens. Raises `ApiError`."""
         if self._reservation is not None:
             output = fields.output if writes else 0
+            self._reservation.others = fields.others
             if not self._reservation.take_now(fields.model or "", size=size, output=output, choices=fields.choices):
                 await self._reservation.take()
 

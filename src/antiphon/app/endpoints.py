@@ -159,5 +159,6 @@ def _passed_on(
         several_owners=settings.owner.several,
         embeddings=embeddings,
         reserve=reserve,
+        limits_models=quota_rules(settings.quotas).limits_models,
         journal=journal,
     )

@@ -317,7 +317,8 @@ class QuotaSettings(Section):
     """Limits of individual teams, by the team's name."""
     models: dict[str, QuotaLimits] = Field(default_factory=dict)
     """Limits of a model for all clients together, by the model's name or a glob (`qwen*`). An exact name has priority
-    over a glob. If several globs match, the first one applies. All models of one glob share its limits."""
+    over a glob. If several globs match, the first one applies. All models of one glob share its limits. Upper and lower
+    case are equal. A request counts for each model that it names."""
     shadow: bool = False
     """Serve the requests that the quotas would refuse, and only log and count these requests."""
     when_unavailable: Literal["allow", "refuse"] = "allow"

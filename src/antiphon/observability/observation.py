@@ -468,9 +468,10 @@ class Observation:
 
     def _settle_job(self, reservation: Reservation, ended: Ended, exchange: ResponseExchange) -> None:
         """Settle the quotas of an attempt of a background response."""
-        spent = {"tokens": 0, "cost": 0}
+        spent = {"tokens": 0, "written": 0, "cost": 0}
         for _, usage, _ in self._used:
             spent["tokens"] += usage.input_tokens + usage.output_tokens
+            spent["written"] += usage.output_tokens
             spent["cost"] += self._telemetry.cost(ended.model, usage)
         size, limit = exchange.request_bytes + self._queued_bytes, exchange.known.output_limit
         model, over = exchange.known.model, ended.outcome in _OVER

@@ -93,6 +93,7 @@ def _quotas(
     seconds: float = FAR,
     grant_seconds: float = 5.0,
     settle: Callable[[], None] = lambda: None,
+    cost: Callable[[str, int, int], int] = lambda model, read, written: read + 3 * written,
     **settings: Any,
 ) -> Quotas:
     given = QuotaSettings(**settings)
@@ -101,7 +102,7 @@ def _quotas(
         quota_rules(given),
         counters,
         ids or Ids(),
-        cost=lambda model, read, written: read + 3 * written,
+        cost=cost,
         expected_output=given.expected_output_tokens,
         shadow=given.shadow,
         refuses=given.when_unavailable == "refuse",
@@ -239,6 +240,57 @@ def test_a_name_that_looks_like_an_owner_id_has_not_its_limits() -> None:
     rules = quota_rules(QuotaSettings.model_validate({"each_owner": {"requests_per_minute": 5}, "owners": owners}))
     amounts = {owner: rules.limits(Caller(owner), "m")[0].amount for owner in ("h:boss", "h:h:boss", "n:boss")}
     assert amounts == {"h:boss": 100, "h:h:boss": 5, "n:boss": 5}
+
+
+def test_a_request_is_limited_for_each_model_that_it_names() -> None:
+    models = {"gpt-5": {"requests_per_minute": 1}, "qwen*": {"requests_per_minute": 2}, "*": {"requests_per_minute": 3}}
+    rules = quota_rules(QuotaSettings.model_validate({"models": models}))
+    assert rules.limits_models and not quota_rules(QuotaSettings()).limits_models
+    found = rules.limits(ANNA, "qwen3", ("qwen2", "GPT-5", "gpt-5", "QWEN1", "other"))
+    assert [(one.subject, one.amount) for one in found] == [("model:qwen*", 2), ("model:gpt-5", 1), ("model:*", 3)]
+
+
+async def test_every_named_model_is_charged_the_usage(counters: _Counters) -> None:
+    limits = {"requests_per_minute": 1, "tokens_per_month": 10_000, "parallel_requests": 1}
+    quotas = _quotas(counters, models={"gpt-5": limits, "qwen*": {"tokens_per_month": 10_000}})
+    made = quotas.open(ANNA)
+    made.others = ("gpt-5",)
+    if not made.take_now("qwen3", size=400, output=100):
+        await made.take()
+    with pytest.raises(QuotaExceeded, match="model 'gpt-5' on parallel requests"):
+        await _take(quotas, model="gpt-5")
+    made.close(70, 10, 0)
+    job = quotas.open(ANNA)
+    job.others = ("gpt-5",)
+    job.close_job("qwen3", size=400, output=100, tokens=230, written=1, cost=0, queued_at=NOW, ended=True)
+    await quotas.aclose()
+    assert await _used(counters) == {
+        ("model:gpt-5", "parallel_requests"): (0, 0),
+        ("model:gpt-5", "requests_per_minute"): (1, 0),
+        ("model:gpt-5", "tokens_per_month"): (100, 0),
+        ("model:qwen*", "tokens_per_month"): (100, 0),
+    }
+
+
+async def test_a_request_that_names_several_models_costs_the_highest_price(counters: _Counters) -> None:
+    quotas = _quotas(
+        counters,
+        cost=lambda model, read, written: (read + 3 * written) * (10 if model == "dear" else 1),
+        models={"dear": {"cost_per_month": 1}},
+    )
+    made = quotas.open(ANNA)
+    made.others = ("dear",)
+    if not made.take_now("cheap", size=400, output=100):
+        await made.take()
+    assert made.amounts == (1, 200, 4_000)
+    assert made.add_now(40) and made.amounts == (1, 210, 4_100)
+    made.close(70, 10, 90)
+    for written in (0, 10):
+        job = quotas.open(ANNA)
+        job.others = ("dear",)
+        job.close_job("cheap", size=0, output=0, tokens=10, written=written, cost=1, queued_at=NOW, ended=False)
+    await quotas.aclose()
+    assert await _used(counters) == {("model:dear", "cost_per_month"): (900 + 100 + 300, 0)}
 
 
 async def test_the_slot_of_a_parallel_request_is_free_after_its_end(counters: _Counters) -> None:
@@ -573,16 +625,22 @@ async def test_a_background_response_is_charged_its_estimate_and_then_its_usage(
         await queued.take()
     queued.close(0, 0, 0, queued=True)
     # An attempt that another worker continues, and the last one.
-    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=30, cost=0, queued_at=NOW, ended=False)
-    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=50, cost=0, queued_at=NOW, ended=True)
+    quotas.open(ANNA).close_job(
+        "qwen3", size=400, output=None, tokens=30, written=0, cost=0, queued_at=NOW, ended=False
+    )
+    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=50, written=0, cost=0, queued_at=NOW, ended=True)
     await quotas.aclose()
     assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (80, 0)}
 
 
 async def test_a_job_that_ends_in_a_later_period_refunds_nothing(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"tokens_per_minute": 10_000, "tokens_per_month": 10_000})
-    quotas.open(ANNA).close_job("m", size=400, output=900, tokens=5, cost=0, queued_at=NOW - 3600, ended=True)
-    quotas.open(BO).close_job("m", size=400, output=900, tokens=1200, cost=0, queued_at=NOW - 3600, ended=True)
+    quotas.open(ANNA).close_job(
+        "m", size=400, output=900, tokens=5, written=0, cost=0, queued_at=NOW - 3600, ended=True
+    )
+    quotas.open(BO).close_job(
+        "m", size=400, output=900, tokens=1200, written=0, cost=0, queued_at=NOW - 3600, ended=True
+    )
     assert await quotas.flush() and await quotas.flush()
     used = {key: used for key, (used, _) in (await _used(counters)).items() if used}
     # The same month, and a later minute. The process that queued the jobs reports the estimates of 1000.

@@ -17,6 +17,7 @@ from typing import Final
 from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.model_routes import no_such_model
+from antiphon.engine.exchange.named_models import fields_of, other_models
 from antiphon.engine.exchange.parsed_request import DeliveryOptions, ParsedRequest
 from antiphon.engine.exchange.phase import COMPACT_PATH, COUNT_PATH, ExchangeCore
 from antiphon.engine.exchange.queueing import QueuedResponse
@@ -119,6 +120,8 @@ def parse_request(
         if not head.access.allows_model(request.model):
             raise no_such_model(request.model, access=head.access)
         head.access.check_tools(tool.type for tool in request.tools or ())
+    if (reservation := core.observer.reservation) is not None and reservation.by_model and path != COUNT_PATH:
+        reservation.others = other_models(request.model, fields_of(body))
     allow_fields(request, route.fields)
     if options.strict and route.mode != "native":
         check_forms(request)

@@ -21,11 +21,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from antiphon.engine.exchange.allowed_by_key import Pairs, check_body, pairs_of
+from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import not_answered, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, no_such_model
+from antiphon.engine.exchange.named_models import Pairs, check_model_once, fields_of, other_models, pairs_of
 from antiphon.engine.exchange.phase import RESPONSES_PATH, ExchangeCore, Phase, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Action, CancelReason, SendBody, SendHead, Usage
@@ -120,6 +121,12 @@ class NativeRequest(Phase):
         if not core.route.serves(model):
             raise no_such_model(model)
         check_body(core.head.access, body)
+        reservation = core.observer.reservation
+        if core.head.access.models or reservation is not None:
+            fields = fields_of(body)
+            check_model_once(fields)
+            if reservation is not None and reservation.by_model:
+                reservation.others = other_models(model, fields)
         if core.options.several_owners and not core.route.passthrough:
             refuse_references(body)
         core.ask_upstream(self._path.removeprefix("/v1"), body, stream=True, native=True)

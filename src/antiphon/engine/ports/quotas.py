@@ -82,20 +82,36 @@ class QuotaRules(Struct, frozen=True):
     each: Mapping[Kind, Amounts] = {}
     named: Mapping[Kind, Mapping[str, Amounts]] = {}
 
-    def limits(self, caller: Caller, model: str) -> tuple[Limit, ...]:
-        """Return the limits that apply to this caller's requests for this model. A request must fit into all of these
-        limits."""
+    def limits(self, caller: Caller, model: str, others: Sequence[str] = ()) -> tuple[Limit, ...]:
+        """Return the limits that apply to this caller's requests for this model. `others` are the other models that the
+        request names. A request must fit into all of these limits."""
         found = [
             *self._limits("key", caller.key_id, caller.key_id, (caller.key_id,)),
             *self._limits("owner", caller.owner, caller.name or caller.owner, listed_names(caller.owner)),
             *self._limits("team", caller.team, caller.team, (caller.team,)),
         ]
-        models = self.named.get("model", {})
-        # The counter belongs to the entry in the settings, not to the model's name, because clients choose model names.
-        pattern = model if model in models else next((one for one in models if fnmatchcase(model, one)), None)
-        if pattern is not None:
-            found += _of("model", pattern, pattern, models[pattern])
+        for entry in self.entries((model, *others)):
+            # The counter belongs to the entry in the settings, because clients choose model names.
+            found += _of("model", entry, entry, self.named["model"][entry])
         return tuple(found)
+
+    def entries(self, models: Sequence[str]) -> tuple[str, ...]:
+        """Return the names and globs in the settings that limit these models, each once. Letters match in upper and
+        lower case, because some upstreams ignore the case."""
+        listed = self.named.get("model", {})
+        found: dict[str, None] = {}
+        for model in models:
+            folded, entry = model.casefold(), model if model in listed else None
+            if entry is None:
+                entry = next((one for one in listed if fnmatchcase(folded, one.casefold())), None)
+            if entry is not None:
+                found[entry] = None
+        return tuple(found)
+
+    @property
+    def limits_models(self) -> bool:
+        """Whether any limit of a model is set."""
+        return any(self.named.get("model", {}).values())
 
     @property
     def limits_storage(self) -> bool:
@@ -284,9 +300,18 @@ def _duration(seconds: float) -> str:
 
 class Reservation(Protocol):
     """The amounts that one request reserves in all limits that apply to the request. The runner reserves the amounts,
-    and the observer settles them."""
+    and the observer settles them.
+
+    `others` are the models that the request names in addition to its `model`. The request counts for each of them. If
+    `by_model` is true, the caller sets `others` before the first reservation.
+    """
 
     caller: Caller
+    others: Sequence[str]
+
+    @property
+    def by_model(self) -> bool:
+        """Whether any quota limits a model. If not, `others` has no effect."""
 
     @property
     def headers(self) -> Sequence[tuple[str, str]]:
@@ -336,13 +361,23 @@ class Reservation(Protocol):
         answer's text is longer. `sent`: the bytes of this text."""
 
     def close_job(
-        self, model: str, *, size: int, output: int | None, tokens: int, cost: int, queued_at: float, ended: bool
+        self,
+        model: str,
+        *,
+        size: int,
+        output: int | None,
+        tokens: int,
+        written: int,
+        cost: int,
+        queued_at: float,
+        ended: bool,
     ) -> None:
         """Settle an attempt of a background response. The estimate of the response was settled when the response was
         queued.
 
-        `take_now` and `close` explain the other parameters. `queued_at` is the time of the estimate in seconds since
-        the epoch. If `ended` is true, the response is over, so its actual usage replaces the estimate.
+        `written`: the output tokens among `tokens`. `queued_at` is the time of the estimate in seconds since the epoch.
+        If `ended` is true, the response is over, so its actual usage replaces the estimate. `take_now` and `close`
+        explain the other parameters.
         """
 
 

@@ -184,7 +184,7 @@ class QuotaReservation:
 
     __slots__ = (
         *("_background", "_choices", "_closed", "_held", "_model", "_parts", "_plan", "_quotas", "_short", "_size"),
-        *("abandoned", "amounts", "caller", "leases"),
+        *("abandoned", "amounts", "caller", "leases", "others"),
     )
 
     def __init__(self, quotas: Quotas, caller: Caller) -> None:
@@ -192,6 +192,7 @@ class QuotaReservation:
         self.caller = caller
         self._background = self._closed = self._short = False
         self._model, self._choices, self._size = "", 1, 0
+        self.others: Sequence[str] = ()
         self.amounts: Amounts = (1, 0, 0)
         self._plan = _NO_PLAN
         # The leases in which the request has a reservation, and the reserved amount in each of them.
@@ -224,7 +225,7 @@ class QuotaReservation:
         self._size += size
         read = self._size // BYTES_PER_TOKEN
         tokens = self.amounts[_TOKENS]
-        cost = self._quotas.estimates.cost(self._model, read, tokens - before)
+        cost = self._cost(read, tokens - before)
         self.amounts = (1, tokens + read - before, min(max(cost, self.amounts[_COST]), _MOST))
         self.refresh()
         if self.lacking() and not (self._short or self.abandoned):
@@ -245,11 +246,18 @@ class QuotaReservation:
             tokens, cost = self._quotas.estimates.estimate(
                 model, size, output, steady=background, choices=self._choices
             )
+            if self.others:
+                read = size // BYTES_PER_TOKEN
+                cost = self._cost(read, tokens - read)
             self.amounts = (1, min(tokens, _MOST), min(cost, _MOST))
+
+    def _cost(self, read: int, written: int) -> int:
+        """The cost of these tokens at the prices of the named model with the highest cost."""
+        return max(self._quotas.estimates.cost(one, read, written) for one in (self._model, *self.others))
 
     def refresh(self) -> None:
         """Look up the leases again, because the period of a limit may have ended."""
-        self._plan = plan = self._quotas.plan(self.caller, self._model)
+        self._plan = plan = self._quotas.plan(self.caller, self._model, self.others)
         self.leases = plan.queued if self._background else plan.leases
 
     def missing(self, lease: Lease) -> int:
@@ -337,6 +345,8 @@ class QuotaReservation:
             return
         if output > 0:
             self._quotas.estimates.learn(self._model, min(output, _MOST) // self._choices)
+        if self.others:
+            cost = max(cost, self._cost(tokens - output, output))
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, _bounded(tokens), _bounded(cost))
         self.free_slots()
@@ -357,30 +367,46 @@ class QuotaReservation:
 
     def close_read(self, read: int, written: int) -> None:
         """See `Reservation.close_read`."""
-        self.close(read + written, written, self._quotas.estimates.cost(self._model, read, written))
+        self.close(read + written, written, self._cost(read, written))
 
     def close_as_estimated(self, sent: int = 0) -> None:
         """See `Reservation.close_as_estimated`."""
         used, tokens, cost = Usage.estimated(self._size, sent), self.amounts[_TOKENS], self.amounts[_COST]
         if used.total_tokens > tokens:
             tokens = used.total_tokens
-            cost = max(cost, self._quotas.estimates.cost(self._model, used.input_tokens, used.output_tokens))
+            cost = max(cost, self._cost(used.input_tokens, used.output_tokens))
         self.close(tokens, 0, cost)
 
     def close_job(
-        self, model: str, *, size: int, output: int | None, tokens: int, cost: int, queued_at: float, ended: bool
+        self,
+        model: str,
+        *,
+        size: int,
+        output: int | None,
+        tokens: int,
+        written: int,
+        cost: int,
+        queued_at: float,
+        ended: bool,
     ) -> None:
         """See `Reservation.close_job`."""
         if self._closed:
             return
         self._closed = True
         self._estimate(model, size, output, True)
+        if self.others:
+            cost = max(cost, self._cost(tokens - written, written))
         settled = self.amounts if ended else (0, 0, 0)
         used = (0, _bounded(tokens), _bounded(cost))
         for lease in self.leases:
             if lease.counts != _REQUEST:
                 lease.correct(queued_at, used[lease.counts] - settled[lease.counts])
         self._quotas.changed()
+
+    @property
+    def by_model(self) -> bool:
+        """See `Reservation.by_model`."""
+        return self._quotas.by_model
 
     @property
     def headers(self) -> Headers:

@@ -94,6 +94,7 @@ class Quotas:
         have ended. `seconds`: the time between two reports to the shared counters. `grant_seconds`: the time that a
         request waits for the database."""
         self._rules = rules
+        self.by_model = rules.limits_models
         self._counters = counters
         self._new_id = new_id
         self.estimates = Estimates(cost, expected_output)
@@ -107,7 +108,7 @@ class Quotas:
         self._grant_seconds = grant_seconds
         self._holder = ""
         self._leases: dict[tuple[str, Measure], Lease] = {}
-        self._plans: dict[tuple[str, str, str, str], Plan] = {}
+        self._plans: dict[tuple[str, str, str, str | tuple[str, ...]], Plan] = {}
         self._warned_at: dict[str, float] = {}
         self._lock = asyncio.Lock()
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
@@ -150,14 +151,15 @@ class Quotas:
 
     # Called by reservations
 
-    def plan(self, caller: Caller, model: str) -> Plan:
-        """The leases of all limits that apply to this caller's requests for this model, in their current periods."""
-        key = (caller.owner, caller.key_id, caller.team, model)
+    def plan(self, caller: Caller, model: str, others: Sequence[str] = ()) -> Plan:
+        """The leases of all limits that apply to this caller's requests for these models, in their current periods."""
+        key = (caller.owner, caller.key_id, caller.team, self._rules.entries((model, *others)) if others else model)
         plan = self._plans.get(key)
         if plan is None or monotonic() >= plan.ends:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = Plan([self._lease(limit) for limit in self._rules.limits(caller, model)])
+            limits = self._rules.limits(caller, model, others)
+            plan = self._plans[key] = Plan([self._lease(limit) for limit in limits])
         return plan
 
     def _lease(self, limit: Limit) -> Lease:
