@@ -339,7 +339,7 @@ async def test_the_model_of_a_forwarded_form_has_its_limit(made: Processes) -> N
             assert got.status == expected, await got.text()
 
 
-NAMES = [
+NAMES: list[dict[str, Any]] = [
     {"model": "m, Dear"},
     {"model": " dear"},
     {"model": "DEAR"},
