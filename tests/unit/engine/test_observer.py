@@ -387,6 +387,7 @@ class _Reserved:
     """A reservation with headers."""
 
     caller = Caller("owner")
+    by_model = False
     headers = (("x-ratelimit-limit-requests", "60"), ("x-ratelimit-remaining-requests", "59"))
 
 
@@ -432,6 +433,7 @@ def test_an_answer_without_usage_costs_its_estimate(outcome: str, failed: bool, 
 
     class Reserved:
         caller = Caller("owner")
+        by_model = False
         headers = ()
 
         def free_slots(self) -> None:
