@@ -381,6 +381,17 @@ async def test_models_of_an_upstream_that_is_away(tmp_path: Path) -> None:
         )
 
 
+async def test_a_disabled_model_names_its_setting_to_operators(tmp_path: Path) -> None:
+    async with ChatServer() as chat:
+        models = [{"match": "demo-model"}, {"match": "old-model", "mode": "disabled"}]
+        settings = {"upstream": {"url": chat.base_url, "auth": "none"}, "models": models}
+        async with open_console_app(tmp_path, settings=settings) as console:
+            page = await console.get("/models", "operator")
+            assert "old-model disabled by models[1] (match: old-model)" in page.words
+            page = await console.get("/models")
+            assert page.status == 200 and "old-model" not in page.words
+
+
 async def test_disabled_parts_are_explained(tmp_path: Path) -> None:
     async with open_console_app(tmp_path, settings={"files": {"enabled": False}}) as console:
         page = await console.get("/files")

@@ -107,6 +107,7 @@ async def test_a_forwarded_request_without_an_upstream_s_answer(tmp_path: Path) 
         await there.journal_has(1)
         page = await page_of_the_newest(there)
         assert "No upstream has answered this request." in page and "has received the upstream's answer" not in page
+        assert "✕ upstream_unreachable" in page and "answer=none" in page and "status=" not in page
 
 
 async def test_only_an_operator_sees_that_the_key_does_not_allow_the_model(tmp_path: Path) -> None:
@@ -130,6 +131,38 @@ async def test_only_an_operator_sees_that_the_key_does_not_allow_the_model(tmp_p
             assert ("Antiphon refused the request before it began" in page) is (entry.door == "pass_through")
             export = await (await there.user(ANNA)).send("GET", f"{path}/cassette")
             assert b"small" not in export.body and export.status == (404 if entry.door == "pass_through" else 200)
+
+
+async def test_only_an_operator_sees_which_setting_disables_a_model(tmp_path: Path) -> None:
+    models = [{"match": "demo-model"}, {"match": "old-*", "mode": "disabled"}]
+    async with place(tmp_path, models=models) as there:
+        made = await there.create(ANNA, model="old-model")
+        assert made["error"]["code"] == "model_not_found" and "models[1]" not in str(made)
+        url, sent = f"{there.app.url}/chat/completions", {"model": "old-model", "messages": []}
+        async with there.app.session.post(url, json=sent, headers={"authorization": f"Bearer {ANNA}"}) as got:
+            assert got.status == 404 and "models[1]" not in await got.text()
+        await there.journal_has(2)
+        for entry in (await there.app.app.stores.journal.list(EntryFilter(model="old-model"))).entries:
+            path = f"/console/requests/{entry.id}"
+            status, page = await (await there.user(TOKEN)).get(path)
+            assert status == 200 and "disabled by models[1] (match: old-*)" in page
+            assert "a setting of this server" in page
+            status, page = await (await there.user(ANNA)).get(path)
+            assert status == 200 and "models[1]" not in page and "does not serve the model" in page
+
+
+async def test_the_page_marks_the_model_call_that_failed(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.create(ANNA)
+        assert "✕" not in await page_of_the_newest(there)
+        await there.chat.stop()
+        await there.create(ANNA)
+        await there.journal_has(2)
+        page = await page_of_the_newest(there)
+        assert "1. call default ✕ upstream_unreachable" in page and "answer=none" in page and "status=0" not in page
+        (entry, *_) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries
+        _, page = await (await there.user(TOKEN)).get(f"/console/requests/{entry.id}")
+        assert f'<dt>upstream</dt><dd>default <span class="mono">{there.chat.base_url}' in page
 
 
 async def test_a_server_error_of_the_upstream_has_advice(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from antiphon.engine.ports.journal import Detail, Entry
-from antiphon.observability.outcome import hint_for
+from antiphon.observability import outcome
+from antiphon.observability.outcome import blamed, hint_for
 
 
 def hint(fault: str, code: str = "", **detail: object) -> str:
@@ -17,7 +20,8 @@ def hint(fault: str, code: str = "", **detail: object) -> str:
     ("code", "says"),
     [
         ("previous_response_not_found", "start a new thread"),
-        ("model_not_found", "no upstream serves this model"),
+        ("model_not_found", "this server does not serve the model"),
+        ("missing_api_key", "the client sent no API key"),
         ("context_length_exceeded", "longer than the model's context"),
         ("unsupported_tool", "enable the tool in the settings"),
         ("request_too_large", "limits.request_body_bytes"),
@@ -54,6 +58,41 @@ def test_a_refusal_by_the_upstream_is_not_one_by_antiphon() -> None:
 
 def test_the_advice_of_the_log_line_comes_first() -> None:
     assert hint("upstream", "upstream_error", advice="look there") == "look there"
+
+
+def test_a_model_that_a_setting_or_an_upstream_refuses() -> None:
+    def told(**detail: Any) -> tuple[str, str]:
+        refused = Entry("entry_1", "n:anna", fault="client", code="model_not_found", detail=Detail(**detail))
+        return blamed(refused), hint_for(refused)
+
+    caused = told(message="no", cause="disabled by models[1] (match: old)")
+    assert caused[0] == "a setting of this server" and "change what the cause names" in caused[1]
+    assert told(message="no", cause="no")[0] == "the client" and "does not serve the model" in told()[1]
+    answered = told(message="no", cause="none", upstream_status=404)
+    assert answered[0] == "the client" and "the upstream does not know the model" in answered[1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "status", "who"),
+    [
+        ("client", "rate_limit_exceeded", 429, "a limit of this server, which the message names"),
+        ("client", "invalid_json", 400, "the client"),
+        ("cancelled", "client_gone", 499, "the client, which disconnected"),
+        ("cancelled", "cancelled_by_operator", 503, "a user of the console, who cancelled the request"),
+        ("cancelled", "", 0, "a cancellation"),
+        ("unknown", "connection_ended", 0, "the client or the upstream"),
+        ("upstream", "upstream_cut", 502, "the upstream"),
+        ("none", "", 200, ""),
+    ],
+)
+def test_who_caused_a_failure(fault: str, code: str, status: int, who: str) -> None:
+    assert blamed(Entry("entry_1", "n:anna", fault=fault, code=code, status=status)) == who
+
+
+def test_no_hint_has_backticks() -> None:
+    values = [value for name, value in vars(outcome).items() if name != "__doc__" and isinstance(value, str | dict)]
+    told = [value for value in values if value is not vars(outcome)["__builtins__"]]
+    assert told and "`" not in str(told)
 
 
 def test_a_failure_of_antiphon_points_to_its_log() -> None:

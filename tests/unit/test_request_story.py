@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import pytest
 
 from antiphon.commands.journal import as_json, contents, facts, row
-from antiphon.console.charts import waterfall
+from antiphon.console.broken_ends import call_end, client_end
+from antiphon.console.charts import steps_of, waterfall
 from antiphon.console.story import tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.journal import REFUSED, Detail, Entry, JournalSpan, Part, Recording
 from antiphon.observability.outcome import hint_for
+from antiphon.types.transport import LOCAL_REPLY
 
 ESCAPE = "\x1b[31mred\x07"
 
@@ -59,7 +61,7 @@ def test_no_text_of_a_client_reaches_the_terminal() -> None:
         model=ESCAPE, code=ESCAPE, detail=Detail(message=ESCAPE, spans=(JournalSpan("call", ESCAPE, 0.0, 1.0),))
     )
     story = tell(Recording((Part(0.0, "request", ESCAPE.encode()), Part(0.1, "event", f"data: {ESCAPE}\n\n".encode()))))
-    shown = "\n".join([*facts(hostile, colors=False), *contents(story, colors=False)])
+    shown = "\n".join([*facts(hostile, colors=False), *contents(story, hostile, colors=False)])
     assert "\x1b" not in shown and "\x07" not in shown and "red" in shown
 
 
@@ -108,7 +110,7 @@ def test_a_wrong_key_has_advice() -> None:
     assert "what to change" not in why_no_contents(wrong)
     assert "owner.keys" not in hint_for(entry(**told, detail=Detail(upstream_status=401)))
     unknown = entry(**{**told, "code": "unknown_url", "status": 404}, detail=Detail(message="did you mean /v1/x?"))
-    assert "The message above says what to change." in why_no_contents(unknown)
+    assert "The message above tells the client what to change." in why_no_contents(unknown)
 
 
 def test_the_hint_on_a_quota_does_not_promise_that_a_retry_helps() -> None:
@@ -157,7 +159,7 @@ def test_both_sides_are_printed_in_order() -> None:
             cut=True,
         )
     )
-    shown = "\n".join(contents(story, colors=False))
+    shown = "\n".join(contents(story, entry(), colors=False))
     named = ("POST /v1/r", "accept: a", '"input"', "/chat", '"messages"')
     places = [shown.index(part) for part in (*named, "busy", "42", '"error"', "contents are cut")]
     assert places == sorted(places)
@@ -192,4 +194,88 @@ def test_numbers_that_json_does_not_have_stay_text() -> None:
     line = as_json(entry(), story)
     told = json.loads(line, parse_constant=pytest.fail)["story"]
     assert [told["request"], told["calls"][0]["body"], told["answer"]] == [body.decode() for body in bodies]
-    assert "\n".join(contents(story, colors=False)).count('{"n": ') == 3
+    assert "\n".join(contents(story, entry(), colors=False)).count('{"n": ') == 3
+
+
+def test_the_step_that_failed_is_marked() -> None:
+    facts_of_call = {"operation": "responses", "status": 0, "fault": "unreachable", "head": 0.018}
+    spans = (
+        JournalSpan("call", "default", 0.0, 0.2, {"operation": "responses", "status": 200}),
+        JournalSpan("tool", "web_search", 0.2, 0.3, {"error": "failed"}),
+        JournalSpan("call", "default", 0.3, 0.4, facts_of_call),
+    )
+    failed = entry(fault="upstream", code="upstream_unreachable", outcome="error", detail=Detail(spans=spans))
+    bars = waterfall(steps_of(failed), 2.0)
+    assert [bar.error for bar in bars] == ["", "failed", "upstream_unreachable"]
+    assert dict(bars[2].span.facts) == {"operation": "responses", "answer": "none", "error": "upstream_unreachable"}
+    steps = [line for line in facts(failed, colors=False) if "█" in line]
+    assert [line.partition("✕ ")[2] for line in steps] == ["", "failed", "upstream_unreachable"]
+
+
+@pytest.mark.parametrize(
+    ("told", "changes", "error"),
+    [
+        ({"status": 200}, {}, ""),
+        ({}, {}, ""),
+        ({"status": 503}, {}, "HTTP 503"),
+        ({"status": 503}, {"fault": "upstream", "code": "scripted_failure"}, "scripted_failure"),
+        ({"status": 400}, {"fault": "client", "code": "context_length_exceeded"}, "HTTP 400"),
+        ({"status": 200}, {"fault": "upstream", "code": "upstream_invalid"}, "upstream_invalid"),
+        ({"status": 200, "fault": "cancelled"}, {"fault": "cancelled", "code": "client_gone"}, "client_gone"),
+        ({"status": 200}, {"fault": "ours", "code": "storage_failed"}, ""),
+        ({"status": 0}, {}, "no answer"),
+    ],
+)
+def test_the_error_of_a_model_call(told: Mapping[str, object], changes: Mapping[str, object], error: str) -> None:
+    spans = (JournalSpan("call", "default", 0.0, 1.0, told),)
+    (step,) = steps_of(entry(**changes, detail=Detail(spans=spans)))
+    assert step.facts.get("error", "") == error
+
+
+def test_an_error_of_another_step_is_not_the_model_calls() -> None:
+    spans = (JournalSpan("call", "default", 0.0, 1.0, {"status": 200}),)
+    detail = Detail(spans=spans, operation="run_tools")
+    (step,) = steps_of(entry(fault="upstream", code="tool_timeout", detail=detail))
+    assert "error" not in step.facts
+
+
+def broken(*more: Part) -> Recording:
+    return Recording(
+        (
+            Part(0.1, "call", b"{}"),
+            Part(0.12, "head", b"", {"status": 200}),
+            Part(0.13, "data", b'data: {"choices":[]}\n\n'),
+            Part(0.14, "event_head", b"", {"status": 200}),
+            Part(0.15, "event", b"event: response.created\ndata: {}\n\n"),
+            *more,
+        )
+    )
+
+
+def test_a_stream_that_broke_off_says_so_on_both_sides() -> None:
+    failed = entry(fault="upstream", code="upstream_cut", outcome="failed", seconds=0.193)
+    shown = "\n".join(contents(tell(broken()), failed, colors=False))
+    assert "✕ The answer broke off at 0.193 s." in shown
+    assert "✕ The stream broke off at 0.193 s. The client got no final event." in shown
+    gone = entry(fault="cancelled", code="client_gone", outcome="cancelled", seconds=0.5)
+    shown = "\n".join(contents(tell(broken()), gone, colors=False))
+    assert "The client disconnected at 0.500 s" in shown and "Antiphon ended this model call at 0.500 s" in shown
+
+
+def test_a_stream_with_a_final_event_did_not_break_off() -> None:
+    final = Part(0.2, "event", b"event: response.failed\ndata: {}\n\n")
+    end = Part(0.2, "end", b"", {"fault": "cut", "detail": "no more data"})
+    failed = entry(fault="upstream", code="upstream_cut", outcome="failed")
+    story = tell(broken(end, final))
+    assert client_end(failed, story) == ""
+    assert call_end(failed, story, story.calls[0]) == "The answer broke off at 0.200 s: no more data"
+    whole = tell(broken(Part(0.2, "data", b"data: [DONE]\n\n"), final))
+    assert call_end(failed, whole, whole.calls[0]) == "" and call_end(entry(), story, tell(broken()).calls[0]) == ""
+
+
+def test_envoys_own_answer_is_not_the_model_servers() -> None:
+    headers = [[LOCAL_REPLY, "unreachable:x"]]
+    parts = (Part(0.1, "call", b"{}"), Part(0.2, "head", b"", {"status": 502, "headers": headers}))
+    story = tell(Recording((*parts, Part(0.3, "data", b'{"error": {}}'), Part(0.3, "end"))))
+    shown = "\n".join(contents(story, entry(fault="upstream", code="upstream_unreachable"), colors=False))
+    assert "answer 1: no answer; Envoy wrote the following, not the model server" in shown

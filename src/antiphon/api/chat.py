@@ -198,6 +198,7 @@ class PassedOn:
             answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:
             quota.close(None, 0)
+            note.broke(failure.error.fault.value)
             raise _unanswered(failure.error, called) from None
         except BaseException:
             quota.close(None, 0)
@@ -205,7 +206,7 @@ class PassedOn:
         shared = self._several_owners and not route.passthrough
         name = header_value(answer.headers, UPSTREAM_HEADER) if route.several else None
         called = name or called
-        note.answered_by(called)
+        note.answered_by(called, answer.status)
         kept = of_nobody(answer.headers) if shared else _kept(answer.headers)
         if name is not None:
             kept = (*(pair for pair in kept if pair[0] not in (UPSTREAM_HEADER, TRIED_HEADER)), (UPSTREAM_HEADER, name))
@@ -223,6 +224,7 @@ class PassedOn:
             if quota.reads_usage and usage is None:
                 sent = text_size(whole)
         except UpstreamCallFailed as failure:
+            note.broke(failure.error.fault.value)
             raise _unanswered(failure.error, called) from None
         finally:
             quota.close(usage, answer.status, sent)
@@ -296,6 +298,7 @@ class _Stream:
             with suppress(UpstreamCallFailed):
                 async with self._stack:
                     raise
+            self._note.broke(failure.error.fault.value)
             # The client has already received part of the upstream's answer, so no error object can follow.
             status = self._answer.status
             cut = refusal(_unanswered(failure.error, self._upstream), State.PASSING, self._upstream, status)
@@ -307,6 +310,7 @@ class _Stream:
         self._quota.close(usage, self._answer.status, sent)
         if not self._whole and self._failure is None:
             self._failure = cancelled(CancelReason.CLIENT_GONE, State.PASSING, self._upstream)
+            self._note.broke("cancelled")
         self._note.end(self._answer.status, self._failure, usage, self._size, stream=True)
         async with self._stack:
             await cast(Any, self._parts).aclose()
@@ -352,6 +356,8 @@ class PassedEntry:
         self._upstream = ""
         self._called = 0.0
         self._first: float | None = None
+        self._answered = 0
+        self._fault = ""
 
     @property
     def reads_usage(self) -> bool:
@@ -366,9 +372,13 @@ class PassedEntry:
         """Record that the model call begins, and its upstream."""
         self._upstream, self._called = upstream, time.perf_counter() - self._started
 
-    def answered_by(self, upstream: str) -> None:
-        """Record which of several upstreams has answered."""
-        self._upstream = upstream
+    def answered_by(self, upstream: str, status: int) -> None:
+        """Record the status of the answer, and which of several upstreams has answered."""
+        self._upstream, self._answered = upstream, status
+
+    def broke(self, fault: str) -> None:
+        """Record that the model call ended early. `fault` is a value of `UpstreamFault`, or `cancelled`."""
+        self._fault = fault
 
     def came(self) -> None:
         """Record the first bytes of the answer."""
@@ -403,9 +413,8 @@ class PassedEntry:
         usage = usage or PassedUsage()
         spans: tuple[JournalSpan, ...] = ()
         if self._upstream:
-            spans = (
-                JournalSpan("call", self._upstream, self._called, seconds, {"operation": PASSED, "status": status}),
-            )
+            facts = {"operation": PASSED, "status": self._answered} | ({"fault": self._fault} if self._fault else {})
+            spans = (JournalSpan("call", self._upstream, self._called, seconds, facts),)
         if self._upstream and self._first is not None:
             spans = (*spans, JournalSpan("first_token", self._upstream, self._called, self._first))
         detail = msgspec.structs.replace(

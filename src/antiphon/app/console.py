@@ -123,6 +123,7 @@ def make_console(
         settings=_as_yaml(settings),
         facts=_facts(settings),
         models=tuple(model.match for model in settings.models if "*" not in model.match),
+        why_not=lambda model: routes.choose(model).why_not(model),
         warnings=_warnings,
         difference=difference,
         audit=stores.audit,

@@ -121,8 +121,9 @@ def make_routes(settings: Settings) -> ModelRoutes:
             assumed=assumed,
         )
 
-    def chosen(rule: ModelSettings) -> ModelRoute:
+    def chosen(number: int, rule: ModelSettings) -> ModelRoute:
         first, *others = (route(name, rule) for name in rule.upstreams)
+        first = replace(first, entry=f"models[{number}] (match: {rule.match})")
         group = rule.group
         if group is None or rule.mode == "disabled":
             return first
@@ -142,7 +143,7 @@ def make_routes(settings: Settings) -> ModelRoutes:
             passthrough=first.passthrough or any(other.passthrough for other in others),
         )
 
-    rules = tuple(ModelRule(rule.match, chosen(rule)) for rule in settings.models)
+    rules = tuple(ModelRule(rule.match, chosen(number, rule)) for number, rule in enumerate(settings.models))
     return ModelRoutes(route(DEFAULT_UPSTREAM, None), rules)
 
 

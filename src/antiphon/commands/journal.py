@@ -27,13 +27,14 @@ from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
 from antiphon.config.settings import Settings
-from antiphon.console.charts import within
+from antiphon.console.broken_ends import call_end, client_end
+from antiphon.console.charts import steps_of, within
 from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
 from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ConfigError, StoreError
-from antiphon.observability.outcome import hint_for
+from antiphon.observability.outcome import blamed, hint_for
 from antiphon.recordings.format import decoded, is_json
 from antiphon.stores import backend_of
 from antiphon.stores.journal import OVERLAP, JournalStore
@@ -221,7 +222,7 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     if story is None:
         print(f"  {why_no_contents(entry, settings.owner.store_never)}")
     elif arguments.verbose:
-        for line in contents(story, colors=colors):
+        for line in contents(story, entry, colors=colors):
             print(line)
     else:
         events = len(story.events) + story.more
@@ -265,7 +266,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
         "ignored": ", ".join(entry.detail.ignored),
         "status": f"{entry.status}, upstream {entry.detail.upstream_status}" if entry.detail.upstream_status else "",
         "path": entry.detail.path if entry.refused_early else "",
-        "caused by": entry.fault,
+        "caused by": blamed(entry),
         "message": entry.detail.message,
         "cause": entry.detail.cause if entry.detail.cause != entry.detail.message else "",
         "advice": hint_for(entry),
@@ -276,24 +277,28 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
     yield from _steps(entry)
 
 
-def contents(story: Story, *, colors: bool) -> Iterator[str]:
-    """The recorded contents of the client's side and of the model server's side, in order."""
+def contents(story: Story, entry: Entry, *, colors: bool) -> Iterator[str]:
+    """The recorded contents of the client's side and of the model server's side, in order. `entry` is the request's
+    entry."""
     name = f"request of the client {story.method} {story.path}".rstrip()
     yield from _block(one_line(name, _LINE), story.request, colors=colors, headers=story.headers)
     for number, call in enumerate(story.calls, 1):
         name = f"chat request {number} at {duration(call.at)} {call.path}".rstrip()
         yield from _block(one_line(name, _LINE), call.body, colors=colors, headers=call.sent_headers)
         status = f"HTTP {call.status}" if call.status else "no answer"
+        status += "; Envoy wrote the following, not the model server" * call.local
         if call.events:
             yield dimmed(f"-- answer {number}: {status}, {len(call.events) + call.more} chunks", colors=colors)
             yield from map(_event, call.events)
         else:
             yield from _block(f"answer {number}: {status}", call.answer, colors=colors)
+        yield from _end(call_end(entry, story, call), colors=colors)
     for tool in story.tools:
         yield from _block(f"result of {one_line(tool.name, 80)} at {duration(tool.at)}", tool.output, colors=colors)
     if story.events:
         yield dimmed(f"-- events to the client: {len(story.events) + story.more}", colors=colors)
         yield from map(_event, story.events)
+        yield from _end(client_end(entry, story), colors=colors)
     elif story.answer:
         yield from _block(f"answer to the client: HTTP {story.answer_status}", story.answer, colors=colors)
     if story.cut:
@@ -316,8 +321,7 @@ def as_json(entry: Entry, story: Story | None) -> str:
 
 
 def _steps(entry: Entry) -> Iterator[str]:
-    shown = [span for span in entry.detail.spans if span.kind != "first_token" or entry.first_token is not None]
-    spans = sorted(within(shown, entry.seconds), key=lambda span: (span.start, span.end))
+    spans = sorted(within(steps_of(entry), entry.seconds), key=lambda span: (span.start, span.end))
     whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
     for span in spans:
         # A background response waits in the queue before its attempt begins. The span of this wait has a negative
@@ -327,7 +331,8 @@ def _steps(entry: Entry) -> Iterator[str]:
         wide = max(1, min(round((end - start) / whole * _WIDTH), _WIDTH - begins))
         bar = " " * begins + "█" * wide
         name = one_line(f"{span.kind.replace('_', ' ')} {span.name}".strip(), 28)
-        yield f"  {name:<28}  {bar:<{_WIDTH}}  {duration(span.end - span.start)}"
+        error = f"  ✕ {one_line(str(span.facts['error']), 80)}" if span.facts.get("error") else ""
+        yield f"  {name:<28}  {bar:<{_WIDTH}}  {duration(span.end - span.start)}{error}"
 
 
 def _block(title: str, data: bytes | str, *, colors: bool, headers: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
@@ -337,6 +342,12 @@ def _block(title: str, data: bytes | str, *, colors: bool, headers: Sequence[tup
     shown = _decoded(data if isinstance(data, bytes) else data.encode(errors="replace"))
     text = shown if isinstance(shown, str) else json.dumps(shown, indent=2, ensure_ascii=False)
     yield printable_text(text[:_LONGEST]) + ("…" if len(text) > _LONGEST else "")
+
+
+def _end(why: str, *, colors: bool) -> Iterator[str]:
+    if why:
+        text = f"  ✕ {one_line(why, _LINE)}"
+        yield f"{_RED}{text}{_END}" if colors else text
 
 
 def _event(event: RecordedEvent) -> str:

@@ -10,14 +10,17 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from antiphon.engine.ports.journal import JournalSpan
+from antiphon.console.formats import duration
+from antiphon.engine.ports.journal import Entry, JournalSpan
 
+_ERRORS = 400
 _COLORS = {"queue": 6, "load": 6, "save": 6, "compaction": 5, "call": 1, "first_token": 2, "tool": 4}
+_AT_THE_UPSTREAM = frozenset({"", "call_upstream", "read_answer", "pass_on"})
 
 
 class Bar(NamedTuple):
     """One row of a waterfall. `x` and `width` are in units of the drawing. The page shows the step's start `at` and its
-    duration `seconds` as text."""
+    duration `seconds` as text. `error` is the code of the error with which the step failed, or empty."""
 
     x: float
     width: float
@@ -26,6 +29,7 @@ class Bar(NamedTuple):
     at: float
     seconds: float
     span: JournalSpan
+    error: str = ""
 
 
 class Slice(NamedTuple):
@@ -37,6 +41,40 @@ class Slice(NamedTuple):
     x: float
     width: float
     color: int
+
+
+def steps_of(entry: Entry) -> list[JournalSpan]:
+    """Return the steps of a request for display. The fact `error` of a failed step says how the step failed. A first
+    token appears only if the model sent a token.
+
+    If the upstream caused the failure of the request, the last model call failed. The error of this call is the code of
+    the request. A model call without an answer has the fact `answer` instead of `status` and `head`.
+    """
+    steps = [span for span in entry.detail.spans if span.kind != "first_token" or entry.first_token is not None]
+    calls = [span for span in steps if span.kind == "call"]
+    last = max(calls, key=lambda span: span.start, default=None)
+    broken = entry.fault in ("upstream", "unknown") and entry.detail.operation in _AT_THE_UPSTREAM
+    return [_told(span, entry, broken=broken and span is last, last=span is last) for span in steps]
+
+
+def _told(span: JournalSpan, entry: Entry, *, broken: bool, last: bool) -> JournalSpan:
+    facts = dict(span.facts)
+    if span.kind != "call":
+        return span
+    fault, status = str(facts.pop("fault", "")), facts.get("status")
+    error = fault or (f"HTTP {status}" if status and status >= _ERRORS else "")
+    if status == 0:
+        facts = {name: value for name, value in facts.items() if name not in ("status", "head")}
+        facts["answer"], error = "none", error or "no answer"
+    if broken or (error and last and entry.fault == "cancelled"):
+        error = entry.code or error or "failed"
+    return replace(span, facts=facts | ({"error": error} if error else {}))
+
+
+def facts_of(span: JournalSpan) -> str:
+    """Return the facts of a step as one line: `operation=responses status=200 head=18 ms`."""
+    told = {name: duration(value) if isinstance(value, float) else value for name, value in span.facts.items()}
+    return " ".join(f"{name}={value}" for name, value in told.items())
 
 
 def within(spans: Sequence[JournalSpan], seconds: float) -> list[JournalSpan]:
@@ -53,7 +91,7 @@ def within(spans: Sequence[JournalSpan], seconds: float) -> list[JournalSpan]:
 def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 1000.0) -> list[Bar]:
     """Return the bars of a request's steps. A step of `seconds` seconds is `width` wide. The bar of a model call ends
     with the request at the latest. Among steps with the same start, the longest step comes first. The labels of model
-    calls and of their first tokens begin with the number of the call, from 1."""
+    calls and of their first tokens begin with the number of the call, from 1. `steps_of` marks failed steps."""
     spans = within(spans, seconds)
     whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
     bars = []
@@ -67,7 +105,8 @@ def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 10
             calls += 1
         if span.kind in ("call", "first_token") and calls:
             label = f"{calls}. {label}"
-        bars.append(Bar(round(x, 2), round(wide, 2), _COLORS.get(span.kind, 6), label, start, end - start, span))
+        error = str(span.facts.get("error", ""))
+        bars.append(Bar(round(x, 2), round(wide, 2), _COLORS.get(span.kind, 6), label, start, end - start, span, error))
     return bars
 
 

@@ -139,7 +139,8 @@ class Reading:
     recording that is only in this process's memory, or None. `own` returns this process's requests in flight. `so_far`
     returns the contents of such a request that are recorded so far. `settings` are the effective settings without
     secrets, as YAML. `facts` maps labels to facts about the deployment. `models` are the models in the settings.
-    `listing` returns the upstreams' models, and waits so many seconds for each upstream.
+    `listing` returns the upstreams' models, and waits so many seconds for each upstream. `why_not` returns why this
+    server does not serve a model, or an empty text for a served model; only operators may see the reason.
     `window` returns a model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of
     an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
     process, newest first. `process` is the id of this process. `never_stored` is the setting `owner.store_never`.
@@ -160,6 +161,7 @@ class Reading:
     settings: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()
+    why_not: Callable[[str], str] = lambda _: ""
     warnings: Callable[[], Sequence[Warned]] = lambda: ()
     difference: Difference | None = None
     audit: AuditStore | None = None

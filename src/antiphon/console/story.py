@@ -62,7 +62,7 @@ class RecordedEvent(msgspec.Struct, frozen=True):
 class RecordedCall(msgspec.Struct):
     """One chat request and its answer. `events` are the chunks of a streamed answer. `answer` is the body of any other
     answer. `sent_headers` are the recorded headers of the request, and `headers` are the recorded headers of the
-    answer."""
+    answer. `local`: Envoy wrote the answer, because no upstream answered."""
 
     at: float
     body: bytes
@@ -70,6 +70,7 @@ class RecordedCall(msgspec.Struct):
     path: str = ""
     sent_headers: list[tuple[str, str]] = []
     status: int = 0
+    local: bool = False
     head_at: float | None = None
     headers: list[tuple[str, str]] = []
     answer: bytes = b""
@@ -102,9 +103,12 @@ class CallParts(msgspec.Struct):
     def status(self) -> int:
         """The status of the upstream's answer, or 0 if no upstream answered. A local reply of Envoy does not count as
         an answer."""
-        if self.head is None or any(name == LOCAL_REPLY for name, _ in self.headers):
-            return 0
-        return int(self.head.facts.get("status", 0))
+        return 0 if self.head is None or self.local else int(self.head.facts.get("status", 0))
+
+    @property
+    def local(self) -> bool:
+        """Whether the answer is a local reply, which Envoy writes if no upstream answers."""
+        return any(name == LOCAL_REPLY for name, _ in self.headers)
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -199,7 +203,7 @@ def why_no_contents(entry: Entry, never: Collection[str] = ()) -> str:
         told = bool(entry.detail.message) and not hint_for(entry)
         return (
             "Antiphon refused the request before it began a response, so there are no contents to show."
-            + " The message above says what to change." * told
+            + " The message above tells the client what to change." * told
         )
     if entry.door == PASSED:
         unchanged = "Antiphon forwards requests to this path unchanged, so it records no contents of them."
@@ -271,6 +275,7 @@ def _call(parts: CallParts) -> RecordedCall:
         path=str(parts.begun.facts.get("path", "")),
         sent_headers=_headers_of(parts.begun),
         status=parts.status,
+        local=parts.local,
         head_at=parts.head.at if parts.head is not None else None,
         headers=parts.headers,
         answer=answer,

@@ -23,12 +23,12 @@ import structlog
 
 from antiphon.engine.exchange.failure import Failure, Fault
 from antiphon.engine.ports.callers import CLAIMED, Caller
-from antiphon.engine.ports.journal import Entry
+from antiphon.engine.ports.journal import Detail, Entry
 from antiphon.types.transport import NO_MODEL_DOOR
 
 _RATE_LIMIT = "the upstream's rate limit is reached: raise the limit there, or add an upstream to models[].upstream"
 _BY_CODE = {
-    "upstream_unreachable": "check that the upstream runs and that its url is right; `antiphon doctor` tests it",
+    "upstream_unreachable": "check that the upstream runs and that its url is right; 'antiphon doctor' tests it",
     "upstream_timeout": "the upstream is slow: check it, or raise timeouts.head, timeouts.idle or timeouts.response",
     "upstream_cut": (
         "the upstream closed the connection early: read its log, and check the time limits of proxies in front of it"
@@ -53,7 +53,7 @@ _BY_CODE = {
         "check that the upstream's url ends in /v1; if the upstream lists no models, name them in upstream.models"
     ),
     "upstream_misconfigured": (
-        "the upstream has no such path: check that its url ends in /v1; `antiphon doctor` tests it"
+        "the upstream has no such path: check that its url ends in /v1; 'antiphon doctor' tests it"
     ),
     "insufficient_storage": (
         "free space on the disk of the data folder or of PostgreSQL; writing then resumes without a restart"
@@ -95,7 +95,12 @@ _HINTS = {
         "the client must start a new thread"
     ),
     "model_not_found": (
-        "no upstream serves this model, or the client's key does not allow it; GET /v1/models lists the models of a key"
+        "this server does not serve the model, or the client's key does not allow it; GET /v1/models lists the models "
+        "of a key"
+    ),
+    "missing_api_key": (
+        "the client sent no API key: it must send one as 'Authorization: Bearer KEY'; this server accepts the keys of "
+        "owner.keys and owner.api_keys"
     ),
     "invalid_api_key": (
         "the key is not in owner.keys or owner.api_keys, or is revoked or expired; add the key, or correct the client"
@@ -123,6 +128,13 @@ _HINTS = {
         "upstream's log"
     ),
 }
+_MODEL_REFUSED = (
+    "the client must use a model that GET /v1/models lists for its key, or an operator must change what the cause names"
+)
+_MODEL_UNKNOWN_THERE = (
+    "the upstream does not know the model: the client must use another model, or an operator must correct "
+    "models[].model or models[].upstream"
+)
 _LIMIT = (
     "a limit of this server refused the request, not the model server: the message names the limit and says whether a "
     "retry can help; an operator may raise the limit"
@@ -136,6 +148,18 @@ _REFUSED_UNREAD = (
 )
 _UPSTREAM_FAILED = "the upstream failed: read its log at the time of this request"
 _OURS = "Antiphon failed: read its log lines with this request id"
+
+_FAULTS = {
+    "none": "",
+    "client": "the client",
+    "upstream": "the upstream",
+    "ours": "Antiphon or its store",
+    "unknown": "the client or the upstream",
+}
+_CANCELLED_BY = {
+    "client_gone": "the client, which disconnected",
+    "cancelled_by_operator": "a user of the console, who cancelled the request",
+}
 
 _MODEL_DOOR = "check that Envoy runs as the same user, with the listener model_door at the path of sidecar.model_door"
 
@@ -181,6 +205,8 @@ def hint_for(entry: Entry) -> str:
     if detail.advice:
         return detail.advice
     told, answered = _HINTS.get(entry.code, ""), detail.upstream_status
+    if entry.code == "model_not_found" and (answered or _says_more(detail)):
+        return _MODEL_UNKNOWN_THERE if answered else _MODEL_REFUSED
     if entry.code == "client_gone" and (silent := _silent_upstream(entry)):
         return silent
     if entry.code == "invalid_api_key" and answered:
@@ -195,6 +221,24 @@ def hint_for(entry: Entry) -> str:
         failure = Failure(who, detail.cause, entry.status, entry.code, detail.operation, "", answered)
         return advice_for(failure) or told or (_OURS if fault == "ours" else "")
     return told
+
+
+def blamed(entry: Entry) -> str:
+    """Return who or what caused the failure of this request, in words. The text is empty for a success."""
+    fault, detail = entry.fault, entry.detail
+    if fault == "cancelled":
+        return _CANCELLED_BY.get(entry.code, "a cancellation")
+    if fault == "client" and not detail.upstream_status:
+        if entry.code == "model_not_found" and _says_more(detail):
+            return "a setting of this server"
+        if entry.status == 429:
+            return "a limit of this server, which the message names"
+    return _FAULTS.get(fault, fault)
+
+
+def _says_more(detail: Detail) -> bool:
+    """Whether the entry has a cause that the client's error message does not tell."""
+    return bool(detail.cause) and detail.cause != detail.message
 
 
 def _silent_upstream(entry: Entry) -> str:

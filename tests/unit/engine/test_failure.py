@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.exchange.failure import Failure, Fault, cancelled, ended_early, refusal
+from antiphon.engine.exchange.failure import Failure, Fault, cancelled, ended_early, in_words, refusal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
 from antiphon.errors import ApiError, AtCapacity, UpstreamFailed, UpstreamTimedOut
@@ -140,4 +140,23 @@ def test_a_relayed_stream_that_ended_early_is_its_clients_or_its_upstreams(
 def test_the_cause_of_a_cut_answer_has_words() -> None:
     details = "upstream_reset_after_response_started{protocol_error}"
     failure = ended_early(Failure("unknown", "ended", 502), details, 200, client_left=False)
-    assert failure.cause == f"cut: the upstream broke the rules of HTTP: {details}"
+    what = "the upstream closed the connection in the middle of its answer, or broke the rules of HTTP"
+    assert failure.cause == f"cut: {what} ({details})"
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ("reset{remote_connection_failure|delayed_connect_error:_Connection_refused}", "connection refused"),
+        ("reset{remote_connection_failure|immediate_connect_error:_No_route_to_host}", "no route to host"),
+        (
+            "reset{remote_connection_failure|TLS_error:|268435581:CERTIFICATE_VERIFY_FAILED:TLS_error_end}",
+            "the TLS handshake failed",
+        ),
+        ("reset{connection_timeout}", "the connection timed out"),
+        ("no_healthy_upstream", "Envoy has no address of it that works"),
+        ("reset{remote_connection_failure}", ""),
+    ],
+)
+def test_the_words_of_an_unreachable_upstream_come_before_envoys_details(details: str, words: str) -> None:
+    assert in_words(details) == (f"{words} ({details})" if words else details)

@@ -111,12 +111,13 @@ def test_what_failed_says_how() -> None:
     assert told.lines[1] == ("ended", "unreachable")
 
 
-def test_envoys_answer_about_a_connection_that_ended_is_a_cut() -> None:
+@pytest.mark.parametrize(("why", "fault"), [("connection_termination", "cut"), ("connection_refused", "unreachable")])
+def test_envoys_own_answer_ends_the_call_with_a_fault(why: str, fault: str) -> None:
     told = Told()
     exchange, _ = _asked(told)
-    why = "unreachable:upstream_reset_before_response_started{connection_termination}"
+    why = f"unreachable:upstream_reset_before_response_started{{{why}}}"
     exchange.receive_upstream_head(502, ((LOCAL_REPLY, why),))
-    assert told.lines[-2:] == [("head", "default", 0), ("ended", "cut")]
+    assert told.lines[-2:] == [("head", "default", 0), ("ended", fault)]
 
 
 def test_an_observation_counts_a_stream() -> None:

@@ -165,7 +165,11 @@ class ModelsView:
     async def _values(self, call: PageCall, listed: ModelListing) -> dict[str, object]:
         """Return the variables of the parts that need the upstreams' lists of models."""
         name = _filter_of(call)
-        chosen = [one for one in self._reading.names(listed, call.caller) if name.casefold() in one.casefold()]
+        names = self._reading.names(listed, call.caller)
+        why_not = self._reading.why_not if call.session.is_operator else lambda _: ""
+        # No list of an upstream has the models that the settings disable.
+        names += [model for model in self._reading.models if model not in names and why_not(model)]
+        chosen = [one for one in names if name.casefold() in one.casefold()]
         part = part_of(call, chosen, per_page=_PER_PAGE)
         described = await self._described(call, part.items)
         columns = alike(described)
@@ -177,6 +181,7 @@ class ModelsView:
             "failures": {upstream: error.message for upstream, error in listed.failures.items()},
             "name": name,
             "capabilities": dict(described),
+            "why_not": {model: why_not(model) for model in part.items},
             "column_of": {model: number for number, column in enumerate(columns, 1) for model in column.models},
             "columns": shown[:_MOST_COLUMNS],
             "more_columns": max(0, len(shown) - _MOST_COLUMNS),

@@ -15,7 +15,8 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.charts import waterfall, within
+from antiphon.console.broken_ends import call_end, client_end
+from antiphon.console.charts import facts_of, steps_of, waterfall, within
 from antiphon.console.reading import Reading
 from antiphon.console.rebuilt_request import rebuilt
 from antiphon.console.rich_text import indented
@@ -27,16 +28,15 @@ from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
 from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.errors import NotFound
-from antiphon.observability.outcome import hint_for
+from antiphon.observability.outcome import blamed, hint_for
 from antiphon.stores.audit import ReadAction
 
-_FAULTS = {
-    "client": "the client",
-    "upstream": "the upstream",
-    "ours": "Antiphon or its store",
-    "cancelled": "a cancellation, or a client that disconnected",
+_HEADLINES = {
+    "upstream_cut": "The upstream broke off its answer.",
+    "upstream_timeout": "The upstream took too long to answer.",
+    "upstream_too_large": "The upstream's answer is too large.",
 }
-
+"""What to say about a failure without an error message for the client, such as a stream that broke off."""
 _LONGEST_CODE = 20_000
 _CURL = """\
 curl "$OPENAI_BASE_URL/responses" \\
@@ -77,7 +77,7 @@ class RequestView:
         recording = await reading.recording(entry)
         story = tell(recording) if recording is not None else None
         capabilities = await reading.capabilities(entry) if entry.detail.ignored or story is not None else {}
-        spans = [span for span in entry.detail.spans if span.kind != "first_token" or entry.first_token is not None]
+        spans = steps_of(entry)
         kept = entry.stored and bool(entry.response_id)
         stored, items = (await reading.stored(entry.owner, entry.response_id) if kept else None) or (None, [])
         newer, older = await reading.journal.neighbours(read_filter(call), entry)
@@ -91,12 +91,17 @@ class RequestView:
             if story is not None
             else [],
             hint=hint_for(entry),
+            headline=entry.detail.message or _HEADLINES.get(entry.code) or entry.detail.cause,
+            blamed=blamed(entry),
+            url=self._url_of(call, entry),
+            client_end=client_end(entry, story) if story is not None else "",
+            call_ends=[call_end(entry, story, one) for one in story.calls] if story is not None else [],
+            facts_of=facts_of,
             stored=stored,
             stored_input=items,
             bars=waterfall(spans, entry.seconds),
             whole=max([entry.seconds, *(span.end for span in within(spans, entry.seconds))]),
             rate=_rate(entry),
-            faults=_FAULTS,
             no_record=why_no_contents(entry, reading.never_stored),
             refused=was_refused(entry),
             never=is_never_stored(entry, reading.never_stored),
@@ -105,6 +110,12 @@ class RequestView:
             previous=newer,
             next=older,
         )
+
+    def _url_of(self, call: PageCall, entry: Entry) -> str:
+        """Return the URL of the upstream that failed, for operators. The URL is empty for any other request."""
+        if not call.session.is_operator or entry.fault not in ("upstream", "unknown"):
+            return ""
+        return next((one.url for one in self._reading.upstreams() if one.name == entry.upstream), "")
 
     @PageRoute("POST", "/requests/{}/delete", changes=True)
     async def delete(self, call: PageCall, request_id: str) -> ApiResponse:

@@ -12,6 +12,7 @@ message, from which the sidecar has removed credentials.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -60,6 +61,15 @@ _CANCELLED: Final = {
 }
 
 
+_CONNECT_ERROR: Final = re.compile(r"connect_error:_([^|}]{1,200})")
+"""The operating system's error in Envoy's response code details. Envoy replaces spaces by `_`."""
+_PLAIN: Final = {
+    "no_healthy_upstream": "Envoy has no address of it that works",
+    "connection_timeout": "the connection timed out",
+    "cluster_not_found": "Envoy does not know it",
+    "TLS_error": "the TLS handshake failed",
+}
+"""Words for parts of Envoy's response code details."""
 _TAKEN: Final = "connection_termination"
 """Envoy's response code details contain this text if the connection ended after the upstream had received the
 request."""
@@ -178,7 +188,18 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
         if fault is UpstreamFault.CUT
         else "Envoy could not reach the upstream"
     )
-    return transport_failure(UpstreamError(fault, f"{what}: {why}" if why else what))
+    return transport_failure(UpstreamError(fault, f"{what}: {in_words(why)}" if why else what))
+
+
+def in_words(details: str) -> str:
+    """Return Envoy's response code details with plain words before them: `connection refused (…)`. Details without
+    known words stay unchanged."""
+    if (error := _CONNECT_ERROR.search(details)) is not None:
+        words = error[1].replace("_", " ").strip()
+        plain = words[:1].lower() + words[1:]
+    else:
+        plain = next((words for part, words in _PLAIN.items() if part in details), "")
+    return f"{plain} ({details})" if plain else details
 
 
 def ended_early(failure: Failure, details: str, status: int, *, client_left: bool) -> Failure:
@@ -188,10 +209,11 @@ def ended_early(failure: Failure, details: str, status: int, *, client_left: boo
     if client_left:
         gone = CancelReason.CLIENT_GONE
         return replace(failure, fault=_ENDED_BY[gone], cause=_CANCELLED[gone], code=gone.value, status=status)
-    what = (
-        "the upstream broke the rules of HTTP" if "protocol_error" in details else "the upstream broke off its answer"
-    )
-    cut = transport_failure(UpstreamError(UpstreamFault.CUT, f"{what}: {details}" if details else what))
+    what = "the upstream broke off its answer"
+    if "protocol_error" in details:
+        # Over HTTP/1, Envoy also reports a connection that ends in the middle of a body as a protocol error.
+        what = "the upstream closed the connection in the middle of its answer, or broke the rules of HTTP"
+    cut = transport_failure(UpstreamError(UpstreamFault.CUT, f"{what} ({details})" if details else what))
     return replace(failure, fault="upstream", cause=cut.cause or "", code=cut.code or "", status=status)
 
 

@@ -113,7 +113,7 @@ def parse_request(
             "prompt",
         )
     if not route.serves(request.model):
-        raise no_such_model(request.model)
+        raise no_such_model(request.model, route=route)
     if head.access is not EVERYTHING:
         check_body(head.access, body)
         # The stored prompt may set the model and the tools, and `check_body` does not see the prompt.

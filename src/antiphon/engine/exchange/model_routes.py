@@ -48,6 +48,9 @@ class ModelRoute:
 
     - `extra` has fields that Antiphon adds to every chat request. A field that the client sets takes precedence over
       the same field in `extra`.
+
+    - `entry` names the entry of the setting `models` that defines the route (`models[1] (match: gpt-*)`). It is empty
+      for the default route.
     """
 
     profile: UpstreamProfile
@@ -64,6 +67,7 @@ class ModelRoute:
     flags: Mapping[str, object] = field(default_factory=dict)
     several: tuple[str, ...] = ()
     ordered: bool = False
+    entry: str = ""
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -77,9 +81,18 @@ class ModelRoute:
 
     def serves(self, model: str) -> bool:
         """Whether clients can use this model on this route."""
+        return not self.why_not(model)
+
+    def why_not(self, model: str) -> str:
+        """Return why clients cannot use this model on this route, or an empty text if they can. The text names the
+        operator's settings, so only operators may see it."""
         if self.mode == "disabled":
-            return False
-        return not self.models or model in self.models or self.model in self.models
+            if self.entry:
+                return f"disabled by {self.entry}"
+            return "no entry of the setting models matches this model, and the settings have no default upstream"
+        if not self.models or model in self.models or self.model in self.models:
+            return ""
+        return f"the setting models of the upstream '{self.upstream}' does not list this model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +108,20 @@ class ModelRule:
         return not any(letter in self.pattern for letter in "*?[")
 
 
-def no_such_model(model: str, param: str = "model", access: Access = EVERYTHING) -> NotFound:
+def no_such_model(
+    model: str, param: str = "model", access: Access = EVERYTHING, route: ModelRoute | None = None
+) -> NotFound:
     """Return the 404 error for a model that this server does not serve. `param` is the field that names the model.
 
-    If the client's key does not allow the model, the attribute `cause` of the error names the models that the key
-    allows. Only operators see the cause.
+    The attribute `cause` of the error is the reason why the model's `route` does not serve the model. Otherwise, if the
+    client's key does not allow the model, the cause names the models that the key allows. Only operators see the cause.
     """
     error = NotFound(
         f"The model '{model}' does not exist or you do not have access to it.", param=param, code="model_not_found"
     )
-    if not access.allows_model(model):
+    if route is not None and (why_not := route.why_not(model)):
+        error.cause = why_not
+    elif not access.allows_model(model):
         error.cause = f"the client's key may use only: {', '.join(access.models)}"
     return error
 
@@ -163,7 +180,7 @@ class ModelRoutes:
             return self.default
         route = self.choose(model)
         if not (route.serves(model) and access.allows_model(model)):
-            raise no_such_model(model[:256], access=access if route.serves(model) else EVERYTHING)
+            raise no_such_model(model[:256], access=access, route=route)
         return route
 
     def choose(self, model: str) -> ModelRoute:

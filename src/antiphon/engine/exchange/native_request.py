@@ -119,7 +119,7 @@ class NativeRequest(Phase):
         allowed."""
         core, model = self.core, self.core.known.model
         if not core.route.serves(model):
-            raise no_such_model(model)
+            raise no_such_model(model, route=core.route)
         check_body(core.head.access, body)
         reservation = core.observer.reservation
         if core.head.access.models or reservation is not None:

@@ -68,7 +68,6 @@ from antiphon.types.transport import (
     UPSTREAM_HEADER,
     Headers,
     UpstreamError,
-    UpstreamFault,
     header_value,
 )
 
@@ -397,8 +396,8 @@ class ResponseExchange:
         # The first bytes of an error are no part of an answer.
         self._silent = 200 <= core.call.status < 300
         core.observer.head_came(core.upstream_name, core.call.status)
-        if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:
-            core.observer.call_ended(fault.value)
+        if local is not None:
+            core.observer.call_ended(local_fault(local).value)
         core.phase.receive_head(status, headers)
 
     def _receive_source(self, name: str, tried: int) -> None:
