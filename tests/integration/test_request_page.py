@@ -6,15 +6,21 @@ import asyncio
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.journal import EntryFilter
+from antiphon.engine.ports.journal import Detail, Entry, EntryFilter, Part, Recording
 from antiphon.entry import main
+from antiphon.ids import new_id
 from antiphon.recordings.format import read_entries
+from antiphon.types.transport import LOCAL_REPLY
 from tests.integration.test_console import ANNA, TOKEN, Place, place
 from tests.support.chat_server import json_answer, never
+from tests.support.console_app import ConsoleApp, open_console_app
 from tests.support.state import needs_sqlite
+
+RECORDS = {"console": {"enabled": True, "record": "all"}}
 
 
 async def page_of_the_newest(there: Place) -> str:
@@ -165,6 +171,79 @@ async def test_the_page_marks_the_model_call_that_failed(tmp_path: Path) -> None
         assert f'<dt>upstream</dt><dd>default <span class="mono">{there.chat.base_url}' in page
 
 
+async def _shown(console: ConsoleApp, entry: Entry, *parts: Part) -> str:
+    """The page of a request with this entry and these recorded parts."""
+    journal = console.app.journal
+    assert journal is not None
+    journal.recorder.note(entry, Recording(parts) if parts else None)
+    await journal.recorder.aclose()
+    page = await console.get(f"/requests/{entry.id}", "operator")
+    assert page.status == 200
+    return page.words
+
+
+async def test_the_page_shows_where_a_stream_broke_off(tmp_path: Path) -> None:
+    entry = Entry(
+        new_id("entry"), "n:anna", response_id="resp_1", outcome="failed", fault="upstream", code="upstream_cut",
+        status=200, stored=True, seconds=0.193, calls=1, detail=Detail(cause="cut: the upstream left"),
+    )  # fmt: skip
+    parts = (
+        Part(0.0, "request", b"{}", {"method": "POST", "path": "/v1/responses"}),
+        Part(0.1, "call", b"{}"),
+        Part(0.12, "head", b"", {"status": 200}),
+        Part(0.13, "data", b'data: {"choices":[]}\n\n'),
+        Part(0.14, "event_head", b"", {"status": 200}),
+        Part(0.15, "event", b"event: response.created\ndata: {}\n\n"),
+    )
+    async with open_console_app(tmp_path, settings=RECORDS) as console:
+        page = await _shown(console, entry, *parts)
+    assert "Why it failed The upstream broke off its answer. code upstream_cut" in page
+    assert "✕ The stream broke off at 0.193 s. The client got no final event." in page
+    assert "✕ broke off" in page and "✕ The answer broke off at 0.193 s." in page
+
+
+async def test_the_page_names_envoy_as_the_writer_of_its_own_answer(tmp_path: Path) -> None:
+    entry = Entry(
+        new_id("entry"), "n:anna", response_id="resp_1", outcome="error", fault="upstream", code="upstream_cut",
+        status=502, stored=True, seconds=0.2, calls=1,
+    )  # fmt: skip
+    parts = (
+        Part(0.1, "call", b"{}"),
+        Part(0.12, "head", b"", {"status": 502, "headers": [[LOCAL_REPLY, "unreachable:x"]]}),
+        Part(0.13, "data", b'{"error": {}}'),
+        Part(0.14, "end"),
+    )
+    async with open_console_app(tmp_path, settings=RECORDS) as console:
+        page = await _shown(console, entry, *parts)
+    assert "no answer" in page and "The model server did not answer. Envoy wrote the answer below" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"response_id": "resp_1", "stored": False}, "the request set store: false"),
+        ({"response_id": "resp_1", "stored": True}, "the response was deleted or has expired"),
+        ({"response_id": "resp_1", "stored": True, "fault": "upstream", "calls": 1}, "failed before Antiphon saved"),
+        ({"fault": "upstream", "calls": 1}, "the request failed before its response began"),
+        ({"fault": "client"}, "Antiphon refused the request"),
+        ({"door": "pass_through"}, "Antiphon only forwarded the request"),
+    ],
+)
+async def test_one_reason_for_a_response_that_is_not_stored(tmp_path: Path, changes: Any, why: str) -> None:
+    async with open_console_app(tmp_path) as console:
+        page = await _shown(console, Entry(new_id("entry"), "n:anna", **changes))
+    assert f"stored no: {why}" in page or f"stored no: the request {why}" in page
+
+
+async def test_a_disconnected_client_has_a_sentence_in_red(tmp_path: Path) -> None:
+    detail = Detail(cause="The client left before the response was complete.")
+    gone = Entry(new_id("entry"), "n:anna", outcome="cancelled", fault="cancelled", code="client_gone", detail=detail)
+    async with open_console_app(tmp_path) as console:
+        page = await _shown(console, gone)
+    assert "Why it failed The client left before the response was complete. code client_gone" in page
+    assert "caused by the client, which disconnected" in page and page.count("client left") == 1
+
+
 async def test_a_server_error_of_the_upstream_has_advice(tmp_path: Path) -> None:
     async with place(tmp_path) as there:
         there.chat.script(json_answer({"error": {"message": "boom", "code": "invented"}}, status=500))
@@ -178,7 +257,9 @@ async def test_a_request_without_an_answer_has_no_first_token_and_can_be_exporte
         await there.chat.stop()
         await there.create(ANNA)
         page = await page_of_the_newest(there)
-        assert "\N{EN DASH} first token" in page and "no answer" in page and "Export cassette" in page
+        assert "first token" not in page and "prompt cache" not in page and "1 model calls" in page
+        assert "no answer" in page and "Export cassette" in page
+        assert "stored no: the request failed before Antiphon saved a response" in page
         (entry,) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries
         answer = await (await there.user(ANNA)).send("GET", f"/console/requests/{entry.id}/cassette")
         client, call = read_entries(answer.body)

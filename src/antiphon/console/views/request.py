@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import quote
 
 from msgspec.structs import replace
 
+from antiphon.api.chat import PASSED
 from antiphon.api.http import ApiResponse
 from antiphon.console.broken_ends import call_end, client_end
 from antiphon.console.charts import facts_of, steps_of, waterfall, within
@@ -103,8 +104,7 @@ class RequestView:
             whole=max([entry.seconds, *(span.end for span in within(spans, entry.seconds))]),
             rate=_rate(entry),
             no_record=why_no_contents(entry, reading.never_stored),
-            refused=was_refused(entry),
-            never=is_never_stored(entry, reading.never_stored),
+            why_not_stored=_why_not_stored(entry, reading.never_stored),
             held_until=entry.ended_at + HELD_SECONDS if not entry.stored else 0.0,
             snippets=_snippets(story, stored, items),
             previous=newer,
@@ -164,6 +164,24 @@ def _visible(entry: Entry, call: PageCall) -> Entry:
 
 def _file_name(entry: Entry) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", entry.response_id or entry.id)[:80] + ".jsonl"
+
+
+def _why_not_stored(entry: Entry, never: Collection[str]) -> str:
+    """Return why this request has no stored response. `never` is the setting `owner.store_never`."""
+    if was_refused(entry):
+        return "Antiphon refused the request"
+    if entry.door == PASSED:
+        return "Antiphon only forwarded the request"
+    if is_never_stored(entry, never):
+        return "the setting owner.store_never covers this owner"
+    if not entry.response_id:
+        return "the request failed before its response began" if entry.fault else "the request creates no response here"
+    if not entry.stored:
+        return "the request set store: false"
+    saved = any(span.kind == "save" and "error" not in span.facts for span in entry.detail.spans)
+    if entry.fault and not saved:
+        return "the request failed before Antiphon saved a response"
+    return "the response was deleted or has expired"
 
 
 def _rate(entry: Entry) -> float | None:
