@@ -96,6 +96,9 @@ async def test_the_list_tells_what_delays_a_response(tmp_path: Path) -> None:
         page = await there.shows(anna, "failed attempt")
         assert "connection refused" in page and '<th class="num">Lease</th>' in page
         assert "data-retry" not in page, "the response has not ended"
+        _, page = await (await there.user(TOKEN)).get("/console/models?whole=1")
+        assert "✕ unreachable" in page and "of background responses that still run" in page
+        assert "connection refused" in page and "no requests" not in page
 
 
 @pytest.mark.parametrize("record", ["off", "all"])

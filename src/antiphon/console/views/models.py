@@ -25,7 +25,8 @@ from antiphon.console.reading import Reading, UpstreamFacts
 from antiphon.console.site import PageCall, PageRoute
 from antiphon.console.slow_parts import SlowPart
 from antiphon.console.views.doctor import doctor_values
-from antiphon.engine.ports.journal import Entry, EntryFilter
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.journal import Entry, EntryFilter, LiveRequest
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
 
@@ -98,12 +99,19 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamState:
-    """An upstream, with its newest request, its newest failure, and the number of its failures in the last day."""
+    """An upstream, with its newest request, its newest failure, and the number of its failures in the last day.
+    `retrying` are the background responses that now retry a model call because the upstream is unreachable."""
 
     facts: UpstreamFacts
     latest: Entry | None
     failed: Entry | None
     failures: int
+    retrying: Sequence[LiveRequest] = ()
+
+    @property
+    def attempts(self) -> int:
+        """The number of failed attempts of the calls in `retrying`."""
+        return sum(one.retries for one in self.retrying)
 
     @property
     def answered(self) -> bool:
@@ -196,12 +204,17 @@ class ModelsView:
     async def _upstreams(self) -> list[UpstreamState]:
         """Return the upstreams, each with its newest request and its newest failure of the last day."""
         journal, since = self._reading.journal, time.time() - _DAY
+        running = [one for each in await self._reading.in_flight("") for one in each.requests]
+        # In another state, the upstream has answered the newest attempt.
+        calling = [one for one in running if one.retries and one.state == State.CALLING.value]
         found = []
         for one in self._reading.upstreams():
             # This query counts no entries, because counting reads every entry of the upstream.
             latest = await journal.newer(EntryFilter(upstream=one.name, since=since), than="", limit=1)
             failed = await journal.list(EntryFilter(upstream=one.name, fault="upstream", since=since), limit=1)
-            found.append(UpstreamState(one, next(iter(latest), None), next(iter(failed.entries), None), failed.total))
+            retrying = [live for live in calling if live.upstream == one.name]
+            newest, failure = next(iter(latest), None), next(iter(failed.entries), None)
+            found.append(UpstreamState(one, newest, failure, failed.total, retrying))
         return found
 
     async def _described(self, call: PageCall, models: Iterable[str]) -> list[tuple[str, Capabilities]]:
