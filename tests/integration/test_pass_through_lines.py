@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from antiphon.types.transport import LOCAL_REPLY
 from tests.support.chat_server import Answer, Reset, WaitGone, answer, event, json_answer
 from tests.support.http_door import open_http_door, post_bytes
 from tests.support.waiting import until
@@ -73,6 +74,16 @@ async def test_an_upstream_that_is_not_there() -> None:
         assert door.metric("antiphon_upstream_head_seconds_count") == 0
         named = f"POST {CHAT}"
         assert door.metric("antiphon_requests_total", operation=named, status="502", fault="upstream") == 1
+
+
+async def test_envoys_own_answer_is_not_the_upstreams() -> None:
+    async with open_http_door() as door:
+        door.chat.script(json_answer({"error": {}}, 502, headers=((LOCAL_REPLY, "unreachable:no_healthy_upstream"),)))
+        with capture_logs() as lines:
+            assert (await door.ask(post_bytes(ASK, path=CHAT))).status == 502
+        (line,) = requests(lines)
+        assert (line["code"], line["status"]) == ("upstream_unreachable", 502) and "upstream_status" not in line
+        assert line["cause"].startswith("unreachable: Envoy could not reach the upstream: ")
 
 
 async def test_a_client_that_leaves_is_nobodys_failure() -> None:

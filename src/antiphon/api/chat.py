@@ -34,7 +34,7 @@ from antiphon.api.passed_fields import PassedFields, read_any_fields, read_field
 from antiphon.api.passed_quota import PassedQuota, PassedUsage, StreamUsage, text_size, usage_in
 from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
-from antiphon.engine.exchange.failure import Failure, cancelled, operation_in, refusal, transport_failure
+from antiphon.engine.exchange.failure import Failure, cancelled, not_answered, operation_in, refusal, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason, UpstreamRequest
@@ -50,7 +50,7 @@ from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.translation.request.body import read_model
 from antiphon.translation.request.checks import not_json
 from antiphon.types.json import encode, raw
-from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
+from antiphon.types.transport import LOCAL_REPLY, TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
 
 MODEL_PATHS = ("/chat/completions", "/embeddings")
 """The forwarded paths that every upstream has. The request body names the model."""
@@ -206,7 +206,7 @@ class PassedOn:
         shared = self._several_owners and not route.passthrough
         name = header_value(answer.headers, UPSTREAM_HEADER) if route.several else None
         called = name or called
-        note.answered_by(called, answer.status)
+        note.answered_by(called, 0 if header_value(answer.headers, LOCAL_REPLY) is not None else answer.status)
         kept = of_nobody(answer.headers) if shared else _kept(answer.headers)
         if name is not None:
             kept = (*(pair for pair in kept if pair[0] not in (UPSTREAM_HEADER, TRIED_HEADER)), (UPSTREAM_HEADER, name))
@@ -239,9 +239,12 @@ class PassedOn:
 
     def _why(self, answer: UpstreamAnswer, body: bytes, upstream: str) -> Failure | None:
         """The cause of an error answer for the log, or None for a success. The cause leaves out the text of the answer,
-        because an upstream may quote the request in it."""
+        because an upstream may quote the request in it. Envoy writes the answer if no upstream answers."""
         if answer.status < 400:
             return None
+        if (local := header_value(answer.headers, LOCAL_REPLY)) is not None:
+            unanswered = not_answered(local, answer.headers, body, self._secrets)
+            return replace(refusal(unanswered, State.PASSING, upstream), status=answer.status)
         told = map_upstream_answer(answer.status, answer.headers, body, self._secrets)
         failure = refusal(told, State.PASSING, upstream, answer.status)
         return replace(failure, status=answer.status, cause=f"the upstream answered with status {answer.status}")
