@@ -222,7 +222,7 @@ def header_mutation(headers: Headers, remove: tuple[str, ...] = ()) -> bytes:
 
 def _set(header: tuple[str, str]) -> bytes:
     name, value = header
-    raw = value.encode("utf-8", "surrogateescape")
+    raw = value.encode() if value.isascii() else value.encode("utf-8", "surrogateescape")
     encoded = _before_value(name, len(raw)) + raw + _OVERWRITE_IF_EXISTS_OR_ADD
     if name in _ALIKE and len(value) <= _LONGEST_TEXT:
         if len(_KEPT_HEADERS) >= _MOST_KEPT:

@@ -154,6 +154,8 @@ _SHOWN: Final = (
     ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
+# The headers show limits per minute only.
+_SECONDS: Final = tuple(f"{seconds}s" for seconds in range(61))
 _SHOWN_FOR: Final[dict[Measure, int]] = {"requests_per_minute": 0, "tokens_per_minute": 1}
 
 
@@ -419,8 +421,9 @@ class QuotaReservation:
         now = monotonic()
         for (limit, remaining, reset), leases in shown:
             lease = leases[0] if len(leases) == 1 else min(leases, key=_remaining)
-            seconds = 0 if lease.ends == FOREVER else max(0, round(lease.ends - now))
-            found += ((limit, lease.amount), (remaining, str(lease.remaining)), (reset, f"{seconds}s"))
+            seconds = lease.ends - now
+            left = _SECONDS[round(seconds)] if 0 < seconds <= 60 else "0s"
+            found += ((limit, lease.amount), (remaining, str(lease.remaining)), (reset, left))
         return tuple(found)
 
 
