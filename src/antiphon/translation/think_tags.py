@@ -28,9 +28,14 @@ _ONLY: Final = re.compile(
 )
 
 
+_BEFORE_THOUGHT: Final = (b"<", b" ", b"\\")
+
+
 def only_thought(text: bytes) -> bytes | None:
     """Return the text between the tags if the whole text is one `<think>` block, or else None. Some clients send
     reasoning back as a `<think>` block."""
+    if not text.startswith(_BEFORE_THOUGHT):
+        return None
     found = _ONLY.fullmatch(text)
     return None if found is None or _CLOSE in found[1] else found[1]
 

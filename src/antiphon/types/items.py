@@ -367,9 +367,9 @@ class HistoryItem(InputItem):
 _SHOWN = msgspec.json.Decoder(Shown)
 
 
-def read_shown(kept: bytes | None) -> Shown | None:
-    """Decode the `Shown` of a stored item from JSON. Return None if `kept` is None."""
-    return None if kept is None else _SHOWN.decode(kept)
+def read_shown(kept: bytes) -> Shown:
+    """Decode the `Shown` of a stored item from JSON."""
+    return _SHOWN.decode(kept)
 
 
 def shown_of(item: InputItem) -> Shown | None:
@@ -385,4 +385,5 @@ def with_shown(item: InputItem, shown: Shown) -> HistoryItem:
 
 def highest_mark(items: Iterable[tuple[str, InputItem]]) -> int:
     """Return the highest citation number of any source in this conversation, or 0."""
-    return max((shown.marks for _, item in items if (shown := shown_of(item)) is not None), default=0)
+    kept = [item.shown for _, item in items if isinstance(item, HistoryItem)]
+    return max([shown.marks for shown in kept if shown is not None], default=0)

@@ -186,7 +186,7 @@ def read_answers(items: Sequence[Named]) -> Answers:
             elif item.approve:
                 answers.earlier.add(request)
             continue
-        if item.type in _MODELS or item.role == "assistant":
+        if answers.new and (item.type in _MODELS or item.role == "assistant"):
             # Output of the model follows the client's answer to the approval request. So an earlier response has
             # already acted on this answer.
             answers.earlier.update(approved.intersection(answers.new))

@@ -120,8 +120,7 @@ def read_history(items: Iterable[StoredItem]) -> list[InputItem]:
 def _read(stored: StoredItem) -> InputItem:
     item = _ITEM.decode(stored.body)
     item.source = Raw(stored.body)
-    shown = read_shown(stored.shown)
-    return item if shown is None else with_shown(item, shown)
+    return item if stored.shown is None else with_shown(item, read_shown(stored.shown))
 
 
 def make_record(

@@ -233,7 +233,7 @@ def size_of(context: Context | ApiError, action: LoadContext) -> int:
     if isinstance(context, ApiError):
         return 0
     history = context.conversation or (context.chain.items if context.chain is not None else ())
-    size = sum(item.size for item in history)
+    size = sum([item.size for item in history])
     size += sum(context.items[item_id].size for item_id in action.item_ids if item_id in context.items)
     size += context.compared.size if context.compared is not None else 0
     return size + sum(len(file.data) for file in context.files.values() if isinstance(file, FetchedFile))

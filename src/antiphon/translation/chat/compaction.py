@@ -89,7 +89,7 @@ def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
     """Insert the kept items of each compaction after the compaction, and remove the items that the latest compaction
     replaces. Other servers' compactions stay unchanged. Raises `InvalidRequest` for a compaction that cannot be
     opened."""
-    if not any(item.type in COMPACTIONS for _, item in items):
+    if COMPACTIONS.isdisjoint([item.type for _, item in items]):
         return items
     brings = any(item.type == "additional_tools" for _, item in items)
     expanded: list[Named] = []

@@ -164,7 +164,7 @@ def _only_text(content: bytes) -> bytes | None:
     for begin, end in _ONE_TEXT:
         if content.startswith(begin) and content.endswith(end):
             text = content[len(begin) : -len(end)]
-            return None if _ends_early(text) else text
+            return None if b'"' in text and _ends_early(text) else text
     return None
 
 
@@ -172,8 +172,6 @@ def _ends_early(text: bytes) -> bool:
     """Whether the text has a quotation mark without a backslash. Such a mark ends a JSON string, so the part has more
     fields, or the list has more parts."""
     marks = text.count(b'"')
-    if not marks:
-        return False
     if b"\\\\" in text:
         text = text.replace(b"\\\\", b"")
     return text.count(b'\\"') != marks

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import Raw
 
 from antiphon.errors import invalid_parameter, invalid_value, missing_parameter, wrong_value
 from antiphon.translation.chat.call_items import (
@@ -61,18 +61,16 @@ from antiphon.types.views import PlainMessage, SealedReasoning
 
 def _write_turn(turn: Turn, messages: list[ChatMessage], profile: UpstreamProfile) -> None:
     """Append the turn's assistant message, one tool message for each call in order, and then the images."""
-    reasoning = rb"\n\n".join(part for part in turn.reasoning if part)
-    nine = profile.call_ids == "nine"
-    ids = [fitting_call_id(call_id, nine=nine) for call_id, _, _ in turn.calls]
-    message = ChatMessage(
-        role="assistant",
-        content=quoted(b"".join(turn.text)) if turn.text else NULL,
-        tool_calls=[
+    reasoning = rb"\n\n".join([part for part in turn.reasoning if part]) if turn.reasoning else b""
+    message = ChatMessage(role="assistant", content=quoted(b"".join(turn.text)) if turn.text else NULL)
+    ids: list[str] = []
+    if turn.calls:
+        nine = profile.call_ids == "nine"
+        ids = [fitting_call_id(call_id, nine=nine) for call_id, _, _ in turn.calls]
+        message.tool_calls = [
             ChatToolCall(id=call_id, function=ChatToolCallFunction(name=name, arguments=arguments))
             for call_id, (_, name, arguments) in zip(ids, turn.calls, strict=True)
         ]
-        or UNSET,
-    )
     if reasoning and profile.replay_reasoning != "off":
         setattr(message, profile.replay_reasoning, quoted(reasoning))
     if turn.signatures and profile.replay_signatures and message.tool_calls:
@@ -180,10 +178,14 @@ class _Grouping:
 
     def _add(self, where: str, item: InputItem, number: int) -> None:
         kind = item.type or ("message" if item.role is not None else "item_reference" if item.id else None)
-        self._note_speaker(kind, item)
         if kind == "message":
+            self._note_speaker(item.role == "assistant")
             self._message(where, item)
-        elif kind == "reasoning":
+            return
+        if not (kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id)):
+            # Tools that Antiphon's own search found do not come from the client.
+            self._note_speaker(kind in _MODELS or (kind == "tool_search_output" and not item.call_id))
+        if kind == "reasoning":
             self._reasoning(where, item)
         elif kind in OUTPUTS:
             self._output(where, item, number)
@@ -200,16 +202,9 @@ class _Grouping:
         elif kind not in READ_BEFORE:
             self._unknown(where, kind, item)
 
-    def _note_speaker(self, kind: str | None, item: InputItem) -> None:
-        """Record whether the client or the model made the item. A model's item after a client's item shows that the
+    def _note_speaker(self, models: bool) -> None:
+        """Record whether the model made the item, or the client. A model's item after a client's item shows that the
         model has read all earlier items. Then open calls of `async` or undeclared tools get placeholder outputs."""
-        if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
-            return
-        if kind == "message":
-            models = item.role == "assistant"
-        else:
-            # Tools that Antiphon's own search found do not come from the client.
-            models = kind in _MODELS or (kind == "tool_search_output" and not item.call_id)
         if models and self._client_spoke:
             self._answer += 1
             self._put_off(went_on=True)
@@ -466,6 +461,8 @@ class _Grouping:
     def _put_off(self, *, went_on: bool = False) -> None:
         """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues. If
         `went_on` is true, the model has answered since, and calls of undeclared tools also get placeholders."""
+        if not self._waiting:
+            return
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):

@@ -34,7 +34,7 @@ from antiphon.translation.request.tools import (
 )
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap, flat_name
 from antiphon.translation.values import ChatTools
-from antiphon.types.items import InputItem, shown_of
+from antiphon.types.items import HistoryItem, InputItem
 from antiphon.types.json import ABSENT, first, given, raw
 from antiphon.types.request import ToolChoice, ToolDeclaration
 from antiphon.types.views import CustomFormat
@@ -130,8 +130,8 @@ def make_chat_tools(
     for where, item in items:
         if item.type not in _UNCALLED and (known := known_id(item)) is not None:
             maker.map.call_ids.add(known)
-        if (shown := shown_of(item)) is not None:
-            maker.map.call_ids.update(call.call_id for call in shown.calls)
+        if isinstance(item, HistoryItem) and item.shown is not None:
+            maker.map.call_ids.update(call.call_id for call in item.shown.calls)
         if item.type in ("additional_tools", SEARCHED):
             where = f"{where}.tools"
             sent = decode_tools(where, item.tools)

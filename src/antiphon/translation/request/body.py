@@ -355,11 +355,11 @@ def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputI
         raise invalid_type("input", "expected a string or a list of items")
     try:
         items: Sequence[InputItem] = _KNOWN_INPUT.decode(data)
-        known = not any(given(item.source) for item in items)
+        known = not [item for item in items if item.source is not ABSENT]
     except (msgspec.ValidationError, RecursionError):
         loose = read_value("input", _INPUT, value)
         items, known = loose, False
-    if not known or any(item.type not in _PLAIN_ITEMS for item in items):
+    if not known or not _PLAIN_ITEMS.issuperset([item.type for item in items]):
         # Antiphon keeps the bytes of items that the model sees unchanged, or that the store keeps unchanged. Other
         # items do not need their bytes.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):
