@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import ModelSettings, PriceSettings
@@ -534,6 +535,20 @@ async def test_stored_data_of_an_owner_and_of_a_team_is_limited(made: Processes)
     assert status == 429 and "'quotas.teams.research.file_bytes'" in body["error"]["message"]
     assert body["error"]["code"] == "storage_limit_exceeded"
     assert (await _upload(app, dora))[0] == 200
+
+
+async def test_limits_of_stored_data_refuse_nothing_in_shadow_mode(made: Processes) -> None:
+    keys = {"anna": {"keys": ["anna-first-key-of-all"], "team": "research"}}
+    limits = {"stored_bytes": 1, "file_bytes": 5_000}
+    app = await made.start(owner_keys=keys, quotas={"shadow": True, "each_owner": limits, "each_team": limits})
+    with capture_logs() as logged:
+        for _ in range(2):
+            assert (await _post(app))[0] == 200
+            assert (await _upload(app, "anna-first-key-of-all"))[0] == 200
+    seen = [(one["subject"], one["measure"]) for one in logged if one["event"] == "quota_would_refuse"]
+    assert seen == [(who, what) for what in limits for who in ("owner:n:anna", "team:research")]
+    counted = app.app.context.telemetry.metrics.quota_refusals.numbers()
+    assert counted == {(kind, what, "shadow"): 1 for what in limits for kind in ("owner", "team")}
 
 
 async def test_a_file_that_does_not_fit_into_a_limit_is_refused(made: Processes) -> None:

@@ -239,6 +239,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
         stores.files.on_expired = vector_search.forget_file
         if stores.owner_room is not None:
             stores.owner_room.count_chunks = vector_search.stores.stores.count_chunks
+    if stores.owner_room is not None:
+        stores.owner_room.shadow, stores.owner_room.refused = settings.quotas.shadow, metrics.quota_refusals.add
     kept_files = stores.files if settings.files.enabled else None
     rooms = await open_rooms(settings, kept_files, stores.containers)
     if stores.owner_room is not None and rooms is not None:

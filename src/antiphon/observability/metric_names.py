@@ -183,7 +183,7 @@ QUOTA_REFUSALS = _counter(
     "Requests that a limit of `quotas` refused, or would have refused in shadow mode.",
     subject="`owner`, `key`, `team` or `model`: the subject of the limit",
     measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, "
-    "`cost_per_month` or `parallel_requests`",
+    "`cost_per_month`, `parallel_requests`, `stored_bytes`, `file_bytes`, `vector_chunks` or `containers`",
     refusal="`refused`; `early`: the request would have been served without the shares of the limit that other "
     "processes had reserved; `shadow`: the request was served; `unavailable`: the database failed",
 )

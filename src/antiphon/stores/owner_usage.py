@@ -20,6 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
+from typing import Literal
+
+import structlog
 
 from antiphon.engine.ports.callers import CLAIMED, NAMED, NO_CALLER, Caller
 from antiphon.engine.ports.quotas import QuotaRules, Stock, listed_names
@@ -28,6 +31,7 @@ from antiphon.errors import OwnerFull
 from antiphon.stores.files import LEAST_ROOM
 from antiphon.stores.tables import Statement, Tables
 
+_log = structlog.get_logger(__name__)
 MOST = 10**15
 """The maximum of an amount that is added to a stored sum."""
 MOST_SUMS = 1_000_000
@@ -149,6 +153,10 @@ class StorageQuota:
         stores."""
         self.count_containers: Callable[[Sequence[str]], Awaitable[int]] | None = None
         """Returns the number of containers of these owners. None means that there are no containers."""
+        self.shadow = False
+        """Whether the limits in the setting `quotas` only log and count the operations that they would refuse."""
+        self.refused: Callable[[str, Stock, Literal["refused", "shadow"]], None] = lambda kind, stock, refusal: None
+        """Called for each refusal by a limit in the setting `quotas`, with the kind of subject (`owner` or `team`)."""
 
     async def check(
         self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes", file: int | None = None
@@ -157,20 +165,28 @@ class StorageQuota:
 
         `stock` is the kind of data that the operation creates: bytes of responses and conversations, bytes of files,
         chunks of vector stores, or containers. `file` is the size of the file that the operation creates; None: the
-        size is not known yet, or the operation creates other data. Raises `StoreError`.
+        size is not known yet, or the operation creates other data. In shadow mode, only the setting
+        `limits.owner_bytes` raises `OwnerFull`. Raises `StoreError`.
         """
         if self._general is not None and stock == "stored_bytes":
             await self._general.check(owner)
         found = self._rules.stock("owner", listed_names(owner), stock)
         if found is not None:
-            await self._compare((owner,), stock, file, *found)
+            full = await self._compare((owner,), stock, file, *found)
+            if full is not None:
+                self._refuse(full, "owner", owner, caller.name or owner, stock, file, found[0])
         found = self._rules.stock("team", (caller.team,), stock) if caller.team else None
         if found is not None:
             managed = await self._tables.fetch(TEAM, {"team": caller.team})
             owners = {owner, *self._teams.get(caller.team, ()), *(row[0] for row in managed)}
-            await self._compare(sorted(owners), stock, file, *found)
+            full = await self._compare(sorted(owners), stock, file, *found)
+            if full is not None:
+                self._refuse(full, "team", caller.team, caller.team, stock, file, found[0])
 
-    async def _compare(self, owners: Sequence[str], stock: Stock, file: int | None, limit: int, setting: str) -> None:
+    async def _compare(
+        self, owners: Sequence[str], stock: Stock, file: int | None, limit: int, setting: str
+    ) -> OwnerFull | None:
+        """Return the error if the data of these owners has reached the limit."""
         if stock in ("vector_chunks", "containers"):
             count = self.count_chunks if stock == "vector_chunks" else self.count_containers
             used = await count(owners) if count is not None else 0
@@ -178,9 +194,27 @@ class StorageQuota:
             sql = STORED if stock == "stored_bytes" else FILES
             used = (await self._tables.fetch(sql, {"owners": list(owners)}))[0][0]
         if file is not None and used + max(file, LEAST_ROOM) > limit:
-            raise OwnerFull(limit, setting, "files, including this one,", "Delete files")
-        if used >= limit:
-            raise OwnerFull(limit, setting, *_WORDS.get(stock, ()))
+            return OwnerFull(limit, setting, "files, including this one,", "Delete files")
+        return OwnerFull(limit, setting, *_WORDS.get(stock, ())) if used >= limit else None
+
+    def _refuse(
+        self,
+        full: OwnerFull,
+        kind: Literal["owner", "team"],
+        subject: str,
+        name: str,
+        stock: Stock,
+        file: int | None,
+        limit: int,
+    ) -> None:
+        """Count and raise the error. In shadow mode, log the refusal instead."""
+        if not self.shadow:
+            self.refused(kind, stock, "refused")
+            raise full
+        # An upload is checked twice, and only the second check knows the size.
+        if stock != "file_bytes" or file is not None:
+            self.refused(kind, stock, "shadow")
+            _log.info("quota_would_refuse", subject=f"{kind}:{subject}", name=name, measure=stock, limit=limit)
 
 
 _WORDS: dict[Stock, tuple[str, str]] = {
