@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -362,6 +363,33 @@ async def test_a_process_keeps_one_chunk_of_an_amount(counters: _Counters) -> No
     assert (await _used(counters))["owner:n:anna", "tokens_per_month"] == (30, 100 + 1000)
     assert await here.flush()
     await _take(here, size=0, output=9500)
+
+
+async def test_what_another_process_has_used_and_not_reported_is_no_early_refusal(counters: _Counters) -> None:
+    ids = Ids()
+    here, there = (_quotas(counters, ids, seconds=0.3, each_owner={"requests_per_minute": 10}) for _ in range(2))
+    there.start()
+    for number in range(10):
+        (await _take((here, there)[number % 2])).close(1, 1, 0)
+    with pytest.raises(QuotaExceeded) as refused:
+        await _take(here)
+    assert REFUSED == [("owner", "requests_per_minute", "refused")]
+    assert int(dict(refused.value.headers)["retry-after"]) > 10, "the minute ends in 19 seconds"
+    await there.aclose()
+
+
+async def test_requests_wait_once_for_the_reports_of_other_processes(counters: _Counters) -> None:
+    ids = Ids()
+    here, there = (_quotas(counters, ids, seconds=0.0, each_owner={"tokens_per_month": 1000}) for _ in range(2))
+    held = await _take(there, size=0, output=900)
+    began, times = time.monotonic(), []
+    for _ in range(2):
+        with pytest.raises(QuotaExceeded):
+            await _take(here, size=0, output=200)
+        times.append(time.monotonic() - began)
+    assert REFUSED == [("owner", "tokens_per_month", "early")] * 2
+    assert times[0] >= 0.25 and times[1] - times[0] < 0.1, "the second request need not wait"
+    held.close(0, 0, 0)
 
 
 async def test_parallel_requests_are_warned_about_once_in_a_while(counters: _Counters) -> None:

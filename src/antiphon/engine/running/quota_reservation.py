@@ -38,7 +38,8 @@ class Lease:
     the lease) and `debt` (used beyond the lease) wait for the next report. `known` is the used and leased amount of
     all processes at the last grant, and for a limit on parallel requests at the last report. `least` is the
     smallest free amount since the last report, for parallel requests only. `early`: at the last refusal, other
-    processes held an unused part of the limit that was large enough. `ends` is in seconds of `time.monotonic`.
+    processes held a large enough part of the limit that they had not reported as used. Requests wait until
+    `reported_at` for these reports. `ends` and `reported_at` are in seconds of `time.monotonic`.
     `counts` is the index in `Amounts` of the amount that this limit counts. `shown` is the index in `_SHOWN` of the
     headers that show the limit, or -1.
     """
@@ -60,6 +61,7 @@ class Lease:
             "left",
             "limit",
             "parallel",
+            "reported_at",
             "reserved",
         ),
         *("shown", "spent", "starts", "users"),
@@ -77,7 +79,7 @@ class Lease:
         self.left = self.reserved = self.spent = self.debt = 0
         self.known = self.least = self.users = 0
         self.idle, self.early = True, False
-        self.asked_again_at = 0.0
+        self.asked_again_at = self.reported_at = 0.0
         self.refused_need = 0
         self.later: list[tuple[float, int]] = []
 
@@ -89,8 +91,23 @@ class Lease:
         self.later.clear()
         self.left += grant.amount
         self.known = max(0, grant.used + grant.leased)
+        if grant.amount:
+            self.early = False
         if grant.ends:
             self.ends = now + (grant.ends - grant.now) / 1000
+
+    def refuse(self, grant: Grant, missing: int, now: float, wait: float) -> None:
+        """Note that the counters granted nothing to a request that lacks the amount `missing`. `wait`: the seconds
+        until the other processes have reported the amounts that they have used by now."""
+        own = self.reserved + self.spent + self.debt
+        early = grant.used + own + missing <= self.limit.amount
+        if early and not self.early:
+            self.reported_at = now + wait
+        self.early = early
+
+    def awaits_others(self, now: float) -> bool:
+        """Whether another process may soon return an amount, or report that it has used the amount."""
+        return self.others if self.parallel else self.early and now < self.reported_at
 
     def correct(self, queued_at: float, more: int) -> None:
         """Settle the difference between the usage and the estimate of a job that was queued at the time `queued_at`. If

@@ -27,7 +27,6 @@ import structlog
 
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import (
-    Grant,
     Limit,
     Measure,
     QuotaCounters,
@@ -56,14 +55,12 @@ _LAST_REPORTS: Final = 3
 current period, and the second settles the debt."""
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
-_PARALLEL_WAIT: Final = 0.25
-_PARALLEL_PAUSE: Final = 0.1
+_REPORT_WAIT: Final = 0.25
+_PAUSE: Final = 0.1
 _MOST_PLANS: Final = 10_000
 _WARN_AGAIN: Final = 600.0
 """Seconds between two warnings of one process about one limit on parallel requests. Such a limit has no period."""
 
-_Refused = tuple[Limit, Grant | None]
-"""A limit without enough free amount, and the counters' answer. None: the process did not ask the counters."""
 Refusal = Literal["refused", "early", "shadow", "unavailable"]
 _log = structlog.get_logger(__name__)
 
@@ -106,6 +103,8 @@ class Quotas:
         self._settle = settle
         self._seconds = seconds
         self._grant_seconds = grant_seconds
+        # By then, another process has returned the slots of ended requests and reported the used amounts.
+        self._report_seconds = min(seconds, _TRY_AGAIN) + _REPORT_WAIT
         self._holder = ""
         self._leases: dict[tuple[str, Measure], Lease] = {}
         self._plans: dict[tuple[str, str, str, str | tuple[str, ...]], Plan] = {}
@@ -118,7 +117,7 @@ class Quotas:
         self._unknown: list[Report] = []
         self._unsure = False
         self._task: asyncio.Task[None] | None = None
-        self._grants: set[asyncio.Task[_Refused | None]] = set()
+        self._grants: set[asyncio.Task[Limit | None]] = set()
         self._outage = Outage(_log, "quotas_not_counted", "quotas_counted_again")
 
     def start(self) -> None:
@@ -198,16 +197,16 @@ class Quotas:
         """Lease the amounts that the reservation lacks, and reserve these amounts. Raises `QuotaExceeded` and
         `Unavailable`."""
         self._settle()
-        # Another process returns the slots of ended requests with its next report.
-        until = monotonic() + min(self._seconds, _TRY_AGAIN) + _PARALLEL_WAIT
+        until = monotonic() + self._report_seconds
         while (refused := await self._fill_in_time(reservation)) is not None:
-            lease = self._lease(refused[0])
-            if self._shadow or not lease.others or monotonic() >= until:
-                self._refuse(reservation, lease, refused[1])
+            lease, now = self._lease(refused), monotonic()
+            whole = reservation.amounts[lease.counts] > lease.limit.amount
+            if self._shadow or whole or now >= until or not lease.awaits_others(now):
+                self._refuse(reservation, lease)
                 return
-            await asyncio.sleep(_PARALLEL_PAUSE)
+            await asyncio.sleep(_PAUSE)
 
-    async def _fill_in_time(self, reservation: QuotaReservation) -> _Refused | None:
+    async def _fill_in_time(self, reservation: QuotaReservation) -> Limit | None:
         """Lease and reserve the missing amounts, or return the first limit that has no free amount."""
         if self._failing and self._lock.locked():
             # One request checks whether the database works again. The other requests do not wait for the database.
@@ -233,9 +232,9 @@ class Quotas:
             task.add_done_callback(look_at)
             raise
 
-    async def _fill(self, reservation: QuotaReservation) -> _Refused | None:
+    async def _fill(self, reservation: QuotaReservation) -> Limit | None:
         async with self._lock:
-            refused: list[_Refused] = []
+            refused: list[Limit] = []
             for _ in range(3):
                 if reservation.abandoned:
                     return None
@@ -244,7 +243,7 @@ class Quotas:
                 if not lacking:
                     break
                 now = monotonic()
-                refused = [(lease.limit, None) for lease in lacking if reservation.is_refused(lease, now)]
+                refused = [lease.limit for lease in lacking if reservation.is_refused(lease, now)]
                 if refused:
                     break
                 if now < self._failed_until:
@@ -261,7 +260,7 @@ class Quotas:
             reservation.reserve()
             return None
 
-    async def _lease_more(self, reservation: QuotaReservation, lacking: Sequence[Lease]) -> list[_Refused]:
+    async def _lease_more(self, reservation: QuotaReservation, lacking: Sequence[Lease]) -> list[Limit]:
         """Lease more of these limits. Returns the limits that granted nothing. If the database fails, the method
         returns an empty list, and for a short time `fill` does not try the database again."""
         wanted = []
@@ -285,7 +284,7 @@ class Quotas:
         # The grants may begin a new period, so the cached plans may be out of date.
         self._plans.clear()
         self._dirty.set()
-        refused: list[_Refused] = []
+        refused: list[Limit] = []
         now = monotonic()
         for one, grant in zip(wanted, grants, strict=False):
             lease = self._lease(one.limit)
@@ -300,7 +299,8 @@ class Quotas:
                 )
             if not grant.amount:
                 lease.asked_again_at, lease.refused_need = now + _ASK_AGAIN, one.need
-                refused.append((one.limit, grant))
+                lease.refuse(grant, reservation.missing(lease), now, self._report_seconds)
+                refused.append(one.limit)
         reservation.refresh()
         return refused
 
@@ -332,14 +332,11 @@ class Quotas:
         await self._counters.join(holder)
         self._holder = holder
 
-    def _refuse(self, reservation: QuotaReservation, lease: Lease, grant: Grant | None) -> None:
+    def _refuse(self, reservation: QuotaReservation, lease: Lease) -> None:
         """Raise `QuotaExceeded`. In shadow mode, log the refusal instead, and reserve the amounts."""
         limit, need = lease.limit, reservation.amounts[lease.counts]
-        own = lease.reserved + lease.spent + lease.debt
         # The request would fit if no other process held a lease of the limit. A slot of a parallel request is in use,
         # because other processes have returned their free slots meanwhile.
-        if grant is not None:
-            lease.early = grant.used + own + reservation.missing(lease) <= limit.amount
         early = lease.early and not lease.parallel and need <= limit.amount
         if self._shadow:
             self._refused(limit.kind, limit.measure, "shadow")
