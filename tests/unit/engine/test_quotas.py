@@ -380,7 +380,7 @@ async def test_what_another_process_has_used_and_not_reported_is_no_early_refusa
 
 async def test_requests_wait_once_for_the_reports_of_other_processes(counters: _Counters) -> None:
     ids = Ids()
-    here, there = (_quotas(counters, ids, seconds=0.0, each_owner={"tokens_per_month": 1000}) for _ in range(2))
+    here, there = (_quotas(counters, ids, seconds=0.75, each_owner={"tokens_per_month": 1000}) for _ in range(2))
     held = await _take(there, size=0, output=900)
     began, times = time.monotonic(), []
     for _ in range(2):
@@ -388,7 +388,7 @@ async def test_requests_wait_once_for_the_reports_of_other_processes(counters: _
             await _take(here, size=0, output=200)
         times.append(time.monotonic() - began)
     assert REFUSED == [("owner", "tokens_per_month", "early")] * 2
-    assert times[0] >= 0.25 and times[1] - times[0] < 0.1, "the second request need not wait"
+    assert times[0] >= 1.0 and times[1] - times[0] < 0.9, "the second request need not wait"
     held.close(0, 0, 0)
 
 
