@@ -17,9 +17,10 @@ from antiphon.engine.ports.containers import ContainerRows
 from antiphon.engine.ports.quotas import QuotaRules
 from antiphon.errors import OwnerFull
 from antiphon.stores import Stores
+from antiphon.stores.choice import backend_of
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.contracts.container_contract import made
-from tests.contracts.states import open_state
+from tests.contracts.states import BODIES, open_state, settings_of
 
 pytestmark = pytest.mark.usefixtures("seen_by_others")
 
@@ -72,6 +73,24 @@ async def test_containers_of_an_owner_and_of_a_team_are_limited(limited: Stores,
     assert row is not None
     await rows.delete(row, "h")
     assert await _refusal(limited, ANNA) == await _refusal(limited, CLEO) == ""
+
+
+async def test_owners_with_a_claimed_team_count_together(
+    limited: Stores, rows: ContainerRows, state_url: str, tmp_path: Path
+) -> None:
+    ada, bea = (Caller(f"j:{name}", name, "research") for name in ("ada", "bea"))
+    for one in (ada, ada, bea):
+        assert await _refusal(limited, one) == ""
+        await made(rows, one.owner)
+    assert "'quotas.teams.research.containers'" in await _refusal(limited, bea)
+    # The newest token has another team, which has no limit.
+    bea_moved = Caller("j:bea", "bea", "sales")
+    assert await _refusal(limited, bea_moved) == ""
+    await made(rows, bea.owner)
+    assert await _refusal(limited, Caller("j:cid", "cid", "research")) == "", "only ada's containers count"
+    if rows is limited.containers:
+        async with aclosing(await backend_of(settings_of(state_url), tmp_path).open_owner_data(BODIES)) as data:
+            assert await data.delete(ada.owner) == 1, "the team"
 
 
 async def test_without_containers_no_limit_is_reached(limited: Stores) -> None:

@@ -320,6 +320,7 @@ def test_everything_with_an_owner_is_exported(data: Path) -> None:
         "response_events",
         "files",
         "owner_bytes",
+        "owner_teams",
         "idempotency",
         "lease_clock",
         "pending_blobs",

@@ -67,6 +67,7 @@ async def fill(data: Path) -> None:
                 "INSERT INTO client_keys VALUES "
                 "('key', x'00ff', 'n', 'n:o', 't', 'ant_', '[\"m*\"]', '[]', 1, 2, NULL, 7)"
             )
+            other.execute("INSERT INTO owner_teams VALUES ('j:o', 't')")
             other.execute("INSERT INTO audit VALUES ('audit_1', 5, 'cli:me', 'purge', '', 'n:o', '{}')")
             other.execute("INSERT INTO quota_counters VALUES ('owner:n:o', 'tokens_per_month', 5, 7, 3, 2, 0)")
             other.execute("INSERT INTO quota_leases VALUES ('process_1', 'owner:n:o', 'tokens_per_month', 5, 3)")

@@ -53,6 +53,7 @@ _SESSIONS: dict[str, tuple[str, ...]] = {
         *("id", "digest", "name", "owner", "team", "prefix", "models", "tools", "created_at", "expires_at"),
         *("revoked_at", "lifetime"),
     ),
+    "owner_teams": ("owner", "team"),
     "audit": ("id", "at", "actor", "action", "object", "owner", "detail"),
     "quota_counters": ("subject", "measure", "starts", "used", "leased", "granted", "warned"),
     "quota_leases": ("holder", "subject", "measure", "starts", "amount"),

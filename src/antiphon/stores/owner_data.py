@@ -159,6 +159,7 @@ DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE owner = :owner O
 DELETE FROM usage_days WHERE owner = :owner AND (day, model, upstream) IN (
   SELECT day, model, upstream FROM usage_days WHERE owner = :owner LIMIT :limit
 )""",
+    "DELETE FROM owner_teams WHERE owner IN (SELECT owner FROM owner_teams WHERE owner = :owner LIMIT :limit)",
 )
 """The statements that delete an owner's data. The caller repeats each statement, which deletes at most `:limit` rows,
 until it deletes no row. The statements lock rows in the same order as all other statements, to avoid deadlocks."""
@@ -219,6 +220,8 @@ _MOVE_REQUESTS = (
     "UPDATE requests SET owner = :new WHERE owner = :old",
     "UPDATE request_records SET owner = :new WHERE owner = :old",
 )
+# The moved data belongs to the team of the new owner.
+_LEAVE_TEAM = "DELETE FROM owner_teams WHERE owner = :old"
 _LEFT_CHAINS = "SELECT id FROM chains WHERE owner = :old ORDER BY id"
 _LEFT_CONVERSATIONS = "SELECT id FROM conversations WHERE owner = :old ORDER BY id"
 
@@ -322,7 +325,7 @@ class OwnerMoves:
         ]
         if any(left):
             raise NotMovable(" ".join(one for one in left if one))
-        await self._unit(self._tables, self._sql.rest)
+        await self._unit(self._tables, (_LEAVE_TEAM, *self._sql.rest))
         yield "counts"
 
     def _databases(self) -> list[Tables]:

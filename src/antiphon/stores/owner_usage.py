@@ -52,7 +52,13 @@ HAS_DATA = "SELECT " + " OR ".join(
     f"EXISTS (SELECT 1 FROM {table} WHERE owner = :owner)"
     for table in ("chains", "conversations", "prompts", "files", "usage_days")
 )
-TEAM = "SELECT DISTINCT owner FROM client_keys WHERE team = :team"
+TEAM = """
+SELECT owner FROM client_keys WHERE team = :team UNION SELECT owner FROM owner_teams WHERE team = :team
+"""
+CLAIMED_TEAM = "SELECT team FROM owner_teams WHERE owner = :owner"
+JOIN_TEAM = """
+INSERT INTO owner_teams (owner, team) VALUES (:owner, :team) ON CONFLICT (owner) DO UPDATE SET team = excluded.team
+"""
 STORED = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE owner IN (:owners...)"
 FILES = f"""
 SELECT CAST(coalesce(sum(greatest(size, {LEAST_ROOM})), 0) AS bigint) FROM files WHERE owner IN (:owners...)
@@ -133,7 +139,7 @@ class StorageQuota:
 
     A check counts the data that is already stored, and a new file of known size. So an owner may exceed a limit by the
     operations that run concurrently. `teams` has the owners of each team in the settings. Client keys in the database
-    add further owners to a team.
+    add further owners to a team. If an owner's team comes from a claim, a check stores the owner's newest team.
     """
 
     def __init__(
@@ -146,6 +152,7 @@ class StorageQuota:
     ) -> None:
         self._tables = tables
         self._rules = rules
+        self._limits_teams = rules.limits_storage_of("team")
         self._teams = teams
         self._general = general
         self.count_chunks: Callable[[Sequence[str]], Awaitable[int]] | None = None
@@ -175,13 +182,24 @@ class StorageQuota:
             full = await self._compare((owner,), stock, file, *found)
             if full is not None:
                 self._refuse(full, "owner", owner, caller.name or owner, stock, file, found[0])
-        found = self._rules.stock("team", (caller.team,), stock) if caller.team else None
+        if not (caller.team and self._limits_teams):
+            return
+        if owner.startswith(CLAIMED):
+            await self._join(owner, caller.team)
+        found = self._rules.stock("team", (caller.team,), stock)
         if found is not None:
-            managed = await self._tables.fetch(TEAM, {"team": caller.team})
-            owners = {owner, *self._teams.get(caller.team, ()), *(row[0] for row in managed)}
+            others = await self._tables.fetch(TEAM, {"team": caller.team})
+            owners = {owner, *self._teams.get(caller.team, ()), *(row[0] for row in others)}
             full = await self._compare(sorted(owners), stock, file, *found)
             if full is not None:
                 self._refuse(full, "team", caller.team, caller.team, stock, file, found[0])
+
+    async def _join(self, owner: str, team: str) -> None:
+        """Store the team in the claims of this owner, unless it is stored already. Only the newest team counts the
+        owner's data."""
+        stored = await self._tables.fetch(CLAIMED_TEAM, {"owner": owner})
+        if not stored or stored[0][0] != team:
+            await self._tables.run([Statement(JOIN_TEAM, {"owner": owner, "team": team})], again=True)
 
     async def _compare(
         self, owners: Sequence[str], stock: Stock, file: int | None, limit: int, setting: str

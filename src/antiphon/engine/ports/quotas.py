@@ -116,7 +116,11 @@ class QuotaRules(Struct, frozen=True):
     @property
     def limits_storage(self) -> bool:
         """Whether any limit of stored data is set."""
-        every = [*self.each.values(), *(amounts for named in self.named.values() for amounts in named.values())]
+        return any(self.limits_storage_of(kind) for kind in KINDS)
+
+    def limits_storage_of(self, kind: Kind) -> bool:
+        """Whether a limit of stored data is set for any subject of this kind."""
+        every = (self.each.get(kind, {}), *self.named.get(kind, {}).values())
         return any(stock in amounts for amounts in every for stock in STOCKS)
 
     def stock(self, kind: Literal["owner", "team"], names: Sequence[str], stock: Stock) -> tuple[int, str] | None:

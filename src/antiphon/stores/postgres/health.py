@@ -34,7 +34,7 @@ TABLES = frozenset(
     {
         "audit", "chains", "chunk_vectors", "chunks", "client_key_changes", "client_keys", "containers",
         "conversation_items", "conversations", "deployment", "file_attributes", "files", "idempotency", "jobs",
-        "owner_bytes", "owner_files", "owner_queue",
+        "owner_bytes", "owner_files", "owner_queue", "owner_teams",
         "live_cancels", "live_processes", "live_viewers",
         "pending_blobs", "prompt_versions", "prompts", "quota_counters", "quota_holders", "quota_leases",
         "request_records", "requests", "response_events", "response_items", "responses",

@@ -55,7 +55,7 @@ OWNED = owned_rows("pos::text") | owned_vector_rows("number", "store_number")
 ELSEWHERE = frozenset(
     {
         *("audit", "chains", "client_keys", "containers", "files", "idempotency", "jobs", "owner_bytes", "owner_files"),
-        *("live_cancels", "owner_queue", "request_records"),
+        *("live_cancels", "owner_queue", "owner_teams", "request_records"),
     }
 )
 """The tables with an owner column that an export omits. These tables hold parts or counts of exported tables,
