@@ -55,7 +55,7 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
     def read(data: bytes) -> TokenKeys:
         return read_keys(data, settings.algorithms)
 
-    held = IssuerKeys(_fetch(settings), read, url=_keys_url(settings), refresh=settings.refresh)
+    held = IssuerKeys(_fetch(settings), read, url=_keys_url(settings), refresh=settings.refresh, stale=settings.stale)
     rules = TokenRules(
         settings.issuer,
         settings.audience,
@@ -81,7 +81,8 @@ async def try_issuer(settings: JwtSettings) -> tuple[str, str]:
 
     url, cause = "", ""
     try:
-        read_keys(await _fetch(settings)(), settings.algorithms)
+        if not read_keys(await _fetch(settings)(), settings.algorithms):
+            cause = "the key set has no key for the algorithms of owner.jwt.algorithms"
     except (IssuerUnread, ValueError) as error:
         url, cause = error.url if isinstance(error, IssuerUnread) else "", str(error)
     return shown_text(url or _keys_url(settings)), cause

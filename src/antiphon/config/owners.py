@@ -68,6 +68,9 @@ class JwtSettings(_ClaimSettings):
     refresh: float = Field(default=300.0, ge=10.0, le=86_400.0)
     """Seconds after which a process reads the issuer's keys again. If a token names an unknown key, the process reads
     the keys immediately, but at most every ten seconds."""
+    stale: float = Field(default=86_400.0, ge=10.0, le=31_536_000.0)
+    """Seconds for which a process uses the issuer's last keys while the issuer does not answer. The time begins when a
+    read of the keys is due and fails. After this time a request gets a 503."""
 
     @field_validator("jwks")
     @classmethod

@@ -63,8 +63,8 @@ class TokenRules:
 
 
 def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
-    """The keys of a JSON Web Key Set that can verify a signature of one of `algorithms`. Raises `ValueError` when the
-    set has no such key."""
+    """The keys of a JSON Web Key Set that can verify a signature of one of `algorithms`. The result is empty if the
+    issuer has withdrawn all such keys. Raises `ValueError` when `data` is not a key set."""
     try:
         listed = json.loads(data)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -81,8 +81,6 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
                 if key.key_id:
                     found[key.key_id, algorithm] = key
     found.update(((None, name), keys[0]) for name, keys in of_algorithm.items() if len(keys) == 1)
-    if not found:
-        raise ValueError("the key set has no key for the algorithms of owner.jwt.algorithms")
     return found
 
 
@@ -143,7 +141,7 @@ class HeldKeySet(Protocol):
 
     @property
     def keys(self) -> TokenKeys | None:
-        """The issuer's keys, or None until the first download succeeds. The property returns the same object until the
+        """The issuer's keys, or None if the process has no recent keys. The property returns the same object until the
         keys change."""
 
     def read_soon(self) -> float:
@@ -230,7 +228,7 @@ def _refusal(refused: TokenRefused) -> Unauthorized:
 
 def _cannot_tell(seconds: float) -> Unavailable:
     return Unavailable(
-        "The server cannot check your token, because it has not read the issuer's keys yet. Try again later.",
+        "The server cannot check your token, because it has no current keys of the issuer. Try again later.",
         code="keys_unavailable",
         headers=(("retry-after", str(max(1, math.ceil(seconds)))),),
     )

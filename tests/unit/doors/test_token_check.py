@@ -108,9 +108,11 @@ def test_only_public_keys_that_fit_are_read() -> None:
     data = json.dumps({"keys": [key.public for key in (small, for_encryption, EC, twin)] + [shared, 7]}).encode()
     # Two keys of an algorithm: a token must say which.
     assert set(read_keys(data, ALGORITHMS)) == {("ec", "ES256"), ("twin", "ES256")}
-    for wrong in (b"", b"[]", b'{"keys": []}', b'{"keys": 7}', key_set(small), json.dumps({"keys": [shared]}).encode()):
-        with pytest.raises(ValueError, match=r"key set|Key Set"):
+    for wrong in (b"", b"[]", b'{"keys": 7}'):
+        with pytest.raises(ValueError, match="Key Set"):
             read_keys(wrong, ALGORITHMS)
+    for empty in (b'{"keys": []}', key_set(small), json.dumps({"keys": [shared]}).encode()):
+        assert read_keys(empty, ALGORITHMS) == {}
 
 
 class Held:
@@ -162,9 +164,10 @@ def test_a_remembered_token_ends_with_its_key() -> None:
     held = Held()
     owners, token = resolver(held, Clock()), EC.sign(CLAIMS)
     assert owners.resolve(bearer(token)).owner == "j:anna"
-    held.keys = read_keys(key_set(RSA), ALGORITHMS)
-    assert refusal(owners, bearer(token))[:2] == (401, "invalid_token")
-    assert held.asked == 1
+    for asked, left in enumerate((key_set(RSA), key_set()), 1):
+        held.keys = read_keys(left, ALGORITHMS)
+        assert refusal(owners, bearer(token))[:2] == (401, "invalid_token")
+        assert held.asked == asked
 
 
 def test_the_memory_is_bounded() -> None:

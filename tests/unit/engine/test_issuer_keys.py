@@ -31,12 +31,12 @@ class Scripted:
 def read(data: bytes) -> list[bytes]:
     if data == b"wrong":
         raise ValueError("it is not a JSON Web Key Set")
-    return [data]
+    return [data] if data else []
 
 
 @asynccontextmanager
 async def opened(issuer: Scripted) -> AsyncIterator[IssuerKeys[list[bytes]]]:
-    held = IssuerKeys(issuer.fetch, read, url="https://issuer/keys?key=secret", refresh=300.0)
+    held = IssuerKeys(issuer.fetch, read, url="https://issuer/keys?key=secret", refresh=300.0, stale=3600.0)
     await held.open()
     try:
         yield held
@@ -103,3 +103,35 @@ async def test_an_issuer_that_is_down_at_the_start_is_found_later_with_one_line_
     assert [line["event"] for line in lines] == ["issuer_keys_not_read", "issuer_keys_read_again"]
     assert lines[0]["cause"] == "the issuer cannot be reached: ClientConnectorError"
     assert lines[0]["url"] == "https://issuer/keys?key=***"
+
+
+@fake_time
+async def test_the_last_keys_end_some_time_after_the_last_answer() -> None:
+    issuer = Scripted()
+    with structlog.testing.capture_logs() as lines:
+        async with opened(issuer) as held:
+            issuer.data = IssuerUnread("the issuer does not answer in time")
+            await asyncio.sleep(3901)
+            assert held.keys == [b"one"]
+            await asyncio.sleep(10)
+            assert held.keys is None
+            issuer.data = b"one"
+            await asyncio.sleep(10)
+            assert held.keys == [b"one"]
+    assert [line["event"] for line in lines] == [
+        "issuer_keys_not_read",
+        "issuer_keys_too_old",
+        "issuer_keys_read_again",
+    ]
+    assert lines[1]["url"] == "https://issuer/keys?key=***" and lines[1]["seconds"] == 3910
+
+
+@fake_time
+async def test_an_issuer_that_withdraws_its_keys_is_believed() -> None:
+    issuer = Scripted()
+    with structlog.testing.capture_logs() as lines:
+        async with opened(issuer) as held:
+            issuer.data = b""
+            await asyncio.sleep(620)
+            assert held.keys == [] and issuer.at == [0.0, 300.0, 600.0]
+    assert [line["event"] for line in lines] == ["issuer_keys_withdrawn"]

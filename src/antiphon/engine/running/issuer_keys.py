@@ -1,17 +1,18 @@
 """Caches the public keys of a token issuer in one process, and repeats the download regularly.
 
-This module decides when to download the keys, and keeps the last keys while the issuer does not answer. Not here: the
-request to the issuer (`upstream/issuer.py`), the meaning of the keys and the check of a token
+This module decides when to download the keys, and how long to keep the last keys while the issuer does not answer. Not
+here: the request to the issuer (`upstream/issuer.py`), the meaning of the keys and the check of a token
 (`doors/issuer_tokens.py`).
 
 Invariants: two downloads never overlap, and their starts are at least `PAUSE_SECONDS` apart. While the issuer does not
-answer, the process continues to use the last keys.
+answer, the process continues to use the last keys, but only for the time `stale`. A key set without keys is an answer:
+the issuer has withdrawn its keys.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
@@ -26,12 +27,14 @@ PAUSE_SECONDS: Final = 10.0
 """The minimum number of seconds between two downloads, even if many tokens name unknown keys."""
 
 _log = structlog.get_logger(__name__)
-Keys = TypeVar("Keys")
+Keys = TypeVar("Keys", bound=Sized)
 
 
 class IssuerKeys(Generic[Keys]):
     """The keys of an issuer. `fetch` downloads the key set as bytes, or raises `IssuerUnread`. `read` decodes these
-    bytes, or raises `ValueError`. `url` is the URL or the file of the key set, for the log."""
+    bytes, or raises `ValueError`. `url` is the URL or the file of the key set, for the log. `refresh`: the seconds
+    between two downloads. `stale`: the seconds for which the process uses the last keys after a download is due and
+    fails."""
 
     def __init__(
         self,
@@ -40,12 +43,14 @@ class IssuerKeys(Generic[Keys]):
         *,
         url: str,
         refresh: float,
+        stale: float,
         pause: float = PAUSE_SECONDS,
     ) -> None:
         self._fetch = fetch
         self._read = read
         self._url = url
         self._refresh = refresh
+        self._stale = stale
         self._pause = pause
         self._data = b""
         self._keys: Keys | None = None
@@ -56,8 +61,8 @@ class IssuerKeys(Generic[Keys]):
 
     @property
     def keys(self) -> Keys | None:
-        """The keys of the last successful download, or None before the first. The property returns the same object
-        until the keys change."""
+        """The keys of the last successful download, or None without a recent download. The property returns the same
+        object until the keys change."""
         return self._keys
 
     def read_soon(self) -> float:
@@ -86,6 +91,8 @@ class IssuerKeys(Generic[Keys]):
             data = await self._fetch()
             if data != self._data or self._keys is None:
                 self._keys, self._data = self._read(data), data
+                if not self._keys:
+                    _log.error("issuer_keys_withdrawn", url=shown_text(self._url))
         except (IssuerUnread, ValueError) as error:
             # The failed URL may be the `jwks_uri` that the issuer's OpenID configuration names.
             failed = error.url if isinstance(error, IssuerUnread) else ""
@@ -95,6 +102,9 @@ class IssuerKeys(Generic[Keys]):
         else:
             self._read_at = self._tried_at
             self._outage.recovered()
+        if self._keys is not None and self._tried_at > self._read_at + self._refresh + self._stale:
+            self._keys, self._data = None, b""
+            _log.error("issuer_keys_too_old", url=shown_text(self._url), seconds=self._tried_at - self._read_at)
 
     async def _follow(self) -> None:
         clock = asyncio.get_running_loop().time
