@@ -27,6 +27,7 @@ KEYS = {"anna": {"keys": ["anna-first-key-of-all", "anna-second-key-here"], "tea
 KEYS |= {f"ben{number}": {"keys": [f"key-of-ben-number-{number}"]} for number in range(3)}
 ASK = {"model": "m", "input": "hi"}
 ASK_CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+NATIVE = (ModelSettings(match="*", mode="native"),)
 PRICES = (PriceSettings(model="m", input=1.0, output=10.0),)
 
 
@@ -195,6 +196,31 @@ async def test_forwarded_requests_are_charged_by_their_answer(made: Processes) -
 
 
 @pytest.mark.parametrize(
+    ("path", "native"), [("/chat/completions", False), ("/responses", False), ("/responses", True)]
+)
+async def test_every_answer_of_an_upstream_shows_the_limits_of_this_gateway(
+    made: Processes, path: str, native: bool
+) -> None:
+    limits = (("x-ratelimit-remaining-requests", "7000"), ("x-ratelimit-limit-requests", "8000"))
+    models = NATIVE if native else ()
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"requests_per_minute": 50}}, models=models)
+
+    async def attempt(token: str) -> None:
+        made.chat.script(
+            *(json_answer({"error": {"message": "no"}}, status, limits) for status in (404, 400)),
+            *(json_answer({"choices": [], "usage": {}}, headers=limits),) * (2 if native else path != "/responses"),
+        )
+        more: dict[str, Any] = {"token": token} | (ASK_CHAT if path != "/responses" else {})
+        seen = [await _post(app, path, **more, stream=stream) for stream in (False, False, False, True)]
+        assert [status for status, _, _ in seen] == [404, 400, 200, 200]
+        for number, (_, _, headers) in enumerate(seen, 1):
+            assert headers["x-ratelimit-limit-requests"] == "50"
+            assert headers["x-ratelimit-remaining-requests"] == str(50 - number)
+
+    await _in_one_minute(attempt)
+
+
+@pytest.mark.parametrize(
     ("size", "content"), [(1, 0), (7, 0), (50_000, 0), (1_000, 40_000), (7_000, 300_000), (500_000, 300_000)]
 )
 async def test_a_forwarded_stream_is_charged_by_its_usage_in_any_pieces(
@@ -349,7 +375,6 @@ NAMES: list[dict[str, Any]] = [
     {"context_window_fallbacks": [{"m": ["dear"]}]},
     {"extra_body": {"model": "dear"}},
 ]
-NATIVE = (ModelSettings(match="*", mode="native"),)
 
 
 @pytest.mark.parametrize(

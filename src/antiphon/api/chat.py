@@ -213,7 +213,7 @@ class PassedOn:
         if "text/event-stream" in (header_value(kept, "content-type") or "").lower():
             why = self._why(answer, b"", called)
             return ApiResponse(
-                answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called, quota, note, why), why
+                answer.status, (*quota.over(kept), *unheard), b"", _Stream(answer, stack, called, quota, note, why), why
             )
         usage, sent = None, 0
         try:
@@ -235,7 +235,7 @@ class PassedOn:
         if answer.status >= 400:
             whole = bytes_without(whole, self._secrets)
         length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
-        return ApiResponse(answer.status, (*kept, *unheard, *length), whole, failure=why)
+        return ApiResponse(answer.status, (*quota.over(kept), *unheard, *length), whole, failure=why)
 
     def _why(self, answer: UpstreamAnswer, body: bytes, upstream: str) -> Failure | None:
         """The cause of an error answer for the log, or None for a success. The cause leaves out the text of the answer,

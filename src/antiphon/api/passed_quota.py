@@ -18,6 +18,7 @@ from antiphon.api.passed_fields import PassedFields
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.types.json import ABSENT, given, try_decode
+from antiphon.types.transport import Headers
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 """Matches a `usage` that is an object. Some servers send `"usage": null` in all chunks but the last."""
@@ -107,6 +108,12 @@ class PassedQuota:
             self._reservation.others = fields.others
             if not self._reservation.take_now(fields.model or "", size=size, output=output, choices=fields.choices):
                 await self._reservation.take()
+
+    def over(self, headers: Headers) -> Headers:
+        """Return the headers of an answer with those of this gateway's limits per minute. If such limits apply, their
+        headers replace the upstream's `x-ratelimit-*` headers."""
+        own = tuple(self._reservation.headers) if self._reservation is not None else ()
+        return (*own, *(pair for pair in headers if not pair[0].startswith("x-ratelimit-"))) if own else headers
 
     @property
     def reads_usage(self) -> bool:

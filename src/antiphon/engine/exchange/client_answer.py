@@ -75,7 +75,7 @@ class Answering:
         """Send an HTTP error as the complete answer."""
         self.head_sent = True
         body = error.body(request_id)
-        told = (JSON_TYPE, ("content-length", str(len(body))), *self._source(), *error.headers)
+        told = (JSON_TYPE, ("content-length", str(len(body))), *self._source(), *self.limited(error.headers))
         self._actions.append(SendHead(error.status, told))
         self._actions.append(SendBody(body))
 
@@ -96,9 +96,12 @@ class Answering:
         )
 
     def _remaining(self) -> Headers:
-        """Return the headers about retries and remaining quotas. If quotas of this gateway apply, their headers replace
-        the upstream's `x-ratelimit-*` headers."""
-        passed = passed_headers(self.upstream)
+        """Return the headers about retries and remaining quotas."""
+        return self.limited(passed_headers(self.upstream))
+
+    def limited(self, passed: Headers) -> Headers:
+        """Return these headers with those of the quotas. If quotas of this gateway apply, their headers replace the
+        upstream's `x-ratelimit-*` headers."""
         own = self.reservation.headers if self.reservation is not None else ()
         if not own or not passed:
             return (*own, *passed)

@@ -18,7 +18,7 @@ stream.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from antiphon.engine.exchange.allowed_by_key import check_body
@@ -44,8 +44,8 @@ _TAIL: Final = 1 << 18
 class NativeAnswer(AnswerReader):
     """Parses one upstream answer, and appends the actions that forward the answer to the client.
 
-    `own`: whether the upstream account belongs to this client alone. `secrets`: the texts that the parser removes from
-    an error body.
+    `own`: whether the upstream account belongs to this client alone. `limited` adds the headers of this gateway's
+    quotas. `secrets`: the texts that the parser removes from an error body.
     """
 
     def __init__(
@@ -56,11 +56,12 @@ class NativeAnswer(AnswerReader):
         max_bytes: int,
         *,
         own: bool = True,
+        limited: Callable[[Headers], Headers] = tuple,
         secrets: KnownSecrets = (),
     ) -> None:
         self._actions = actions
         self._status = status
-        self._headers = end_to_end(headers) if own else of_nobody(headers)
+        self._headers = limited(end_to_end(headers) if own else of_nobody(headers))
         self._secrets = secrets
         self._left = max_bytes
         # All chunks of an answer that is not a stream, or the last chunks of a stream.
@@ -139,6 +140,7 @@ class NativeRequest(Phase):
             headers,
             core.options.limits.upstream_body_bytes,
             own=core.route.passthrough or not core.options.several_owners,
+            limited=core.answer.limited,
             secrets=core.secrets,
         )
         core.answer.head_sent = self._answer.streamed
