@@ -31,6 +31,14 @@ async def test_the_newest_rows_come_first_and_an_owner_has_two_names(store: Audi
     assert await store.list(since=rows[0].at + 60) == []
 
 
+async def test_both_owners_of_a_move_find_its_row(store: AuditStore) -> None:
+    for action in ("move-owner", "adopt-owner"):
+        await store.note(AuditEntry("cli:me", action, "b:1", "n:anna"))
+    await store.note(AuditEntry("console", "file delete", "b:1", "n:ben"))
+    for owner in ("b:1", "n:anna", "anna"):
+        assert [one.action for one in await store.list(owner=owner, changes=True)] == ["adopt-owner", "move-owner"]
+
+
 async def test_the_row_of_a_change_is_stored_with_the_change_or_not_at_all(state: Stores, store: AuditStore) -> None:
     row = store.statement(AuditEntry("cli:me", "keys revoke", "key_1", "n:anna"))
     assert not await state.client_keys.revoke("key_1", row)

@@ -18,6 +18,7 @@ from antiphon.commands.admin.command import _write
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import ContainerRequest
 from antiphon.engine.ports.files import FileFields
+from antiphon.engine.ports.usage_sums import UsageSum
 from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.entry import main
 from antiphon.local_keys import local_key
@@ -28,7 +29,7 @@ from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.contracts.store_contract import ALICE, item, record
 
-BOB, CAROL = "b:bob", "b:carol"
+BOB, CAROL, BEN = "b:bob", "b:carol", "n:ben"
 
 
 @pytest.fixture
@@ -178,9 +179,47 @@ def test_an_owners_data_moves_to_a_name_and_only_with_yes(data: Path, capsys: py
     assert kinds.count("container_files") == 2
     assert main(["admin", "audit", "--data", str(data), "--owner", ALICE, "--json"]) == 0
     (noted,) = [one for one in _lines(capsys.readouterr().out) if one["action"] == "move-owner"]
-    assert (noted["detail"]["to"], noted["detail"]["responses"]) == ("n:anna", 2)
+    assert (noted["object"], noted["owner"], noted["detail"]["responses"]) == (ALICE, "n:anna", 2)
     # Nothing is left, so a second move changes nothing.
-    assert main([*wanted, "--yes"]) == 0 and "Moved 0 responses" in capsys.readouterr().out
+    assert main([*wanted, "--yes"]) == 1
+    assert "antiphon: The owner b:alice has no stored data." in capsys.readouterr().err
+    for owner in ("anna", "n:anna"):
+        assert main(["admin", "audit", "--data", str(data), "--owner", owner, "--changes", "--json"]) == 0
+        assert noted in _lines(capsys.readouterr().out)
+
+
+def test_usage_sums_alone_are_data_of_an_owner(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _add_usage(data, BEN, CAROL)
+    at = ["--data", str(data)]
+    assert main(["admin", "move-owner", "--from", BEN, "--to", "n:dora", "--yes", *at]) == 0
+    assert main(["admin", "delete-owner", "--owner", "n:dora", *at]) == 1
+    assert "Would delete 0 responses" in capsys.readouterr().out
+    assert main(["admin", "delete-owner", "--owner", "n:dora", "--yes", *at]) == 0
+    assert _rows(data, "usage_days") == 1
+    assert main(["admin", "delete-owner", "--owner", "n:dora", "--yes", *at]) == 1
+    assert "has no stored data" in capsys.readouterr().out
+
+
+def test_the_deletion_of_usage_sums_is_noted_in_the_audit(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _add_usage(data, BEN, CAROL)
+    forget = ["admin", "usage", "--data", str(data), "--forget-before", "2026-02-01"]
+    assert main([*forget, "--owner", BEN, "--yes"]) == 2
+    assert "--forget-before deletes the sums of all owners" in capsys.readouterr().err
+    assert main(forget) == 1
+    assert main([*forget, "--yes"]) == 0 and '"action":"usage forget"' in capsys.readouterr().err
+    assert _rows(data, "usage_days") == 0
+    assert main(["admin", "audit", "--data", str(data), "--changes", "--json"]) == 0
+    (noted,) = _lines(capsys.readouterr().out)
+    assert (noted["action"], noted["detail"]) == ("usage forget", {"before": "2026-02-01"})
+
+
+def _add_usage(data: Path, *owners: str) -> None:
+    async def add() -> None:
+        stores = await open_sqlite(data, chain_items=10)
+        await stores.usage.add([UsageSum("2026-01-01", owner, "m", "u", 1) for owner in owners])
+        await stores.aclose()
+
+    asyncio.run(add())
 
 
 def test_a_move_to_an_owner_with_an_equal_id_says_which(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,12 +236,21 @@ def test_a_move_to_an_owner_with_an_equal_id_says_which(data: Path, capsys: pyte
     assert _rows(data, "responses", f"owner = '{ALICE}'") == 2 and len(_containers(data)) == 2
 
 
-@pytest.mark.parametrize("name", ["", "an na", "n:", "n:an na", "ab:anna", ":anna"])
+@pytest.mark.parametrize("name", ["", "an na", "n:", "n:an na", "ab:anna", ":anna", "q:anna", "b:"])
 def test_the_target_of_a_move_must_be_a_name_or_an_id(
     data: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["admin", "move-owner", "--data", str(data), "--from", ALICE, "--to", name]) == 2
     assert "write a name, or a whole id" in capsys.readouterr().err
+
+
+def test_data_can_move_to_the_only_owner(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["admin", "move-owner", "--data", str(data), "--from", ALICE, "--to", "single"]
+    assert main(wanted) == 1 and " from b:alice to n:single." in capsys.readouterr().out
+    monkeypatch.setenv("ANTIPHON_OWNER__SOURCE", "single")
+    assert main(wanted) == 1 and " from b:alice to single." in capsys.readouterr().out
 
 
 def test_the_token_of_the_new_owner_stands_for_its_former_owner(
@@ -216,6 +264,9 @@ def test_the_token_of_the_new_owner_stands_for_its_former_owner(
     assert " from b:" in capsys.readouterr().out
     assert main([*wanted, "ben"]) == 1
     assert " from n:anna to n:ben." in capsys.readouterr().out
+    # A request may have moved everything, so an empty owner is no mistake here.
+    assert main([*wanted, "anna", "--yes"]) == 0
+    assert "Moved 0 responses" in capsys.readouterr().out and _rows(data, "audit") == 0
 
 
 def test_an_owner_can_be_named_by_the_token_it_uses(

@@ -226,7 +226,7 @@ OF_ADMIN: dict[str, Arguments] = {
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day to list (UTC)"},
         "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day to list (UTC)"},
         "--json": {"action": "store_true", "help": "print one JSON object per line"},
-        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of days before this day"},
+        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of all owners before this day"},
         **_YES,
     },
     "audit": {
@@ -243,7 +243,7 @@ OF_ADMIN: dict[str, Arguments] = {
             "metavar": "NAME",
             "dest": "target",
             "required": True,
-            "help": "the name of the new owner, or the whole owner id (h:…, b:…)",
+            "help": "the name of the new owner, or the whole owner id (b:…, h:…, j:…, n:…)",
         },
         **_YES,
     },

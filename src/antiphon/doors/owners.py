@@ -22,7 +22,7 @@ from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, bearer_token, header_value
 
 _ANONYMOUS: Final = "anonymous"
-_SINGLE: Final = "single"
+SINGLE: Final = "single"
 _CHALLENGE: Final = (("www-authenticate", "Bearer"),)
 _LONGEST_OWNER, _LONGEST_TEAM = 200, 64
 
@@ -148,7 +148,7 @@ class OwnerResolver:
     def _owner(self, headers: Headers) -> str:
         """Return the owner that `source` selects. This method ignores client keys."""
         if self.source == "single":
-            return _SINGLE
+            return SINGLE
         if self.source == "header":
             value = header_value(headers, self.header)
             if not value:

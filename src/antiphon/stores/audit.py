@@ -47,6 +47,7 @@ ChangeAction = Literal[
     "response cancel",
     "response delete",
     "restore",
+    "usage forget",
     "vector-store attach",
     "vector-store change",
     "vector-store create",
@@ -79,6 +80,8 @@ LIST_SECONDS: Final = 3600.0
 """The length of a period in seconds. An operator's repeated reads of the same list in one period store one row. The
 period is long, because monitoring programs read lists all day."""
 _PIECE = 1000
+# The object of such a row is the old owner.
+_MOVES = "action IN ('adopt-owner', 'move-owner')"
 _IS_READ = "substr(action, 1, 5) = 'read '"
 _log = structlog.get_logger(__name__)
 INSERT = """
@@ -93,9 +96,11 @@ VALUES (
 )
 ON CONFLICT (id) DO NOTHING
 """
-_LIST = """
+_LIST = f"""
 SELECT id, at, actor, action, object, owner, detail FROM audit
-WHERE at >= :since AND (:owner = '' OR owner = :owner OR owner = :named) {chosen}ORDER BY at DESC, id DESC LIMIT :limit
+WHERE at >= :since
+  AND (:owner = '' OR owner IN (:owner, :named) OR ({_MOVES} AND object IN (:owner, :named))) {{chosen}}
+ORDER BY at DESC, id DESC LIMIT :limit
 """
 LIST = _LIST.format(chosen="")
 LIST_CHANGES = _LIST.format(chosen=f"AND NOT {_IS_READ} ")
@@ -186,7 +191,8 @@ class AuditStore:
     ) -> list[AuditEntry]:
         """Return at most `limit` rows that are not older than `since` (seconds since the epoch), newest first.
 
-        `owner`: the id or the name of an owner; an empty string selects all rows. `changes`: return only changes, and
+        `owner`: the id or the name of an owner; an empty string selects all rows. The rows of a move from one owner to
+        another belong to both owners. `changes`: return only changes, and
         no reads.
         """
         named = {"since": milliseconds(since), "owner": owner, "named": f"n:{owner}", "limit": limit}

@@ -48,9 +48,11 @@ DELETE FROM usage_days WHERE ({", ".join(KEY)}) IN (
   SELECT {", ".join(KEY)} FROM usage_days WHERE day < :before LIMIT {_PIECE}
 )
 """
-HAS_DATA = "SELECT " + " OR ".join(
-    f"EXISTS (SELECT 1 FROM {table} WHERE owner = :owner)"
-    for table in ("chains", "conversations", "prompts", "files", "usage_days")
+_DATA = ("chains", "conversations", "prompts", "files", "usage_days")
+_TRACES = ("idempotency", "requests", "request_records")
+HAS_DATA, HAS_DATA_OR_TRACES = (
+    "SELECT " + " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE owner = :owner)" for table in tables)
+    for tables in (_DATA, _DATA + _TRACES)
 )
 TEAM = """
 SELECT owner FROM client_keys WHERE team = :team UNION SELECT owner FROM owner_teams WHERE team = :team
@@ -98,10 +100,11 @@ class UsageStore:
         names = (*dict.fromkeys(by), *NUMBERS)
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 
-    async def has_data(self, owner: str) -> bool:
+    async def has_data(self, owner: str, *, traces: bool = False) -> bool:
         """Return whether the owner has usage sums or other stored data. This check ignores vector stores and
-        containers."""
-        return bool((await self._tables.fetch(HAS_DATA, {"owner": owner}, own=True))[0][0])
+        containers. `traces`: also check for idempotency keys and recorded requests."""
+        sql = HAS_DATA_OR_TRACES if traces else HAS_DATA
+        return bool((await self._tables.fetch(sql, {"owner": owner}, own=True))[0][0])
 
     async def forget(self, before: str) -> int:
         """Delete the sums of all days before the day `before` (`YYYY-MM-DD`). Returns the number of deleted rows."""

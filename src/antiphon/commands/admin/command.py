@@ -50,6 +50,7 @@ from antiphon.stores.quotas import QuotaStore
 from antiphon.tools.code_interpreter import OwnersContainers
 
 _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")
+_NOTHING = [0] * len(_KINDS)
 _PART = 1 << 20
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
@@ -111,7 +112,8 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
         return await _export(settings, selected_owner(arguments, settings), arguments.files)
     elif action == "move-owner":
         sides = move_sides(arguments, settings)
-        return await _move_owner(settings, *sides, sure=arguments.yes, as_json=arguments.json)
+        by_token = arguments.token_env is not None
+        return await _move_owner(settings, *sides, by_token=by_token, sure=arguments.yes, as_json=arguments.json)
     else:
         owner = selected_owner(arguments, settings)
         return await _delete(settings, owner, sure=arguments.yes, as_json=arguments.json)
@@ -160,6 +162,15 @@ async def _owners(settings: Settings) -> dict[str, list[int]]:
     return {owner: [*found.get(owner, [0, 0, 0, 0, 0]), containers.get(owner, 0)] for owner in {*found, *containers}}
 
 
+async def _counts(settings: Settings, owner: str) -> list[int] | None:
+    """The number of this owner's objects of each kind, or None if the owner has no stored data. The numbers are 0 for
+    an owner who has only usage sums, idempotency keys or recorded requests."""
+    if (found := (await _owners(settings)).get(owner)) is not None:
+        return found
+    async with aclosing(await opened_stores(settings)) as stores:
+        return _NOTHING if await stores.usage.has_data(owner, traces=True) else None
+
+
 def _print_owners(owners: dict[str, list[int]], *, as_json: bool) -> None:
     if as_json:
         for owner, counts in sorted(owners.items()):
@@ -181,8 +192,14 @@ async def _vacuum(settings: Settings, *, as_json: bool) -> None:
 
 async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
+    if asked and arguments.forget_before is not None:
+        raise ConfigError("--forget-before deletes the sums of all owners: remove --owner and --token-env")
     owner = selected_owner(arguments, settings) if asked else ""
     async with aclosing(await opened_stores(settings)) as stores:
+        if arguments.forget_before is not None and arguments.yes:
+            # The command stores the audit row first, because an interrupted deletion may already have deleted sums.
+            detail = {"before": read_day("--forget-before", arguments.forget_before)}
+            await note_action(settings, stores.audit, acted("usage forget", detail=detail))
         names = partial(stores.owner_names.of, teams=owner_teams(settings))
         return await show_usage(stores.usage, arguments, owner, sys.stdout, names)
 
@@ -284,9 +301,9 @@ async def _copy(stores: Stores, owner: str, file: StoredFile, folder: Path) -> N
 
 
 async def _delete(settings: Settings, owner: str, *, sure: bool, as_json: bool) -> int:
-    found = (await _owners(settings)).get(owner)
+    found = await _counts(settings, owner)
     if found is None:
-        nothing = json.dumps({"owner": owner, "deleted": False, **_named([0] * len(_KINDS))})
+        nothing = json.dumps({"owner": owner, "deleted": False, **_named(_NOTHING)})
         print(nothing if as_json else f"The owner {owner} has no stored data.")
         return 1
     counted = f"{_counted(found)} of {owner}"
@@ -315,17 +332,24 @@ def _counted(found: Sequence[int]) -> str:
     return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in zip(_KINDS, found, strict=True))
 
 
-async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_json: bool) -> int:
-    # An owner without objects may still have usage sums and idempotency keys.
-    found = (await _owners(settings)).get(old, [0] * len(_KINDS))
+async def _move_owner(settings: Settings, old: str, new: str, *, by_token: bool, sure: bool, as_json: bool) -> int:
+    found = await _counts(settings, old)
     async with aclosing(await _owner_data(settings)) as data, aclosing(await opened_stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
-        if sure and not await data.obstacles(old, new):
+        problems = await data.obstacles(old, new)
+        if found is None and not by_token:
+            # With a token the id of the old owner cannot be misspelt, and a request may have moved the data already.
+            problems.append(
+                f"The owner {old} has no stored data: check the id with 'antiphon admin owners'. If the id is right, "
+                "an earlier move has moved everything."
+            )
+        if sure and found is not None and not problems:
             # The command stores the audit row first, because an interrupted move may already have moved data.
-            detail = {"to": new, **_named(found)}
-            await note_action(settings, stores.audit, acted("move-owner", owner=old, detail=detail))
-        counted = MovedCounts(_counted(found), _named(found))
-        return await move_owner(data, containers, old, new, counted, sure=sure, as_json=as_json)
+            # As in the row of `adopt-owner`, the object is the old owner.
+            noted = acted("move-owner", object=old, owner=new, detail=_named(found))
+            await note_action(settings, stores.audit, noted)
+        counted = MovedCounts(_counted(found or _NOTHING), _named(found or _NOTHING))
+        return await move_owner(data, containers, old, new, counted, problems, sure=sure, as_json=as_json)
 
 
 # The usage and the cost of model calls

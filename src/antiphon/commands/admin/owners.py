@@ -20,8 +20,8 @@ from antiphon.app.keys import client_keys, owner_key
 from antiphon.commands.terminal import printable
 from antiphon.config.owners import OWNER_NAME
 from antiphon.config.settings import Settings
-from antiphon.doors.owners import OwnerResolver
-from antiphon.engine.ports.callers import NAMED
+from antiphon.doors.owners import SINGLE, OwnerResolver
+from antiphon.engine.ports.callers import NAMED, OWNER_PREFIXES
 from antiphon.engine.ports.state import NotMovable, OwnerData
 from antiphon.errors import ConfigError, Unauthorized
 from antiphon.tools.code_interpreter import OwnersContainers
@@ -57,14 +57,20 @@ def hashed_owner(token: str, settings: Settings) -> str:
     return replace(resolver, client_keys=None).resolve(headers).owner
 
 
-def target_owner(text: str) -> str:
-    """The owner id that the flag `--to` selects: its value is a name, or a whole id. Raises `ConfigError`."""
+def target_owner(text: str, settings: Settings) -> str:
+    """The owner id that the flag `--to` selects: its value is a name, or a whole id. With `owner.source: single` the
+    value can also be the only owner's id, which has no prefix. Raises `ConfigError`."""
+    if text == SINGLE and not settings.owner.several:
+        return SINGLE
     kind, colon, rest = text.partition(":")
     if not colon and OWNER_NAME.fullmatch(text):
         return NAMED + text
-    whole = bool(colon and rest) and len(kind) == 1 and kind.isalpha() and len(text) <= _LONGEST
+    whole = bool(rest) and kind + colon in OWNER_PREFIXES and len(text) <= _LONGEST
     if not whole or (kind + colon == NAMED and not OWNER_NAME.fullmatch(rest)):
-        raise ConfigError(f"--to {printable(text[:70])}: write a name, or a whole id such as h:anna")
+        kinds = " ".join(OWNER_PREFIXES)
+        raise ConfigError(
+            f"--to {printable(text[:70])}: write a name, or a whole id such as h:anna; the prefixes are {kinds}"
+        )
     return text
 
 
@@ -72,7 +78,7 @@ def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, 
     """The old and the new owner of `move-owner`. If the token of `--token-env` already belongs to the new owner, the
     old owner is the token's hash. Before the token became a configured key, its data belonged to this hash. Raises
     `ConfigError`."""
-    old, new = selected_owner(arguments, settings), target_owner(arguments.target)
+    old, new = selected_owner(arguments, settings), target_owner(arguments.target, settings)
     if old == new and arguments.token_env is not None:
         old = hashed_owner(read_token(arguments.token_env), settings)
     return old, new
@@ -92,18 +98,18 @@ async def move_owner(
     old: str,
     new: str,
     counted: MovedCounts,
+    problems: Sequence[str],
     *,
     sure: bool,
     as_json: bool = False,
 ) -> int:
-    """Print how many objects would move, or move the objects if `sure` is True. Returns the exit status. Raises
-    `StoreError`."""
+    """Print how many objects would move, or move the objects if `sure` is True and `problems` is empty. `problems`: the
+    reasons against the move, as sentences. Returns the exit status. Raises `StoreError`."""
 
     def told(moved: bool, problems: Sequence[str] = ()) -> str:
         return json.dumps({"from": old, "to": new, "moved": moved, **counted.by_kind, "obstacles": problems})
 
     sides = f"from {printable(old)} to {printable(new)}"
-    problems = await data.obstacles(old, new)
     if not sure or problems:
         how = "" if problems else " To move it, run the command with --yes."
         would = f"Would move {counted.words} {sides}.{how}"

@@ -28,6 +28,8 @@ NAMED: Final = "n:"
 """The prefix of an owner id that consists of the owner name of a client key."""
 CLAIMED: Final = "j:"
 """The prefix of an owner id that comes from a claim of a token. Antiphon or Envoy has checked the token."""
+OWNER_PREFIXES: Final = ("b:", "h:", CLAIMED, NAMED)
+"""All prefixes of owner ids. With `owner.source: single` the id of the only owner has no prefix."""
 
 
 class Access(Struct, frozen=True):
