@@ -115,6 +115,7 @@ async def test_a_key_expires_by_the_clock_of_the_database(store: ClientKeyStore)
     assert (await store.state())[1] >= (valid.expires_at or 0)
     assert await store.list() == [] and len(await store.list(all_keys=True)) == 1
     assert await store.rotate("key_1", "key_2", "ant_efgh", _digest(2), lifetime=None, overlap=9.0) is None
+    assert not await store.revoke("key_1")
 
 
 async def test_a_page_begins_after_its_cursor(store: ClientKeyStore) -> None:

@@ -182,7 +182,7 @@ def test_an_owners_data_moves_to_a_name_and_only_with_yes(data: Path, capsys: py
     assert (noted["object"], noted["owner"], noted["detail"]["responses"]) == (ALICE, "n:anna", 2)
     # Nothing is left, so a second move changes nothing.
     assert main([*wanted, "--yes"]) == 1
-    assert "antiphon: The owner b:alice has no stored data." in capsys.readouterr().err
+    assert "antiphon: The owner b:alice has no stored data:" in capsys.readouterr().err
     for owner in ("anna", "n:anna"):
         assert main(["admin", "audit", "--data", str(data), "--owner", owner, "--changes", "--json"]) == 0
         assert noted in _lines(capsys.readouterr().out)

@@ -187,12 +187,24 @@ class OwnerSettings(Section):
     @field_validator("keys", mode="before")
     @classmethod
     def _check_direction(cls, value: object) -> object:
-        """Reject an entry whose name is a client key. This check runs first, because the error messages of the other
-        checks contain the entry's name."""
+        """Reject an entry whose name, or the name of a setting in it, may be a client key. This check runs first,
+        because the error messages of the other checks contain these names."""
         for name, keys in value.items() if isinstance(value, dict) else ():
+            inside = set(keys) - NamedOwner.model_fields.keys() if isinstance(keys, dict) else ()
+            if any(_KEY.fullmatch(str(one)) for one in inside):
+                raise ValueError(
+                    "an entry has a client key in place of a setting's name: write the keys as a list after the "
+                    "owner's name, or after 'keys'"
+                )
             listed = keys.get("keys") if isinstance(keys, dict) else keys
-            short = isinstance(listed, list | tuple) and all(isinstance(key, str) and len(key) < 16 for key in listed)
-            if short and _KEY.fullmatch(str(name)):
+            if not _KEY.fullmatch(str(name)):
+                continue
+            if not isinstance(listed, list | tuple):
+                raise ValueError(
+                    "an entry has no list of keys, or has a client key in place of the owner's name: write the name "
+                    "first, then the list of the owner's keys"
+                )
+            if all(isinstance(key, str) and len(key) < 16 for key in listed):
                 raise ValueError(
                     "an entry has a client key in place of the owner's name: write the name first, then the list "
                     "of the owner's keys"

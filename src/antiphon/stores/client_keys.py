@@ -37,7 +37,7 @@ UPDATE client_keys SET lifetime = coalesce(lifetime, expires_at - created_at, 0)
   expires_at = least(coalesce(expires_at, now_ms() + :overlap), now_ms() + :overlap)
 WHERE id = :id AND {_VALID}
 """
-REVOKE = "UPDATE client_keys SET revoked_at = now_ms() WHERE id = :id AND revoked_at IS NULL"
+REVOKE = f"UPDATE client_keys SET revoked_at = now_ms() WHERE id = :id AND {_VALID}"
 CHANGE = """
 INSERT INTO client_key_changes AS c (id, number) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET number = c.number + 1
 """
@@ -120,7 +120,7 @@ class ClientKeyStore:
         return await self.get(new_id) if await self._change(*unit) else None
 
     async def revoke(self, key_id: str, *beside: Statement) -> bool:
-        """Revoke a key immediately. Returns False when the key does not exist or is already revoked."""
+        """Revoke a key immediately. Returns False when the key does not exist, is expired or is already revoked."""
         return await self._change(Statement(REVOKE, {"id": key_id, **self._now}, rows=1), *beside)
 
     async def get(self, key_id: str) -> ClientKey | None:

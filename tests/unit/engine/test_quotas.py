@@ -770,7 +770,7 @@ async def test_the_cost_of_history_counts(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"cost_per_month": 0.001})
     reservation = await _take(quotas)
     assert not reservation.add_now(4000)
-    with pytest.raises(QuotaExceeded, match=r"cost per month: limit 0\.00, this request needs 0\.001400"):
+    with pytest.raises(QuotaExceeded, match=r"cost per month: limit 0\.001000, this request needs 0\.001400"):
         await reservation.take()
 
 
@@ -808,3 +808,9 @@ async def test_history_after_the_leases_were_settled_is_reserved_with_its_reques
     await quotas.aclose()
     # The settled lease was charged, and the request has moved to the new lease.
     assert (await _used(counters))["owner:n:anna", "tokens_per_month"] == (200 + 7 + 300, 0)
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(500, "0.000500"), (1_234_500, "1.234500"), (2_500_000, "2.50")])
+def test_the_message_of_a_limit_on_cost_has_the_whole_limit(limit: int, shown: str) -> None:
+    refused = QuotaExceeded("owner 'o'", "cost_per_month", limit, 238, seconds=9.0, used=limit)
+    assert f"limit {shown}, {limit / 1e6:.6f} used or reserved, this request needs 0.000238." in str(refused)

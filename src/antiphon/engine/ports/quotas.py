@@ -262,8 +262,9 @@ class QuotaExceeded(ApiError):
         reserved, or 0 if it is unknown. `seconds` is the time until the period ends, or None if the limit has no
         period. `early`: other processes hold unused parts of the limit, and return these parts within two seconds."""
         words, monthly, never = _MEASURED[measure], measure.endswith("_month") and not early, need > amount
-        shown = f"{amount / 1e6:.2f}" if measure == "cost_per_month" else str(amount)
-        wanted, taken = (f"{one / 1e6:.6f}" if measure == "cost_per_month" else str(one) for one in (need, used))
+        exact = measure == "cost_per_month"
+        shown = (f"{amount / 1e6:.2f}" if amount % 10_000 == 0 else f"{amount / 1e6:.6f}") if exact else str(amount)
+        wanted, taken = (f"{one / 1e6:.6f}" if exact else str(one) for one in (need, used))
         limit = f"limit {shown}" + (f", {taken} used or reserved" if used > 0 and not never else "")
         wait = 2.0 if early else 1.0 if seconds is None else seconds
         if never:

@@ -158,8 +158,8 @@ class KeyManager:
         return made, token
 
     async def revoke(self, key_id: str) -> None:
-        """Revoke a key. Within a second, every process refuses the key. Raises `KeyMissing`, and `KeyEnded` for a
-        revoked key."""
+        """Revoke a key. Within a second, every process refuses the key. Raises `KeyMissing`, and `KeyEnded` for an
+        expired or revoked key."""
         noted = AuditEntry(self._actor, "keys revoke", key_id, (await self._known(key_id)).owner)
         if not await self._keys.revoke(key_id, self._audit.statement(noted)):
             raise KeyEnded(await self._known(key_id))
