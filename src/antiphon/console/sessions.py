@@ -7,8 +7,9 @@ failed attempts, and `console.py` has the sign-in page. The keys come from `app/
 A session is a sealed cookie. Every replica with the same `admin.token` can read the cookie, and no replica stores a
 session.
 
-Invariants: the cookie never contains a token. A session of a client key ends when the key is revoked or expires. Every
-sign-in creates a new session id. The console compares the SHA-256 digests of tokens in constant time.
+Invariants: the cookie never contains a token. A session of a client key ends when the key is revoked or expires. A
+session of an issuer's token ends at the latest when the token expires. Every sign-in creates a new session id. The
+console compares the SHA-256 digests of tokens in constant time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from antiphon.types.transport import Headers, header_value
 COOKIE: Final = "antiphon_console"
 _SEALED_FOR: Final = ("console", "session")
 _TOKEN_SESSION: Final = 3600.0
-"""The longest session in seconds, if the user signed in with an issuer's token. The console does not know when such a
-token expires."""
+"""The longest session in seconds, if the user signed in with an issuer's token. The session does not hold the token, so
+the session may outlive the issuer's key."""
 _LONGEST_TOKEN: Final = 16_384
 
 Kind = Literal["operator", "key", "token", "gateway"]
@@ -110,12 +111,14 @@ class Sessions:
         digest = hashlib.sha256(sent).digest()
         try:
             found, kind = self._caller(token, digest)
+            tokens = self._owners.tokens
+            left = tokens.expiry_of(sent) - self._clock() if tokens is not None else self._seconds
         except Unauthorized:
             self._attempts.add(address)
             raise Unauthorized(
                 "This is neither the operators' token nor a valid client key.", code="wrong_token"
             ) from None
-        seconds = min(self._seconds, _TOKEN_SESSION) if kind == "token" else self._seconds
+        seconds = min(self._seconds, left, _TOKEN_SESSION) if kind == "token" else self._seconds
         return self._new(kind, found, digest.hex() if kind == "key" else "", seconds)
 
     def of_gateway(self, named: Caller) -> Session | None:

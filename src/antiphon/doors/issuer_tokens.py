@@ -165,6 +165,14 @@ class Identities:
 
     def caller_of(self, token: bytes, /) -> Caller:
         """See `KnownTokens.caller_of`."""
+        return self._known(token)[0]
+
+    def expiry_of(self, token: bytes, /) -> float:
+        """See `KnownTokens.expiry_of`."""
+        return self._known(token)[1]
+
+    def _known(self, token: bytes) -> tuple[Caller, float]:
+        """The caller whom the token names, and the time at which the token expires."""
         keys = self._held.keys
         if keys is None:
             raise _cannot_tell(1.0)
@@ -175,7 +183,7 @@ class Identities:
         now, digest = self._clock(), hashlib.sha256(token).digest()
         known = self._checked.get(digest)
         if known is not None and now < known[1]:
-            return known[0]
+            return known
         try:
             found = check_token(token, keys, self._rules, now)
         except UnknownKey as unknown:
@@ -189,7 +197,7 @@ class Identities:
         if len(self._checked) >= self._most:
             del self._checked[next(iter(self._checked))]
         self._checked[digest] = found
-        return found[0]
+        return found
 
 
 def _key_for(one: dict[str, object], algorithm: str) -> jwt.PyJWK | None:

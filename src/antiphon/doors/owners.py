@@ -159,6 +159,13 @@ class OwnerResolver:
                     f"The header '{self.header}' is not valid UTF-8. The gateway must send the owner's name in UTF-8.",
                     code="missing_identity",
                 )
+            if len(value) > _LONGEST_OWNER:
+                # PostgreSQL cannot index a long text. One such owner would make the reports about all owners fail.
+                raise Unauthorized(
+                    f"The header '{self.header}' has more than {_LONGEST_OWNER} characters. The gateway must send a "
+                    "shorter name.",
+                    code="missing_identity",
+                )
             return "h:" + value
         token = bearer_token(headers)
         if not token:

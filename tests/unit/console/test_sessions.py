@@ -254,6 +254,12 @@ def test_where_clients_have_tokens_no_gateway_names_an_owner() -> None:
 
 
 class Issuer:
+    def __init__(self, expires: float = 2_000_000.0) -> None:
+        self.expires = expires
+
+    def expiry_of(self, token: bytes, /) -> float:
+        return self.expires
+
     def caller_of(self, token: bytes, /) -> Caller:
         if token != b"a.b.c":
             raise Unauthorized("The token is not valid.")
@@ -267,6 +273,18 @@ def test_a_session_of_an_issuers_token_lasts_at_most_an_hour() -> None:
     assert site.takes_keys
     assert site.sign_in("a.b.c").ends == clock.now + 3600
     assert site.sign_in(ADMIN).ends == clock.now + 86_400
+
+
+def test_a_session_ends_with_the_issuers_token() -> None:
+    clock = Clock()
+    resolver = OwnerResolver("jwt", tokens=Issuer(clock.now + 6))
+    site = Sessions(ADMIN, resolver, seconds=86_400, clock=clock, attempts=AttemptsByAddress())
+    made = site.sign_in("a.b.c")
+    assert made.ends == clock.now + 6
+    cookie = site.cookie(made, secure=False)
+    assert site.find(sent(cookie)) is not None
+    clock.now += 6
+    assert site.find(sent(cookie)) is None
 
 
 def test_cookies_are_read_by_their_exact_name() -> None:

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from antiphon.doors.owners import ClaimNames, LeftClaims, OwnerResolver
-from antiphon.engine.ports.callers import AdminToken, Caller
+from antiphon.engine.ports.callers import NO_CALLER, AdminToken, Caller
 from antiphon.errors import Unauthorized
 
 _BEARER = OwnerResolver("bearer", key=b"key")
@@ -68,6 +68,15 @@ def test_an_identity_that_is_no_text_is_refused() -> None:
         by_header.resolve((("x-owner", b"caf\xe9".decode(errors="surrogateescape")),))
 
 
+def test_an_identity_that_is_too_long_for_a_database_is_refused() -> None:
+    by_header = OwnerResolver("header", header="x-owner")
+    assert by_header.resolve((("x-owner", "é" * 200),)).owner == "h:" + "é" * 200
+    with pytest.raises(Unauthorized, match="'x-owner' has more than 200 characters") as refused:
+        by_header.resolve((("x-owner", "é" * 201),))
+    assert refused.value.code == "missing_identity"
+    assert by_header.named_by_gateway((("x-owner", "é" * 201),)) == NO_CALLER
+
+
 def test_a_token_is_named_alike_whoever_is_let_in_and_a_known_key_is_no_name() -> None:
     digest = hashlib.sha256(b"sk-1").digest()
     open_to_all, closed = _BEARER, OwnerResolver("bearer", key=b"key", client_keys={digest: Caller("")})
@@ -113,6 +122,9 @@ class _EveryToken:
 
     def caller_of(self, token: bytes, /) -> Caller:
         return Caller("j:" + token.decode())
+
+    def expiry_of(self, token: bytes, /) -> float:
+        return 2e9
 
 
 _ADMIN = AdminToken("the-token-of-operators")

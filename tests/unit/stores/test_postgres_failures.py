@@ -71,6 +71,7 @@ def chained(*errors: BaseException) -> BaseException:
         ("23505", "failed", "a constraint of the database refused the write"),
         ("40001", "locked", "transactions blocked each other for too long"),
         ("53000", "slow", "the server has no resources left"),
+        ("54000", "failed", "a value is too long for the database"),
         ("57000", "unavailable", "an operator intervened"),
         ("XX000", "damaged", "the server reported an internal error"),
         ("99999", "unavailable", "the connection was lost"),

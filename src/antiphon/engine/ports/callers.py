@@ -174,6 +174,12 @@ class KnownTokens(Protocol):
         Raises `Unauthorized` (401) for an invalid token. Raises `Unavailable` (503) when the process lacks the issuer's
         keys.
         """
+        ...
+
+    def expiry_of(self, token: bytes, /) -> float:
+        """Return the time in seconds since the epoch from which the process refuses this token as expired. Raises the
+        same errors as `caller_of`."""
+        ...
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:

@@ -79,6 +79,7 @@ _ADVICE: dict[str, tuple[StoreReason, str]] = {
     "23": ("failed", "a constraint of the database refused the write"),
     "40": ("locked", "transactions blocked each other for too long; try again"),
     "53": ("slow", "the server has no resources left; read the server's log"),
+    "54": ("failed", "a value is too long for the database"),
     "57": ("unavailable", "an operator intervened"),
     "XX": ("damaged", "the server reported an internal error; read the server's log"),
 }
