@@ -520,15 +520,18 @@ async def test_an_operator_who_changes_data_leaves_a_row(console: ConsoleApp) ->
     )
     for path, fields in changes:
         assert (await console.post(f"{path}?owner={ANNA}", "operator", **fields)).status == 303, path
+    made_id = (await ask(console, "GET", "/v1/vector_stores"))["data"][0]["id"]
     assert await audited(console) == {
         ("console", action, object_id, ANNA)
         for action, object_id in (
             ("file upload", ""),
-            ("vector-store attach", store_id),
+            ("file upload", own),
+            ("vector-store attach", f"{store_id}/{own}"),
             ("vector-store change", f"{store_id}/{file_id}"),
             ("vector-store detach", f"{store_id}/{file_id}"),
             ("vector-store delete", store_id),
             ("vector-store create", ""),
+            ("vector-store create", made_id),
             ("file delete", file_id),
             ("prompt set-default", prompt_id),
             ("prompt delete", prompt_id),

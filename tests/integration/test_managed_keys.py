@@ -257,6 +257,23 @@ async def test_a_team_that_no_limit_names_is_told(
     assert [what.split("'")[1] for what in found] == told
 
 
+async def test_a_rotation_tells_that_limits_of_the_key_stay_behind(
+    data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = await keys.create("--owner", "anna"), await keys.create("--owner", "bo")
+    settings: dict[str, Any] = {"door": "http", "data": str(data), "owner": {"managed_keys": True}}
+    settings |= {"quotas": {"keys": {first["id"]: {"requests_per_minute": 2}}}}
+    settings["upstream"] = {"url": "http://127.0.0.1:1/v1", "auth": "none"}
+    file = data.parent / "settings.yaml"
+    file.write_text(json.dumps(settings))
+    notes = []
+    for key in (first, second):
+        capsys.readouterr()
+        assert await asyncio.to_thread(main, ["admin", "keys", "rotate", key["id"], "--config", str(file)]) == 0
+        notes.append(f"The limits of {key['id']} in 'quotas.keys' do not apply to key_" in capsys.readouterr().err)
+    assert notes == [True, False]
+
+
 async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> None:
     made = await keys.create("--owner", "anna")
     other = await keys.create("--owner", "bo")

@@ -153,6 +153,7 @@ def test_a_remembered_token_ends_when_it_expires() -> None:
     clock = Clock()
     owners, token = resolver(Held(), clock), EC.sign(CLAIMS)
     assert owners.resolve(bearer(token)) is owners.resolve(bearer(token))
+    assert owners.tokens is not None and owners.tokens.expiry_of(token.encode()) == NOW + 660
     clock.now = NOW + 659
     assert owners.resolve(bearer(token)).owner == "j:anna"
     clock.now = NOW + 660

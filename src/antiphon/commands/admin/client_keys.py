@@ -57,7 +57,9 @@ async def client_key_action(settings: Settings, arguments: argparse.Namespace, s
         if arguments.verb == "rotate":
             overlap = read_seconds("--overlap", arguments.overlap)
             made, token = await keys.rotate(key_id, lifetime=_lifetime(arguments), overlap=overlap)
-            return _print_new(settings, made, token, as_json=arguments.json)
+            _print_new(settings, made, token, as_json=arguments.json)
+            _note_limits(settings, key_id, made.id)
+            return 0
         await keys.revoke(key_id)
     except KeyRefused as refused:
         raise ConfigError(f"{_flags(refused, arguments)}: {refused.problem}") from None
@@ -123,6 +125,12 @@ def _note_team(settings: Settings, team: str) -> None:
     """Print a note if `quotas` limits other teams by name, but not this team."""
     if settings.quotas.omits_team(team):
         print(f"No limit in 'quotas' names the team '{printable(team)}': {OMITTED_TEAM_ADVICE}.", file=sys.stderr)
+
+
+def _note_limits(settings: Settings, old: str, new: str) -> None:
+    """Print a note if `quotas.keys` has limits of a rotated key, but none of its successor."""
+    if old in settings.quotas.keys and new not in settings.quotas.keys:
+        print(f"The limits of {old} in 'quotas.keys' do not apply to {new}: add {new} there too.", file=sys.stderr)
 
 
 def _lifetime(arguments: argparse.Namespace) -> float | None:

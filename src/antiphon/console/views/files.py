@@ -51,6 +51,8 @@ class FilesView:
                 made = await self._reading.json(
                     "POST", "/v1/files", call.caller, headers=headers, pieces=call.request.pieces()
                 )
+            # The id exists only now, and a refused upload gets no second row.
+            await self._reading.note(call.session, "file upload", made["id"], call.owner)
         except ApiError as error:
             if not call.fragment or error.status >= 500:
                 raise

@@ -67,6 +67,8 @@ class VectorStoresView:
         await self._reading.note(call.session, "vector-store create", "", call.owner)
         with needs(*_SETTING):
             made = await self._reading.json("POST", STORES, call.caller, body=body)
+        # The id exists only now.
+        await self._reading.note(call.session, "vector-store create", made["id"], call.owner)
         return redirect(call.link(f"/vector-stores/{made['id']}"))
 
     @PageRoute("GET", "/vector-stores/{}")
@@ -118,7 +120,8 @@ class VectorStoresView:
     async def attach(self, call: PageCall, store_id: str) -> ApiResponse:
         """Add an uploaded file to a vector store."""
         check_owner(call)
-        body: dict[str, object] = {"file_id": call.form.get("file_id", "").strip()}
+        file_id = call.form.get("file_id", "").strip()
+        body: dict[str, object] = {"file_id": file_id}
         if (attributes := read_json(call.form.get("attributes", ""), "attributes")) is not None:
             body["attributes"] = attributes
         if size := call.form.get("size", "").strip():
@@ -128,7 +131,7 @@ class VectorStoresView:
                 "chunk_overlap_tokens": _whole(overlap, "overlap"),
             }
             body["chunking_strategy"] = {"type": "static", "static": sizes}
-        await self._reading.note(call.session, "vector-store attach", store_id, call.owner)
+        await self._reading.note(call.session, "vector-store attach", f"{store_id}/{file_id}", call.owner)
         await self._reading.raw("POST", f"{path_of(store_id)}/files", call.caller, body=body)
         return redirect(call.link(f"/vector-stores/{quote(store_id, safe='')}"))
 

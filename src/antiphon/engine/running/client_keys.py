@@ -137,7 +137,7 @@ class KeyManager:
         return made, given
 
     async def rotate(self, key_id: str, *, lifetime: float | None, overlap: float) -> tuple[ClientKey, str]:
-        """Create the successor of a key, with the same owner and limits. The successor expires after `lifetime`
+        """Create the successor of a key, with the same owner and access. The successor expires after `lifetime`
         seconds, and the old key after at most `overlap` seconds. If `lifetime` is None, the successor gets the old
         key's lifetime, which an earlier rotation of the old key does not shorten. Returns the successor and its token.
         Raises `KeyMissing`, `KeyEnded` and `TooManyKeys`."""
