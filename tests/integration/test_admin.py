@@ -451,7 +451,10 @@ def test_a_backup_and_a_restore_are_noted_in_the_audit(
     assert main([*backup, str(archive)]) == 0
     made = ("backup", {"file": str(archive), "keys": True})
     assert main([*backup, str(archive)]) == 1 and noted(data) == [made], "a refused backup leaves no row"
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__AUTH", "none")
+    monkeypatch.setenv("ANTIPHON_OWNER__MANAGED_KEYS", "true")
     assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0
+    assert "Client keys that were revoked after the backup are valid again." in capsys.readouterr().err
     assert noted(again) == [("restore", {"file": str(archive)}), made]
 
 

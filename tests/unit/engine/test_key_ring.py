@@ -113,7 +113,7 @@ async def test_stored_keys_are_valid_for_a_while_without_a_database(how: str, ca
             async with asyncio.timeout(60):
                 while ring.get(b"stored"):
                     await asyncio.sleep(0.001)
-        assert refused.value.code == "keys_unavailable"
+        assert refused.value.code == "keys_unavailable" and ("retry-after", "1") in refused.value.headers
         # It cannot tell an unknown key from a stored one, and needs no database for those of the settings.
         with pytest.raises(Unavailable):
             ring.get(b"other")

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from antiphon.app.owners import quota_rules
 from antiphon.config.limits import QuotaSettings
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.quotas import Grant, QuotaExceeded, Report, Wanted
+from antiphon.engine.ports.quotas import Grant, QuotaExceeded, Report, Wanted, listed_names
 from antiphon.engine.running.quota_reservation import QuotaReservation
 from antiphon.engine.running.quotas import Quotas
 from antiphon.errors import StoreError, Unavailable
@@ -814,3 +814,14 @@ async def test_history_after_the_leases_were_settled_is_reserved_with_its_reques
 def test_the_message_of_a_limit_on_cost_has_the_whole_limit(limit: int, shown: str) -> None:
     refused = QuotaExceeded("owner 'o'", "cost_per_month", limit, 238, seconds=9.0, used=limit)
     assert f"limit {shown}, {limit / 1e6:.6f} used or reserved, this request needs 0.000238." in str(refused)
+
+
+@pytest.mark.parametrize("measure", ["requests_per_minute", "parallel_requests", "tokens_per_minute", "cost_per_month"])
+def test_a_limit_of_zero_gives_no_advice_that_cannot_help(measure: str) -> None:
+    refused = QuotaExceeded("owner 'o'", measure, 0, 1, seconds=9.0)
+    assert str(refused).endswith("No request fits into this limit. Ask the operator to raise the limit.")
+
+
+def test_a_claim_with_a_colon_has_the_limits_of_its_name() -> None:
+    assert listed_names("j:f:1234:anna") == ("f:1234:anna", "j:f:1234:anna")
+    assert listed_names("j:h:anna") == ("j:h:anna",)

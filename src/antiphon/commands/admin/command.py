@@ -66,6 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
         file = printable(str(arguments.source))
         asyncio.run(note_state_action(settings, acted("restore", detail={"file": file})))
         print(done)
+        if settings.owner.managed_keys:
+            print(
+                "Client keys that were revoked after the backup are valid again. Run 'antiphon admin keys list', and "
+                "revoke these keys again.",
+                file=sys.stderr,
+            )
         return 0
     if action == "move":
         return asyncio.run(move_state(settings, arguments.source, arguments.target, as_json=arguments.json))

@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import OWNER_PREFIXES, Caller
 from antiphon.errors import ApiError
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
@@ -170,7 +170,7 @@ def listed_names(owner: str) -> tuple[str, ...]:
     Example: `listed_names("n:anna")` is `("anna", "n:anna")`.
     """
     name = owner.partition(":")[2]
-    return (owner,) if name[1:2] == ":" else (name, owner)
+    return (owner,) if name.startswith(OWNER_PREFIXES) else (name, owner)
 
 
 def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
@@ -267,7 +267,9 @@ class QuotaExceeded(ApiError):
         wanted, taken = (f"{one / 1e6:.6f}" if exact else str(one) for one in (need, used))
         limit = f"limit {shown}" + (f", {taken} used or reserved" if used > 0 and not never else "")
         wait = 2.0 if early else 1.0 if seconds is None else seconds
-        if never:
+        if never and (amount <= 0 or "requests" in measure):
+            then = "No request fits into this limit. Ask the operator to raise the limit."
+        elif never:
             then = "Send a smaller request, or set a smaller 'max_output_tokens'."
         elif seconds is None:
             then = "Wait until one of the requests ends, then try again."

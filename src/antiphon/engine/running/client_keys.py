@@ -251,6 +251,7 @@ class KeyRing:
             raise Unavailable(
                 "The server cannot check your API key, because its database is unreachable. Try again later.",
                 code="keys_unavailable",
+                headers=(("retry-after", "1"),),
             )
         return found
 
