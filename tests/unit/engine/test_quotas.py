@@ -560,6 +560,32 @@ async def test_a_failing_database_serves_and_counts_later(counters: _Counters) -
     assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (60, 0)}
 
 
+async def test_a_request_after_a_long_outage_drops_no_usage(
+    counters: _Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    (await _take(quotas)).close(20, 10, 0)
+    # The second report returns the lease, which is idle.
+    assert await quotas.flush() and await quotas.flush()
+    monkeypatch.setattr("antiphon.engine.running.quotas._TRY_AGAIN", 0.0)
+    counters.fault = StoreError("gone")
+    for _ in range(2):
+        (await _take(quotas)).close(20, 10, 0)
+    counters.fault = None
+    assert await counters.sweep(-60.0) == (1,), "another process ends this process's leases"
+
+    async def fails(holder: str) -> None:
+        raise StoreError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counters, "join", fails)
+        (await _take(quotas)).close(20, 10, 0)
+    # This request comes before the next report.
+    (await _take(quotas)).close(20, 10, 0)
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (100, 0)}
+
+
 async def test_a_period_that_a_report_finds_ends(stores: SqliteStores) -> None:
     clock = [1_790_000_039.9]
     counters = _Counters(stores.tables, lambda: clock[0])

@@ -174,8 +174,14 @@ class Quotas:
         """Begin with empty leases, after another process has settled this process's leases. The method keeps debts,
         which are used amounts that no lease covers."""
         debts = [(lease.limit, report.debt) for lease, report in taken]
-        debts += [(lease.limit, lease.debt) for lease in self._leases.values()]
+        now = monotonic()
+        left = [lease for lease in self._leases.values() if now < lease.ends]
+        debts += [(lease.limit, lease.debt) for lease in left]
         self._forget()
+        for lease in left:
+            if lease.later:
+                self._lease(lease.limit).later += lease.later
+                self._dirty.set()
         for limit, debt in debts:
             if debt:
                 self._lease(limit).debt += debt
@@ -324,12 +330,12 @@ class Quotas:
         self._dirty.set()
 
     async def _join(self, *, keep: bool = False) -> None:
-        """Register this process under a new id. Unless `keep` is true, drop this process's leases, because another
-        process has settled the leases of the old id."""
-        if not keep:
-            self._forget()
+        """Register this process under a new id. Unless `keep` is true, drop this process's leases except debts, because
+        another process has settled the leases of the old id. If the database fails, the leases stay."""
         holder = self._new_id("process")
         await self._counters.join(holder)
+        if not keep:
+            self._begin_again(())
         self._holder = holder
 
     def _refuse(self, reservation: QuotaReservation, lease: Lease) -> None:
