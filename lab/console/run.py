@@ -194,6 +194,8 @@ async def keyboard(report: Report, who: Visitor) -> None:
     await page.keyboard.press("Escape")
     await page.wait_for_url(re.compile(r"/console/requests\?failed=1$"))
     await page.wait_for_load_state()
+    if await page.locator("tr.here").count() != 1:
+        wrong.append("Esc does not go back to the row")
     await page.keyboard.press("/")
     if not await page.evaluate("document.activeElement.matches('[data-filter]')"):
         wrong.append("/ does not reach the filter")
@@ -202,9 +204,9 @@ async def keyboard(report: Report, who: Visitor) -> None:
     await page.keyboard.press("l")
     await page.wait_for_url("**/console/live**")
     await page.wait_for_load_state()
-    for view in ("playground", "prompts", "prompt-cache"):
+    for letter, view in (("p", "playground"), ("o", "prompts"), ("c", "prompt-cache")):
         await page.keyboard.press("g")
-        await page.keyboard.press("p")
+        await page.keyboard.press(letter)
         await page.wait_for_url(f"**/console/{view}**")
         await page.wait_for_load_state()
     await page.keyboard.press("?")

@@ -255,6 +255,15 @@ async def test_refusals_are_left_out_on_request_and_displace_no_choices(store: J
     assert (await store.choices(ALICE, recent=5)).models == ("m",)
 
 
+async def test_a_request_that_queued_a_response_counts_once(store: JournalStore) -> None:
+    await store.add([entry(1, outcome="queued"), entry(2)])
+    assert ids((await store.list(EntryFilter(ended=True))).entries) == ["req_2"]
+    assert ids((await store.list(EntryFilter())).entries) == ["req_2", "req_1"]
+    assert [one.requests for one in await store.sums()] == [1]
+    assert sum(one.requests for one in await store.slots(since=1.0, seconds=60.0)) == 1
+    assert "queued" in (await store.choices()).outcomes
+
+
 async def test_choices_sums_and_slots(store: JournalStore) -> None:
     await store.add([entry(number, seconds=float(number), age=10.0) for number in range(1, 21)])
     await store.add([entry(30, model="n", upstream="", fault="client", code="bad", owner=BOB, first=None, age=5000.0)])

@@ -217,6 +217,18 @@ class VectorStoreContract:
         await sweep(here)
         assert await world.count("chunks") == 0 and await found(there, store_id, "birds") == []
 
+    async def test_the_states_of_files_and_the_counts_of_owners(self, here: VectorDatabase) -> None:
+        await make(here, "one", NewFile("file_1", "a.txt"), NewFile("file_2", "b.txt"))
+        (job,) = await claim(here)
+        assert await here.ingestion.fail(job, FileError("invalid_file", "The file is damaged."))
+        other = "file_2" if job.file_id == "file_1" else "file_1"
+        await make(here, "two", NewFile(job.file_id, "a.txt"))
+        states = await here.stores.states_of(ALICE, ["file_1", "file_2", "file_3"])
+        assert states[job.file_id] == FileStateCounts(in_progress=1, failed=1)
+        assert states[other] == FileStateCounts(in_progress=1) and len(states) == 2
+        assert await here.stores.states_of(BOB, ["file_1"]) == {}
+        assert await here.stores.counts() == {ALICE: 2}
+
     async def test_a_file_that_is_added_again_is_ingested_anew(
         self, here: VectorDatabase, there: VectorDatabase, world: World
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -429,6 +430,7 @@ CONTENTS = {
     "/console/requests/{}",
     "/console/requests/{}/cassette",
     "/console/background/{}/request",
+    "/console/threads",
     "/console/threads/{}",
     "/console/playground",
     "/console/requests",
@@ -445,7 +447,6 @@ FACTS = {
     f"/console/{name}"
     for name in (
         "live",
-        "threads",
         "background",
         "prompts",
         "playground/ended/{}",
@@ -500,8 +501,12 @@ async def test_the_audit_knows_which_requests_an_operator_read(tmp_path: Path) -
         assert "read keys" in (await operator.get("/console/keys?reads=1"))[1]
 
 
-async def test_the_audit_knows_what_a_command_showed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_the_audit_knows_what_a_command_showed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
     needs_sqlite()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     async with place(tmp_path) as there:
         made = await there.create(ANNA, input="a secret")
         for more in ((), ("-v",), ("--json",)):
@@ -509,7 +514,9 @@ async def test_the_audit_knows_what_a_command_showed(tmp_path: Path, capsys: pyt
         (found,) = await there.app.app.stores.audit.list()
     assert found.actor.startswith("cli:")
     assert (found.action, found.object, found.owner) == ("read response", made["id"], "n:anna")
-    assert "a secret" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "a secret" in shown.out
+    assert ("actor" in shown.err) is not terminal, "on a terminal, the answer has no log line"
 
 
 async def test_a_text_that_cannot_be_an_owner_is_refused(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ async def test_the_list_tells_what_delays_a_response(tmp_path: Path) -> None:
         anna = await there.user(ANNA)
         await there.app.create(token=ANNA)
         page = await there.shows(anna, "failed attempt")
-        assert "connection refused" in page and '<th class="num">Lease</th>' in page
+        assert "connection refused" in page and '<th class="num hide-small">Lease</th>' in page
         assert "data-retry" not in page, "the response has not ended"
         _, page = await (await there.user(TOKEN)).get("/console/models?whole=1")
         assert "✕ unreachable" in page and "of background responses that still run" in page

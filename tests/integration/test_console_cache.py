@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from antiphon.console.formats import short_id
 from antiphon.engine.ports.journal import Entry
 from tests.integration.test_console import ANNA, place
 from tests.support.console_app import open_console_app
@@ -69,7 +70,10 @@ async def test_equal_prompts_mean_that_the_upstream_lost_the_prompt(tmp_path: Pa
         first = await there.create(ANNA, input="one", instructions="be brief")
         await there.create(ANNA, input="two", instructions="be brief", previous_response_id=first["id"])
         _, page = await (await there.user(ANNA)).get("/console/prompt-cache")
-        assert "no difference: within" in page
+        assert "this upstream reported no cached tokens in this period" in page and "lost the prompt" not in page
+        await there.app.app.stores.journal.add([entry(1, upstream="default", age=5.0)])
+        _, page = await (await there.user(ANNA)).get("/console/prompt-cache")
+        assert "no difference: within" in page and "no cached tokens in this period" not in page
 
 
 async def test_hit_rates_are_shown_by_thread(tmp_path: Path) -> None:
@@ -81,6 +85,7 @@ async def test_hit_rates_are_shown_by_thread(tmp_path: Path) -> None:
         await console.app.stores.journal.add([*chain, branch, *talk, entry(7, age=5.0), entry(8, owner="n:bo")])
         words = (await console.get("/prompt-cache")).words
         # 0 + 90 + 90 + 10 of 400 tokens, and 100 of 200. A single request is no thread.
-        assert f"resp_{4:048x} 48 % 190 400 4" in words.replace("\u202f", " ") and "conv_1 50 % 100 200 2" in words
-        assert words.index(f"resp_{4:048x}") < words.index("conv_1") < words.index("among the newest 7 requests")
-        assert f"resp_{7:048x}" not in words
+        shown = short_id(f"resp_{4:048x}")
+        assert f"{shown} 48 % 190 400 4" in words.replace("\u202f", " ") and "conv_1 50 % 100 200 2" in words
+        assert words.index(shown) < words.index("conv_1") < words.index("among the newest 7 requests")
+        assert short_id(f"resp_{7:048x}") not in words

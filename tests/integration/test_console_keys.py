@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.integration.test_console import ANNA, BO, TOKEN, place
-from tests.support.console_app import open_console_app
+from tests.support.console_app import User, open_console_app
 
 
 async def test_keys_in_the_settings_are_listed_and_cannot_be_changed(tmp_path: Path) -> None:
@@ -26,3 +26,20 @@ async def test_a_small_use_of_a_quota_has_a_figure(tmp_path: Path) -> None:
         await there.create(BO)
         _, page = await (await there.user(TOKEN)).get("/console/keys")
         assert "1 of 100,000, under 1 %" in page
+
+
+async def test_each_configured_limit_has_a_row(tmp_path: Path) -> None:
+    quotas = {
+        "each_owner": {"tokens_per_month": 500},
+        "owners": {"anna": {"requests_per_minute": 3}},
+        "models": {"qwen*": {"parallel_requests": 8}},
+    }
+    async with open_console_app(tmp_path, settings={"quotas": quotas}) as console:
+        pages: tuple[tuple[str, User], ...] = (("/keys", "operator"), ("/system", "anna"))
+        for path, user in pages:
+            words = (await console.get(path, user)).words
+            for limit in ("requests per minute - 0 3", "tokens per month - 0 500"):
+                assert f"owner:n:anna {limit}" in words
+            assert ("model:qwen* parallel requests - 0 8" in words) is (user == "operator")
+        assert "owner:n:anna" not in (await console.get("/system", "bo")).words
+        assert "owner:n:bo tokens per month - 0 500" in (await console.get("/system", "bo")).words

@@ -44,6 +44,9 @@ async def test_only_operators_see_refusals_of_unknown_owners(tmp_path: Path) -> 
 async def test_a_search_finds_refused_requests_by_their_path(tmp_path: Path) -> None:
     async with open_console_app(tmp_path) as console:
         await _refused(console)
+        words = (await console.get("/requests", "operator")).words
+        told = re.search(r"refused requests \((.*?)\), because clients", words)
+        assert told is not None and set(told[1].split(", ")) == {"429 too_many_requests", "401 invalid_api_key"}, words
         page = (await console.get("/requests?refused=1&text=v1/files", "operator")).words
         assert "/v1/files anna" in page and "/v1/responses" not in page
 
@@ -62,12 +65,13 @@ async def test_refusals_displace_no_other_requests(tmp_path: Path) -> None:
     async with open_console_app(tmp_path) as console:
         store = console.app.stores.journal
         await store.add([Entry(f"entry_{number}", ANNA, model="m1", outcome="completed") for number in range(60)])
-        await store.add([Entry(f"entry_r{number}", "", outcome="refused", status=401) for number in range(300)])
+        refused = [Entry(f"entry_r{at}", "", outcome="refused", status=401, age=(300 - at) / 100) for at in range(300)]
+        await store.add(refused)
         live = (await console.get("/live", "operator")).text
         assert live.count('id="r-entry_r') == 10 and live.count('id="r-entry_') == 70
         assert 'href="/console/requests?outcome=refused"' in live
         assert 'href="/console/requests/entry_r299?outcome=refused"' in live, "its neighbours are refusals"
-        page = await console.get("/requests?model=&since=1h", "operator")
+        page = await console.get("/requests?since=1h", "operator")
         assert 'id="r-entry_r' not in page.text and "1-50 of 60" in page.words
         assert "leaves out 300 rows of refused requests" in page.words
         assert 'href="/console/requests?since=1h&amp;refused=1"' in page.text
@@ -94,5 +98,5 @@ async def test_a_list_updates_the_number_of_refusals_that_it_leaves_out(tmp_path
         assert "No requests yet" in page.words
         await store.add([Entry("entry_r1", "", outcome="refused", status=401)])
         page = await update(page)
-        assert page.status == 200 and "leaves out 1 row of refused requests" in page.words
+        assert page.status == 200 and "leaves out 1 row of refused requests (401), because" in page.words
         assert (await update(page)).status == 204

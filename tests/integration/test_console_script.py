@@ -17,6 +17,7 @@ import pytest
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.ports.findings import DoctorReport, Finding
+from antiphon.engine.ports.journal import Entry
 from tests.support.chat_server import ChatServer
 from tests.support.console_app import ConsoleApp, open_console_app
 from tests.support.held_console import ANNA, TOKEN, Held, held
@@ -107,6 +108,61 @@ async def test_the_marked_row_stays_marked_and_enter_opens_the_request(tmp_path:
         assert "streaming" in await page.inner_text("#pending")
         there.gate.set()
         await page.wait_for_selector("text=Where the time went")
+
+
+async def test_esc_goes_back_to_the_row_and_each_view_has_a_letter(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path) as console, opened(console, TOKEN) as page:
+        rows = [Entry(f"entry_{n}", "n:anna", outcome="completed", age=90.0 - n) for n in range(60)]
+        await console.app.stores.journal.add(rows)
+        await page.goto("/console/requests")
+        for _ in range(3):
+            await page.keyboard.press("j")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/console/requests/entry_57")
+        await page.keyboard.press("Escape")
+        await page.wait_for_selector("#r-entry_57.here")
+        await page.keyboard.press("j")
+        await page.wait_for_selector("#r-entry_56.here")
+        await page.click("[data-page=next]")
+        await page.click("#r-entry_5 a.cover")
+        await page.wait_for_url("**/console/requests/entry_5?**")
+        await page.keyboard.press("Escape")
+        await page.wait_for_selector("#r-entry_5.here")
+        links = await page.locator(".bar nav a").evaluate_all(
+            "all => all.map(one => [one.dataset.letter, one.pathname])"
+        )
+        assert len({letter for letter, _ in links}) == len(links) == 12
+        for letter, path in links:
+            await page.keyboard.press("g")
+            await page.keyboard.press(letter)
+            await page.wait_for_url(f"**{path}")
+            await page.wait_for_load_state()
+
+
+async def test_the_views_are_in_a_menu_on_a_phone(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path) as console, opened(console, TOKEN, 375) as page:
+        await page.goto("/console/requests")
+        keys, outcome = page.locator("nav a[data-letter=k]"), page.locator("select[name=outcome]")
+        assert not await keys.is_visible() and not await outcome.is_visible()
+        await page.click("text=More filters")
+        assert await outcome.is_visible()
+        await page.click(".menu")
+        await keys.click()
+        await page.wait_for_url("**/console/keys")
+
+
+async def test_the_actions_of_a_request_are_in_a_menu_on_a_phone(tmp_path: Path) -> None:
+    async with held(tmp_path) as there, there.stream() as (live, _), opened(there, width=375) as page:
+        there.gate.set()
+        await page.goto(f"/console/requests/{live.id}")
+        await page.wait_for_selector("text=Where the time went")
+        delete = page.locator("#actions button.danger")
+        assert not await delete.is_visible()
+        await page.click(".head .menu")
+        assert await delete.is_visible()
+        await page.set_viewport_size({"width": 1280, "height": 800})
+        await page.reload()
+        assert await delete.is_visible() and not await page.locator(".head .menu").is_visible()
 
 
 class _SlowDoctor:

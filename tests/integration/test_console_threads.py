@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from antiphon.config.upstreams import ModelSettings
-from tests.integration.test_console import ANNA, Place, place
+from tests.integration.test_console import ANNA, BO, Place, place
 from tests.support.chat_server import completion, json_answer
 
 COMPACTING: dict[str, Any] = {"context_management": [{"type": "compaction", "compact_threshold": 1000}]}
@@ -68,3 +68,19 @@ async def conversation(there: Place) -> str:
 
 
 BEARER = {"authorization": f"Bearer {ANNA}"}
+
+
+async def test_the_list_has_chains_and_conversations_with_their_first_message(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        first = await there.create(ANNA, input="Which birds fly highest?", instructions="be brief")
+        await there.create(ANNA, input="And then?", previous_response_id=first["id"])
+        last = await there.create(ANNA, input="Or which?", previous_response_id=first["id"])
+        single = await there.create(ANNA, input="A single request")
+        talk = await conversation(there)
+        await there.create(ANNA, input=[{"role": "user", "content": "A talk about tea"}], conversation=talk)
+        page = await page_of(there, "/console/threads")
+        assert page.count("Which birds fly highest?") == 1 and "And then?" not in page
+        assert f"/console/threads/{last['id']}" in page and single["id"] not in page
+        assert "A talk about tea" in page and f"/console/threads/{talk}" in page
+        bo = await (await there.user(BO)).get("/console/threads")
+        assert "birds" not in bo[1] and "No stored conversations" in bo[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from antiphon.api.http import ApiRequest
 from antiphon.errors import StoreError
+from antiphon.stores.sqlite.tables import SqliteTables
 from tests.support.chat_server import ChatServer
 from tests.support.console_app import ANNA, BO, ConsoleApp, open_console_app
 from tests.support.embeddings_server import open_embeddings_server
@@ -171,6 +172,40 @@ async def test_the_page_of_a_store_asks_again_only_while_a_file_is_in_progress(c
     page = await console.get(where, fragment=True)
     assert "<html" not in page.text and 'hx-trigger="every 2s"' in page.text
     assert "1 in progress" in page.words and "Antiphon reads the file" in page.words and "year: 2026" in page.words
+
+
+async def test_a_file_whose_ingestion_failed_has_no_good_mark(
+    console: ConsoleApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ids = await store_of(console, {"broken.bin": ("\x00\x01\x02" * 100, {}), "birds.txt": ("Swifts fly.", {})})
+    await store_of(console, {})
+    await file_of(console, "alone.txt")
+    reads: list[str] = []
+    fetch = SqliteTables.fetch
+
+    async def noted(self: SqliteTables, sql: str, named: Mapping[str, object], **options: Any) -> Any:
+        reads.append(sql)
+        return await fetch(self, sql, named, **options)
+
+    monkeypatch.setattr(SqliteTables, "fetch", noted)
+    page = await console.get("/files")
+    assert len([sql for sql in reads if "vector_files" in sql]) == 1
+    marks = {name: row_of(page.text, name) for name in ("broken.bin", "birds.txt", "alone.txt")}
+    assert "ingestion failed" in marks["broken.bin"] and "good" not in marks["broken.bin"]
+    assert '"tag good">ingested' in marks["birds.txt"] and "in no vector store" in marks["alone.txt"]
+    page = await console.get(f"/files/{ids['broken.bin']}")
+    assert "tag good" not in page.text and "broken.bin ingestion failed" in page.words
+    page = await console.get("/vector-stores")
+    assert "completed 1 failed" in page.words
+    again = await ask(console, "POST", "/v1/vector_stores", {"name": "Again", "file_ids": [ids["broken.bin"]]})
+    assert again["file_counts"]["total"] == 1
+    assert "ingestion failed in " in (await console.get(f"/files/{ids['broken.bin']}")).words
+
+
+def row_of(text: str, name: str) -> str:
+    """Return the HTML of the row of the file with this name."""
+    rows: list[str] = re.findall(r"<tr data-row.*?</tr>", text, re.S)
+    return next(row for row in rows if f">{name}</a>" in row)
 
 
 async def test_a_failed_file_says_why(console: ConsoleApp) -> None:
@@ -453,6 +488,22 @@ async def test_an_operator_chooses_an_owner(console: ConsoleApp) -> None:
     assert "x.txt" in (await console.get("/files")).words
 
 
+async def test_the_choice_of_an_owner_counts_objects_and_takes_a_name(console: ConsoleApp) -> None:
+    await store_of(console, {"a.txt": ("a", {}), "b.txt": ("b", {})})
+    await file_of(console, "c.txt", user="bo")
+    await ask(console, "POST", "/v1/conversations", {})
+    await prompt_of(console)
+    counts = {"/files": "anna 2 0 0", "/vector-stores": "anna 1 0 0", "/prompts": "anna 1 0", "/threads": "anna 1 0"}
+    for view, row in counts.items():
+        words = (await console.get(view, "operator")).words
+        assert row in words, "an owner without requests is in the list"
+        assert ("bo 1 0 0" in words) is (view == "/files")
+    for who, owner in (("anna", ANNA), (ANNA, ANNA), ("new", "n:new"), ("h:x", "h:x")):
+        page = await console.get(f"/files?who={who}", "operator")
+        assert page.status == 303
+        assert page.header("location") == f"/console/files?owner={owner.replace(':', '%3A')}"
+
+
 async def test_an_operator_who_may_only_look_gets_no_buttons(tmp_path: Path) -> None:
     async with open_console_app(tmp_path, acts=False) as console:
         file_id = await file_of(console, "birds.txt")
@@ -486,6 +537,7 @@ async def test_an_operator_who_opens_an_object_leaves_a_row(console: ConsoleApp)
         f"/vector-stores/{store_id}/files/{file_id}": ("read file", file_id),
         f"/prompts/{prompt_id}": ("read prompt", prompt_id),
         f"/playground?prompt={prompt_id}": ("read prompt", prompt_id),
+        "/threads": ("read conversation", ""),
         f"/threads/{thread}": ("read conversation", thread),
     }
     for path, (action, object_id) in opened.items():
@@ -496,7 +548,7 @@ async def test_an_operator_who_opens_an_object_leaves_a_row(console: ConsoleApp)
         assert (await console.get(path + query, "operator")).status == 200, path
         assert await audited(console) == {("console", action, object_id, ANNA)}, path
     await console.app.stores.audit.sweep(None, most=0)
-    for path in (*VIEWS, "/threads", "/requests", "/live", "/background", "/models", "/playground", "/prompt-cache"):
+    for path in (*VIEWS, "/requests", "/live", "/background", "/models", "/playground", "/prompt-cache"):
         assert (await console.get(f"{path}?owner={ANNA}", "operator")).status == 200, path
     assert await audited(console) == set(), "lists of facts leave no rows"
     assert (await console.get(f"/files/file%00%0A?owner={ANNA}", "operator")).status == 404

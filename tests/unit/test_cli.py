@@ -21,6 +21,7 @@ from antiphon.commands.command_line import make_parser, subcommands
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 from antiphon.entry import import_command, main
+from antiphon.ids import is_shortened
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
@@ -404,6 +405,13 @@ def test_the_script_of_every_shell_has_the_actions_below_an_action(
     script = capsys.readouterr().out
     for word in ("rotate", "overlap", "without-keys"):
         assert word in script, word
+
+
+def test_the_ids_in_the_examples_of_show_are_long_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["show", "--help"])
+    ids = re.findall(r"antiphon show (resp_\w+)", capsys.readouterr().out)
+    assert ids and all(is_shortened(one) for one in ids)
 
 
 def test_the_help_of_admin_has_groups_and_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 import pytest
 
-from antiphon.commands.journal import as_json, contents, facts, row
+from antiphon.commands.journal import as_json, contents, facts, heading, row
 from antiphon.console.broken_ends import call_end, client_end
 from antiphon.console.charts import steps_of, waterfall
 from antiphon.console.story import tell, why_no_contents, why_no_entry
@@ -44,9 +45,25 @@ def entry(**changes: object) -> Entry:
     return Entry(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def test_the_rows_of_tail_have_columns_of_a_fixed_width() -> None:
+    entries = [
+        entry(response_id="resp_1"),
+        entry(model="a-model-with-a-very-long-name", response_id="resp_2"),
+        entry(outcome="error", fault="upstream", code="upstream_error", status=429, response_id="resp_3"),
+        entry(outcome="error", fault="client", status=404, code="model_not_found", calls=0, id="entry_4"),
+        entry(outcome=REFUSED, fault="client", status=401, code="invalid_api_key", owner="", model="", id="entry_5"),
+    ]
+    lines = [heading(), *[row(one, colors=False) for one in entries]]
+    places = [re.search(r"\b(?:id$|resp_\d|entry_\d)", line) for line in lines]
+    assert len({found.start() for found in places if found is not None}) == 1 and None not in places
+    statuses = lines[0].index("HTTP")
+    assert [line[statuses : statuses + 4].strip() for line in lines[1:]] == ["200", "200", "429", "404", "401"]
+    assert lines[4].split()[2:5] == ["error", "404", "model_not_found"] and "a-model-with-a-ve…" in lines[2]
+
+
 def test_a_row_names_what_matters() -> None:
     line = row(entry(outcome="failed", fault="upstream", code="upstream_cut", response_id="resp_1"), colors=False)
-    for part in ("2027-01-15 08:00:00", "failed", "qwen3", "anna", "1,200", "2.0 s", "upstream_cut", "resp_1"):
+    for part in ("2027-01-15 08:00:00", "failed", "qwen3", "anna", "1.2k → 34", "2.0 s", "upstream_cut", "resp_1"):
         assert part in line
     assert "\x1b" not in line
 
@@ -70,14 +87,15 @@ def test_a_row_of_refused_requests_names_their_path_and_their_number() -> None:
     detail = Detail(path="/v1/files", alike=1234)
     line = row(entry(**told, detail=detail), colors=False)
     assert (
-        "refused  /v1/files  -  relay  " in line
-        and "401 invalid_api_key (1,234 times; path and id of the newest)" in line
+        line.split()[2:6] == ["refused", "401", "invalid_api_key", "/v1/files"]
+        and "(1,234 times; path and id of the newest)" in line
     )
     assert "\n".join(facts(entry(**told, detail=detail), colors=False)).count("/v1/files") == 2
     assert "before it began a response" in why_no_contents(entry(**told, recorded=False))
-    assert "refused  /v1/x  anna" in row(entry(outcome=REFUSED, model="", detail=Detail(path="/v1/x")), colors=False)
+    line = row(entry(outcome=REFUSED, model="", detail=Detail(path="/v1/x")), colors=False)
+    assert line.split()[2:7] == ["refused", "200", "-", "/v1/x", "anna"]
     unread = entry(outcome="error", fault="client", status=400, code="invalid_json", model="", calls=0)
-    assert "error  -  anna  relay  400 invalid_json" in row(unread, colors=False)
+    assert row(unread, colors=False).split()[2:7] == ["error", "400", "invalid_json", "-", "anna"]
 
 
 def test_a_model_call_ends_with_its_request() -> None:
@@ -136,7 +154,9 @@ def test_a_failure_without_a_token_has_no_first_token() -> None:
         facts(entry(fault="upstream", code="upstream_error", output_tokens=0, detail=Detail(spans=spans)), colors=False)
     )
     assert "first token" not in failed and "read its log at the time of this request" in failed
-    assert "\n".join(facts(entry(detail=Detail(spans=spans)), colors=False)).count("first token") == 2
+    lines = list(facts(entry(detail=Detail(spans=spans)), colors=False))
+    assert "\n".join(lines).count("first token") == 2
+    assert [line.split()[0] for line in lines if "█" in line] == ["call", "first"], "as on the page of the request"
 
 
 def test_both_sides_are_printed_in_order() -> None:

@@ -352,7 +352,17 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
         upload_bytes=settings.files.max_bytes,
         secrets=SecretSearch(options.secrets),
         bodies=bodies,
-        console=make_console(settings, stores, owners, router, journal, routes, databases, doctor),
+        console=make_console(
+            settings,
+            stores,
+            owners,
+            router,
+            journal,
+            routes,
+            databases,
+            doctor,
+            vector_search.stores.stores if vector_search is not None else None,
+        ),
     )
     if doctor is not None:
         opened.push_async_callback(doctor.aclose)

@@ -44,7 +44,7 @@ from antiphon.engine.running.background import Background
 from antiphon.engine.running.client_keys import KeyManager
 from antiphon.engine.running.journal import JournalRecorder
 from antiphon.engine.running.live import LiveReporter
-from antiphon.engine.running.quota_use import QuotaUse, quota_use
+from antiphon.engine.running.quota_use import QuotaUse, quota_use, with_unused
 from antiphon.engine.waiting import stop
 from antiphon.errors import AntiphonError, NotFound
 from antiphon.ids import new_id
@@ -53,6 +53,7 @@ from antiphon.observability.log_lines import recent_warnings
 from antiphon.observability.observation import Telemetry
 from antiphon.stores import Stores
 from antiphon.stores.backend import StoreStatistics
+from antiphon.stores.vector_stores import VectorStores
 from antiphon.translation.values import PromptDifference
 from antiphon.types.json import decode_object, try_decode
 
@@ -77,10 +78,12 @@ def make_console(
     routes: ModelRoutes,
     databases: Sequence[StoreStatistics] = (),
     doctor: Doctor | None = None,
+    vectors: VectorStores | None = None,
 ) -> Console | None:
     """Return the console, or None if the settings do not enable the console. `router` answers requests of the API,
     `journal` has the recorded contents that only this process holds, and `routes` finds the upstream of a model.
-    `databases` are the databases whose sizes the console shows, and `doctor` runs the checks."""
+    `databases` are the databases whose sizes the console shows, and `doctor` runs the checks.
+    `vectors` is None if this process has no vector stores."""
     if journal is None:
         return None
     # This function imports the console only here, because most gateways have no console and need none of its packages.
@@ -95,7 +98,7 @@ def make_console(
     rules = quota_rules(settings.quotas)
 
     async def quotas(subject: str) -> Sequence[QuotaUse]:
-        return await quota_use(stores.quotas, rules, subject, most=500)
+        return with_unused(await quota_use(stores.quotas, rules, subject, most=500), rules, subject)
 
     sealer = make_sealer(settings)
     context = ThreadContext(stores, sealer)
@@ -110,6 +113,13 @@ def make_console(
         before, after = stored_prompt(one, profile, unseal), stored_prompt(other, profile, unseal)
         return first_difference(before, after), after.tokens
 
+    counts = {
+        "Threads": stores.conversations.counts,
+        "Prompts": stores.prompts.counts,
+        "Files": stores.files.counts,
+    }
+    if vectors is not None:
+        counts["Vector stores"] = vectors.counts
     reading = Reading(
         stores.journal,
         stores.live,
@@ -136,6 +146,8 @@ def make_console(
         summary=context.summary,
         never_stored=settings.owner.store_never,
         doctor=doctor,
+        file_states=vectors.states_of if vectors is not None else None,
+        counts=counts,
     )
     keys = KeySources(
         KeyManager(stores.client_keys, stores.audit, ACTOR),

@@ -66,7 +66,7 @@ _EXAMPLES = {
     "extproc": ("antiphon extproc --data /run/antiphon --upstream http://vllm:8000/v1",),
     "serve": ("antiphon serve --upstream https://api.groq.com/openai/v1 --api-key-env GROQ_API_KEY",),
     "tail": ("antiphon tail", "antiphon tail --failed --owner anna --json"),
-    "show": ("antiphon show resp_0123456789", "antiphon show resp_0123456789 -v"),
+    "show": ("antiphon show resp_0123456789abcdef", "antiphon show resp_0123456789abcdef -v"),
     "health": ("antiphon health",),
     "version": ("antiphon version --json",),
     "completion": (

@@ -29,7 +29,7 @@ from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_te
 from antiphon.config.settings import Settings
 from antiphon.console.broken_ends import call_end, client_end
 from antiphon.console.charts import steps_of, within
-from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
+from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, short, size
 from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import Entry, EntryFilter
@@ -52,6 +52,17 @@ _NOT_RECORDED = (
     "no running gateway records requests, so no new requests appear here. Start the gateway with console.enabled: true "
     "('antiphon up --console')."
 )
+_COLUMNS = {
+    "ended (UTC)": 19,
+    "outcome": 10,
+    "HTTP": 4,
+    "error": 26,
+    "model or path": 18,
+    "owner": 12,
+    "tokens": 14,
+    "total": 8,
+}
+"""The columns of `antiphon tail` before the id, with their widths in characters."""
 _RED, _GREEN, _END = "\x1b[31m", "\x1b[32m", "\x1b[0m"
 
 
@@ -77,7 +88,10 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
     backend_of(settings.state, settings.data).check_there()
     async with aclosing(await opened_stores(settings)) as stores:
         follow = Follow(stores.journal, chosen)
-        for entry in await follow.last(arguments.lines):
+        newest = await follow.last(arguments.lines)
+        if not arguments.json and (newest or not arguments.no_follow):
+            print(heading(), flush=True)
+        for entry in newest:
             _write(entry, as_json=arguments.json)
         why = await _why_empty(settings, stores.journal) if follow.is_empty else ""
         if follow.is_empty:
@@ -232,28 +246,49 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def heading() -> str:
+    """The names of the columns of `row`."""
+    return "  ".join([*(name.ljust(width) for name, width in _COLUMNS.items()), "id"])
+
+
 def row(entry: Entry, *, colors: bool) -> str:
-    """The request on one line."""
-    outcome, asked, code = entry.outcome or "-", entry.model, entry.code
-    figures = [f"{count(entry.input_tokens)} → {count(entry.output_tokens)}", duration(entry.seconds)]
-    if entry.refused_early:
-        asked, code, figures = asked or entry.detail.path, f"{entry.status or ''} {code}".strip(), [entry.door]
-        if entry.detail.alike:
-            code += f" ({count(entry.detail.alike)} times{'; path and id of the newest' if asked else ''})"
+    """The request on one line, in columns of a fixed width. A cell that is too long for its column ends with "…"."""
+    cells = [one_line(text, width).ljust(width) for text, width in zip(_cells(entry), _COLUMNS.values(), strict=True)]
+    return _line(cells, entry, colors=colors)
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    """The texts of the columns `_COLUMNS`."""
+    called = not entry.refused_early
+    return (
+        moment(entry.ended_at),
+        entry.outcome or "-",
+        str(entry.status or "-"),
+        entry.code or "-",
+        entry.model or (entry.detail.path if entry.refused_early else "") or "-",
+        owner_name(entry.owner) or "-",
+        f"{short(entry.input_tokens)} → {short(entry.output_tokens)}" if called else "-",
+        duration(entry.seconds) if called else "-",
+    )
+
+
+def _line(cells: Sequence[str], entry: Entry, *, colors: bool) -> str:
+    ended, outcome, *others = cells
     if colors:
         outcome = f"{_RED if entry.fault else _GREEN}{outcome}{_END}"
-    parts = (moment(entry.ended_at), outcome, asked or "-", owner_name(entry.owner) or "-", *figures)
-    return (
-        "  ".join(one_line(part, _LINE) if part is not outcome else part for part in parts)
-        + (f"  {one_line(code, 80)}" if code else "")
-        + "  "
-        + dimmed(one_line(entry.response_id or entry.id, 80), colors=colors)
-    )
+    name = dimmed(one_line(entry.response_id or entry.id, 80), colors=colors)
+    alike = f"  ({_alike(entry)})" if entry.detail.alike else ""
+    return "  ".join([ended, outcome, *others, name]) + alike
+
+
+def _alike(entry: Entry) -> str:
+    newest = "; path and id of the newest" if entry.model or entry.detail.path else ""
+    return f"{count(entry.detail.alike)} times{newest}"
 
 
 def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
     """Everything that the journal knows about the request, except the request's contents."""
-    yield row(entry, colors=colors)
+    yield _line([one_line(text, _LINE) for text in _cells(entry)], entry, colors=colors)
     named = {
         "request id": entry.request_id or entry.id,
         "served by": f"{entry.door}, upstream {entry.upstream or 'not called'}"
@@ -321,7 +356,7 @@ def as_json(entry: Entry, story: Story | None) -> str:
 
 
 def _steps(entry: Entry) -> Iterator[str]:
-    spans = sorted(within(steps_of(entry), entry.seconds), key=lambda span: (span.start, span.end))
+    spans = sorted(within(steps_of(entry), entry.seconds), key=lambda span: (span.start, -span.end))
     whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
     for span in spans:
         # A background response waits in the queue before its attempt begins. The span of this wait has a negative

@@ -181,6 +181,9 @@ class Console:
             if request.method not in _SAFE:
                 token = request.header("x-csrf-token") or call.form.get("csrf", "")
                 self._check_change(request, call.session, token, acts=not bound.page.changes)
+            elif not call.fragment and any(not value for _, value in request.query):
+                # A browser also sends the empty fields of a filter's form.
+                return redirect(_target(request, [pair for pair in request.query if pair[1]]))
             return await bound.handler(call, *variables)
         if methods:
             raise _other_method(tuple(dict.fromkeys(methods)))
@@ -294,9 +297,11 @@ def _chosen_owner(request: ApiRequest) -> str:
     return owner
 
 
-def _target(request: ApiRequest) -> str:
-    query = "&".join(f"{quote(name)}={quote(value)}" for name, value in request.query)
-    return request.path + (f"?{query}" if query else "")
+def _target(request: ApiRequest, query: Sequence[tuple[str, str]] | None = None) -> str:
+    """Return the path of the request with its query, or with `query`."""
+    pairs = request.query if query is None else query
+    text = "&".join(f"{quote(name)}={quote(value)}" for name, value in pairs)
+    return request.path + (f"?{text}" if text else "")
 
 
 def _local(target: str) -> str:

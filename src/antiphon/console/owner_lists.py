@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.reading import Reading
-from antiphon.console.site import PageCall
+from antiphon.console.formats import owner_name
+from antiphon.console.reading import OwnerSum, Reading
+from antiphon.console.site import PageCall, redirect
+from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import EntrySum
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 
 MOST: Final = 10_000_000
+_OWNERS: Final = 200
 _Row = TypeVar("_Row")
 
 
@@ -66,16 +69,37 @@ def needs(setting: str, what: str) -> Iterator[None]:
         ) from None
 
 
-async def choose_owner(call: PageCall, reading: Reading, title: str) -> ApiResponse:
-    """Return the page on which an operator chooses one of the owners that sent requests, or only the page's list of
-    owners."""
+async def choose_owner(call: PageCall, reading: Reading, title: str, counted: str = "") -> ApiResponse:
+    """Return the page on which an operator chooses an owner, or only the page's list of owners. The list has the owners
+    with objects in the view `counted` (by default `title`), and owners that sent requests. The field of the page takes
+    an owner's id or name, and the answer then redirects to the data of this owner."""
+    view = counted or title
 
-    async def compute() -> Sequence[EntrySum]:
-        return await reading.journal.sums(by="owner")
+    async def compute() -> Sequence[OwnerSum]:
+        sums = {one.name: one for one in await reading.journal.sums(by="owner")}
+        objects = await reading.counts[view]() if view in reading.counts else {}
+        found = [
+            OwnerSum(name, objects.get(name, 0), sums.get(name) or EntrySum(name))
+            for name in dict.fromkeys([*objects, *sums])
+        ]
+        return sorted(found, key=lambda one: (-one.objects, -one.requests.requests, one.name))[:_OWNERS]
 
+    if name := call.query("who").strip():
+        known = [one.name for one in await reading.owner_sums.whole(view, compute)]
+        return redirect(call.same(owner=owner_id(name, known), who=""))
+    values: dict[str, object] = {"objects": view.lower()}
     if call.fragment:
-        return call.show("choose_owner_rows.html", owners=await reading.owner_sums.whole("", compute))
-    return call.show("choose_owner.html", title=title, owners=await reading.owner_sums.shown(call, "", compute))
+        return call.show("choose_owner_rows.html", values, owners=await reading.owner_sums.whole(view, compute))
+    owners = await reading.owner_sums.shown(call, view, compute)
+    return call.show("choose_owner.html", values, title=title, owners=owners)
+
+
+def owner_id(name: str, known: Sequence[str]) -> str:
+    """Return the id of the owner that an operator named. `known` are ids of owners. A name that is in no known id is
+    the name of a client key's owner."""
+    if ":" in name or name in known:
+        return name
+    return next((one for one in known if owner_name(one) == name), NAMED + name)
 
 
 def check_owner(call: PageCall) -> None:

@@ -27,6 +27,7 @@ from antiphon.console.story import why_no_entry
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.findings import Doctor
 from antiphon.engine.ports.journal import Entry, EntrySum, LiveRequest, LiveSnapshot, Recording
+from antiphon.engine.ports.vector_stores import FileStateCounts
 from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import (
@@ -52,6 +53,9 @@ function raises `ApiError` if it cannot compare the prompts."""
 Context = Callable[[str, str], Awaitable[Sequence[Mapping[str, Any]] | None]]
 """A function that returns the items in the model's context after a response or a conversation. The result leaves out
 items that a compaction has replaced. The function returns None if the store does not have these items."""
+FileStates = Callable[[str, Sequence[str]], Awaitable[Mapping[str, FileStateCounts]]]
+"""A function that returns how many of an owner's vector stores have each of these files in each ingestion state. The
+result lacks files that are in no vector store."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 ACTOR: Final = "console"
 """The actor in the audit rows of operators who use the console."""
@@ -112,6 +116,14 @@ class StoreFileJson(TypedDict):
     last_error: FileErrorJson | None
 
 
+class OwnerSum(msgspec.Struct, frozen=True):
+    """An owner with the number of its objects in a view, and the sums of its requests in the journal."""
+
+    name: str
+    objects: int
+    requests: EntrySum
+
+
 class UpstreamFacts(msgspec.Struct, frozen=True):
     """An upstream in the settings. `url` contains no secrets. `origin` names the source of the profile."""
 
@@ -144,9 +156,10 @@ class Reading:
     `window` returns a model's context size in tokens, or None if the size is unknown. `summary` decrypts the summary of
     an owner's compaction, or returns None if the summary is not readable. `warnings` are the newest warnings of this
     process, newest first. `process` is the id of this process. `never_stored` is the setting `owner.store_never`.
-    `doctor` runs the checks of `antiphon doctor` in this process. A slow computation of a page holds `turn`, so that
-    such computations occupy at most one reading connection of the database. `owner_sums` computes the sums of each
-    owner.
+    `doctor` runs the checks of `antiphon doctor` in this process. `file_states` is None without vector
+    stores. `counts` has a function for each view whose operators choose an owner. The function returns the number of
+    objects of each owner. A slow computation of a page holds `turn`, so that such computations occupy at most one
+    reading connection of the database. `owner_sums` computes the sums of each owner.
     """
 
     journal: JournalStore
@@ -174,8 +187,10 @@ class Reading:
     summary: Callable[[str, str], str | None] = lambda _owner, _sealed: None
     never_stored: Collection[str] = ()
     doctor: Doctor | None = None
+    file_states: FileStates | None = None
+    counts: Mapping[str, Callable[[], Awaitable[Mapping[str, int]]]] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    owner_sums: SlowPart[Sequence[EntrySum]] = field(init=False)
+    owner_sums: SlowPart[Sequence[OwnerSum]] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "owner_sums", SlowPart(self.turn))

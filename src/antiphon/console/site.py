@@ -28,6 +28,8 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.types.transport import Headers
 
 ROOT: Final = "/console"
+LETTERS: Final = {"Prompts": "o", "Prompt cache": "c"}
+"""The keyboard shortcuts of views whose first letter is the shortcut of another view."""
 _CSP: Final = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
@@ -216,8 +218,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= formats.FILTERS | {"markdown": rich_text.markdown, "json": rich_text.pretty_json}
-    made.globals |= {"root": ROOT}
+    made.globals |= {"root": ROOT, "letter": letter}
     return made
+
+
+def letter(label: str) -> str:
+    """Return the letter that opens a view with the keyboard after `g`."""
+    return LETTERS.get(label, label[0].lower())
 
 
 def refused(call: PageCall | None, error: ApiError) -> ApiResponse:

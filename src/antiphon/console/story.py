@@ -135,6 +135,12 @@ class Story(msgspec.Struct):
     answer_headers: list[tuple[str, str]] = []
     cut: bool = False
 
+    def tools_after(self, number: int) -> list[RecordedToolResult]:
+        """Return the results of the tools that ran after the model call at this index, and before the next call."""
+        start = self.calls[number].at if number else 0.0
+        end = self.calls[number + 1].at if number + 1 < len(self.calls) else float("inf")
+        return [tool for tool in self.tools if start <= tool.at < end]
+
 
 def tell(recording: Recording) -> Story:
     """Convert a recording to a `Story`."""

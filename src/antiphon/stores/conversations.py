@@ -40,6 +40,7 @@ from antiphon.stores.tables import (
     both_orders,
     byte_limit,
     check_cursors,
+    count_by_owner,
     history_item,
     item_page,
     milliseconds,
@@ -232,6 +233,10 @@ class ConversationStore:
         the conversation stay stored."""
         deleted = await self._change(DELETE, {"owner": owner, "id": conversation_id})
         return deleted or await self._missing(owner, conversation_id)
+
+    async def counts(self) -> dict[str, int]:
+        """Return the number of conversations of each owner."""
+        return await count_by_owner(self._tables, "conversations")
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
         """Return a page of the owner's conversations, ordered by creation time. Cursors are ids of conversations.

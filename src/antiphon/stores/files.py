@@ -33,7 +33,16 @@ from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlob, PendingBlobs
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_orders, milliseconds, run_required
+from antiphon.stores.tables import (
+    Row,
+    RowsMissing,
+    Statement,
+    Tables,
+    both_orders,
+    count_by_owner,
+    milliseconds,
+    run_required,
+)
 
 LEAST_ROOM = 4096
 """The minimum bytes that a file counts toward its owner's limit, because even an empty file uses disk space."""
@@ -152,6 +161,10 @@ class FileStore:
             if await self._found(owner, file_id) is None:
                 return None
             raise
+
+    async def counts(self) -> dict[str, int]:
+        """Return the number of files of each owner."""
+        return await count_by_owner(self._tables, "files")
 
     async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
         """Return a page of the owner's files, ordered by creation time, or None when `after` is not a file of the

@@ -27,6 +27,7 @@ import msgspec
 
 from antiphon.engine.ports.journal import (
     MOST_COUNTED,
+    QUEUED,
     REFUSED,
     Choices,
     Detail,
@@ -37,6 +38,7 @@ from antiphon.engine.ports.journal import (
     Recording,
     Slot,
     ThreadEntry,
+    quantiles,
 )
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.ids import Clock, is_shortened, now
@@ -161,8 +163,17 @@ DELETE FROM request_records WHERE id IN (
   SELECT id FROM request_records WHERE at < now_ms() - CAST(:age AS bigint) ORDER BY at LIMIT 100
 )
 """
-# An entry of refused requests may stand for many requests, none of which reached a model.
-_SUMMED = f"NOT {_REFUSED}"
+_UNREFUSED = f"NOT {_REFUSED}"
+# An entry of refused requests may stand for many requests, none of which reached a model. The entry of a request that
+# queued a background response would count the response twice.
+_SUMMED = f"outcome NOT IN ('{REFUSED}', '{QUEUED}')"
+_FLAGS = {
+    "failed": "fault <> ''",
+    "unrefused": _UNREFUSED,
+    "ended": f"outcome <> '{QUEUED}'",
+    # An index has both counts, so the database reads only the rows of misses.
+    "missed": "cached_tokens * 2 < input_tokens AND previous_id <> ''",
+}
 _SUMS = "count(*) AS requests, count(CASE WHEN fault <> '' THEN 1 END) AS failed, " + ", ".join(
     f"CAST(coalesce(sum({name}), 0) AS bigint) AS {name}" for name in _NUMBERS if name != "calls"
 )
@@ -275,7 +286,7 @@ class JournalStore:
               SELECT model, upstream, outcome, code, door, team FROM requests
               WHERE {kind}{" AND owner = :owner" if owner else ""} ORDER BY ended_at DESC, id DESC LIMIT :recent
             ) AS {name}"""
-            for name, kind in (("others", _SUMMED), ("refusals", _REFUSED))
+            for name, kind in (("others", _UNREFUSED), ("refusals", _REFUSED))
         ]
         rows = await self._tables.fetch(" UNION ".join(newest), named)
         columns = [sorted({row[number] for row in rows} - {""})[:_CHOICES] for number in range(6)]
@@ -283,7 +294,7 @@ class JournalStore:
 
     async def sums(self, owner: str = "", *, since: float = 0.0, by: By = "model") -> tuple[EntrySum, ...]:
         """Return sums over the entries since the time `since`, one for each model, upstream or owner. The sum with the
-        most requests comes first. Sums leave out requests with the outcome `refused`.
+        most requests comes first. Sums leave out the outcomes `refused` and `queued`.
 
         `since` is in seconds since the epoch. The result has at most 200 sums. The medians and 95th percentiles cover
         only the newest 5000 entries.
@@ -310,8 +321,8 @@ class JournalStore:
             EntrySum(
                 **{name: row[name] for name in ("name", "requests", "failed")},
                 **{name: row[name] for name in _NUMBERS if name != "calls"},
-                seconds=_quantiles(took.get(row["name"], [])),
-                first=_quantiles(first.get(row["name"], [])),
+                seconds=quantiles(took.get(row["name"], [])),
+                first=quantiles(first.get(row["name"], [])),
             )
             for row in rows
         )
@@ -402,13 +413,7 @@ def _selected(chosen: EntryFilter) -> tuple[str, dict[str, object]]:
     condition, so that the database can use an index for the other fields."""
     named: dict[str, object] = {name: getattr(chosen, name) for name in _EQUAL if getattr(chosen, name)}
     parts = [f"{name} = :{name}" for name in named]
-    if chosen.failed:
-        parts.append("fault <> ''")
-    if chosen.unrefused:
-        parts.append(_SUMMED)
-    if chosen.missed:
-        # An index has both counts, so the database reads only the rows of misses.
-        parts.append("cached_tokens * 2 < input_tokens AND previous_id <> ''")
+    parts += [sql for name, sql in _FLAGS.items() if getattr(chosen, name)]
     if chosen.thread:
         parts.append("id = member")
         named["thread"] = chosen.thread
@@ -469,15 +474,6 @@ def _detail(detail: Detail) -> str:
         # texts below.
         texts: dict[str, Any] = {name: _text(getattr(detail, name), 1000) for name in ("message", "cause", "advice")}
         return msgspec.json.encode(Detail(**texts)).decode()
-
-
-def _quantiles(values: Sequence[int]) -> tuple[float, float] | None:
-    """Return the median and the 95th percentile of `values` (durations in microseconds), converted to seconds."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    median, high = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6 for share in (0.5, 0.95))
-    return median, high
 
 
 _DETAIL = msgspec.json.Decoder(Detail)

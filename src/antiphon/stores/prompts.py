@@ -25,6 +25,7 @@ from antiphon.stores.tables import (
     both_orders,
     byte_limit,
     check_cursors,
+    count_by_owner,
     cut_off,
     milliseconds,
     run_required,
@@ -131,6 +132,10 @@ class PromptStore:
         or the version does not exist."""
         rows = await self._tables.fetch(GET, {"id": prompt_id, "owner": owner, "version": version})
         return self._prompt(rows[0]) if rows else None
+
+    async def counts(self) -> dict[str, int]:
+        """Return the number of prompts of each owner."""
+        return await count_by_owner(self._tables, "prompts")
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
         """Return a page of the owner's prompts by creation time, each in its default version. Cursors are prompt ids.

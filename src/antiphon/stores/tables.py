@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -251,3 +251,11 @@ def named_items(item_ids: Sequence[str], rows: Sequence[Row], limit: int) -> dic
     if sum(found[item_id].size for item_id in item_ids if item_id in found) > limit:
         raise HistoryTooLarge(limit, "input")
     return found
+
+
+async def count_by_owner(
+    tables: Tables, table: Literal["conversations", "files", "prompts", "vector_stores"]
+) -> dict[str, int]:
+    """Return how many rows of the table each owner has. The result lacks owners without rows."""
+    rows = await tables.fetch(f"SELECT owner, count(*) FROM {table} WHERE owner IS NOT NULL GROUP BY owner", {})
+    return {row[0]: row[1] for row in rows}

@@ -104,6 +104,10 @@ class VectorSql(ABC):
 SELECT CAST(coalesce(sum(f.chunks), 0) AS bigint)
 FROM vector_files f JOIN vector_stores s ON s.{number} = f.{store} WHERE s.owner IN (:owners...)
 """
+        self.count_states = f"""
+SELECT f.file_id, f.status, count(*) FROM vector_files f JOIN vector_stores s ON s.{number} = f.{store}
+WHERE s.owner = :owner AND f.file_id IN (:ids...) GROUP BY f.file_id, f.status
+"""
         mine = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = :id)"
         count = f"(SELECT count(*) FROM vector_files f WHERE f.{store} = s.{number} AND f.status = '{{0}}') AS {{0}}"
         counts = ", ".join(count.format(state) for state in ("in_progress", "completed", "failed", "cancelled"))

@@ -42,6 +42,7 @@ from antiphon.stores.tables import (
     Statement,
     Tables,
     check_cursors,
+    count_by_owner,
     milliseconds,
     page_parameters,
     renew_leases,
@@ -118,6 +119,10 @@ class VectorStores:
         rows = await self._tables.fetch(self._sql.get_store, self._named(owner, store_id))
         return _vector_store(rows[0]) if rows else None
 
+    async def counts(self) -> dict[str, int]:
+        """Return the number of vector stores of each owner."""
+        return await count_by_owner(self._tables, "vector_stores")
+
     async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
         """Return a page of the owner's vector stores by creation time. Cursors are ids (`vs_…`).
 
@@ -161,6 +166,15 @@ class VectorStores:
     async def count_chunks(self, owners: Sequence[str]) -> int:
         """Return the number of chunks in all vector stores of these owners."""
         return (await self._tables.fetch(self._sql.count_chunks, {"owners": list(owners)}))[0][0]  # type: ignore[no-any-return]
+
+    async def states_of(self, owner: str, file_ids: Sequence[str]) -> dict[str, FileStateCounts]:
+        """Return the ingestion states of each of these files in the owner's vector stores. The result lacks files that
+        are in no vector store."""
+        states: dict[str, dict[str, int]] = {}
+        named = {"owner": owner, "ids": list(file_ids)}
+        for file_id, state, count in await self._tables.fetch(self._sql.count_states, named):
+            states.setdefault(file_id, {})[state] = count
+        return {file_id: FileStateCounts(**counts) for file_id, counts in states.items()}
 
     async def add_files(
         self,

@@ -130,3 +130,13 @@ def test_events_are_the_same_wherever_the_parts_end(cuts: list[int]) -> None:
 def test_any_bytes_are_told(pieces: list[bytes]) -> None:
     story = tell(Recording(tuple(Part(0.0, "event", piece) for piece in pieces)))
     assert story.events or story.answer or not b"".join(pieces).strip() or story.more == 0
+
+
+def test_the_results_of_tools_follow_the_model_call_that_asked_for_them() -> None:
+    parts = [Part(0.0, "request", b"{}")]
+    for number in range(3):
+        parts += [Part(number + 0.1, "call", b"{}"), Part(number + 0.2, "head", b"", {"status": 200})]
+        if number < 2:
+            parts.append(Part(number + 0.5, "tool", str(number).encode(), {"name": "file_search"}))
+    story = tell(Recording(tuple(parts)))
+    assert [[tool.output for tool in story.tools_after(number)] for number in range(3)] == [["0"], ["1"], []]

@@ -69,8 +69,9 @@ async def note_state_action(settings: Settings, noted: AuditEntry) -> None:
 
 
 async def note_read(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
-    """Store the audit row about data that the user read, and log the row if it is new. Raises `StoreError`."""
-    if await store.note_read(noted):
+    """Store the audit row about data that the user read, and log the row if it is new. On a terminal, the log line
+    would only stand between the lines of the answer, so this function does not log. Raises `StoreError`."""
+    if await store.note_read(noted) and not sys.stderr.isatty():
         log_action(settings, noted)
 
 

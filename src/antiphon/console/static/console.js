@@ -68,13 +68,22 @@ document.addEventListener("htmx:error", (event) => {
 });
 
 function goesTo(letter) {
-  // Several views can begin with the same letter. Repeating the letter reaches the next of these views.
-  const links = [...document.querySelectorAll(".bar nav a")].filter((link) => link.textContent.trim().toLowerCase().startsWith(letter));
-  const at = links.findIndex((link) => link.hasAttribute("aria-current"));
-  if (links.length) links[(at + 1) % links.length].click();
+  document.querySelector(`.bar nav a[data-letter="${letter}"]`)?.click();
 }
 
-document.querySelector(".bar nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+// The link to a list leads back to the row of this page.
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-back]")) sessionStorage.setItem("back-from", window.location.pathname);
+});
+
+function markRowOf(path) {
+  const found = rows().findIndex((row) => row.querySelector("a.cover")?.pathname === path);
+  if (found >= 0) mark(found);
+}
+
+const backFrom = sessionStorage.getItem("back-from");
+sessionStorage.removeItem("back-from");
+if (backFrom) markRowOf(backFrom);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;

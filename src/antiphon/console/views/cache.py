@@ -28,19 +28,22 @@ _MISSES = 25
 _THREADS = 25
 _READ = 5000
 """The number of the newest requests that the view assigns to threads."""
+_SILENT = "this upstream reported no cached tokens in this period, so it may not report them at all"
 _LONG = 300.0
 """The pause in seconds after which vendors often delete a cached prompt."""
 
 
 class ThreadSum(msgspec.Struct):
     """The input tokens of the requests of one thread. `name` is the id of its conversation, or of its newest response.
-    The page opens the thread by this id."""
+    The page opens the thread by this id. `last` is the position of its newest request among all requests, from the
+    oldest."""
 
     name: str
     owner: str
     requests: int = 0
     input_tokens: int = 0
     cached_tokens: int = 0
+    last: int = 0
 
 
 def by_thread(entries: Iterable[ThreadEntry]) -> list[ThreadSum]:
@@ -49,10 +52,11 @@ def by_thread(entries: Iterable[ThreadEntry]) -> list[ThreadSum]:
     `entries` are the newest first. A chain whose beginning is not among `entries` begins at its oldest entry.
     """
     threads: dict[tuple[str, str], ThreadSum] = {}
-    for one in reversed(tuple(entries)):
+    for number, one in enumerate(reversed(tuple(entries))):
         name = one.conversation_id or one.previous_id or one.response_id
         thread = threads.get((one.owner, name)) or ThreadSum(name, one.owner)
         thread.requests += 1
+        thread.last = number
         thread.input_tokens += one.input_tokens
         thread.cached_tokens += one.cached_tokens
         thread.name = one.conversation_id or one.response_id or name
@@ -107,23 +111,26 @@ class PromptCacheView:
             models = await journal.sums(owner, since=since)
             owners = await journal.sums(since=since, by="owner") if every else ()
             entries = await journal.thread_entries(owner, since=since, most=_READ)
-            misses = [(one, await self._why(one)) for one in page.entries]
+            upstreams = await journal.sums(since=since, by="upstream") if page.entries else ()
+            silent = {one.name for one in upstreams if not one.cached_tokens}
+            misses = [(one, await self._why(one, one.upstream in silent)) for one in page.entries]
             return CacheFigures(models, owners, by_thread(entries)[:_THREADS], len(entries), misses, page.total)
 
         return (span, owner, every), compute
 
-    async def _why(self, entry: Entry) -> str:
+    async def _why(self, entry: Entry, silent: bool) -> str:
         """Return the likely reason of a cache miss: the first difference from the earlier request's prompt, another
-        upstream, or a long pause."""
+        upstream, or a long pause. `silent`: the upstream reported no cached tokens for any request of the period."""
         earlier = await self._reading.journal.get(entry.previous_id, entry.owner)
         around = _change_around(entry, earlier)
         try:
             told = await self._difference(entry)
         except (ApiError, ValueError):
             told = "unknown, because one of the prompts cannot be read"
-        if told and around:
-            return f"{told}; {around}"
-        return told or around or f"no difference: {_lost(entry, earlier)}"
+        found = "; ".join(one for one in (told, around) if one)
+        if silent:
+            return _SILENT if not found else f"{found}; {_SILENT}"
+        return found or f"no difference: {_lost(entry, earlier)}"
 
     async def _difference(self, entry: Entry) -> str:
         """Describe the first difference between the request's prompt and the earlier request's prompt. The text is

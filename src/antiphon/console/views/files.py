@@ -9,6 +9,7 @@ Invariant: a browser never renders the contents of a file. Every download is an 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from antiphon.api.files import PURPOSES
@@ -16,6 +17,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.console.owner_lists import check_owner, choose_owner, needs, part_of
 from antiphon.console.reading import FileJson, Reading, StoreFileJson, StoreJson
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
+from antiphon.engine.ports.vector_stores import FileStateCounts
 from antiphon.errors import ApiError
 
 _LISTED = 10_000
@@ -69,7 +71,12 @@ class FilesView:
             file: FileJson = await self._reading.json("GET", f"/v1/files/{_part(file_id)}", call.caller)
         stores, more = await self._stores(call)
         return call.show(
-            "file.html", file=file, uses=await self._uses(call, file["id"], stores), searched=len(stores), more=more
+            "file.html",
+            file=file,
+            states=await self._states(call, [file["id"]]),
+            uses=await self._uses(call, file["id"], stores),
+            searched=len(stores),
+            more=more,
         )
 
     @PageRoute("GET", "/files/{}/content")
@@ -100,9 +107,11 @@ class FilesView:
             files, more = await self._reading.every("/v1/files", call.caller, query=query, most=_LISTED)
         sought = name.casefold()
         files = [one for one in files if sought in one["filename"].casefold() or name == one["id"]]
+        part = part_of(call, files, more=more)
         return call.show(
             "files_rows.html" if call.fragment else "files.html",
-            part=part_of(call, files, more=more),
+            part=part,
+            states=await self._states(call, [one["id"] for one in part.items]),
             purposes=PURPOSES,
             name=name,
             filtered=bool(purpose or name),
@@ -110,6 +119,11 @@ class FilesView:
             problem=problem,
             made=made,
         )
+
+    async def _states(self, call: PageCall, file_ids: list[str]) -> Mapping[str, FileStateCounts]:
+        """Return the ingestion states of these files, with one query for all files."""
+        read = self._reading.file_states
+        return await read(call.owner, file_ids) if read is not None and file_ids else {}
 
     async def _stores(self, call: PageCall) -> tuple[list[StoreJson], bool]:
         try:

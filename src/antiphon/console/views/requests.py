@@ -4,7 +4,8 @@ This module also searches the texts of requests. `request.py` shows one request,
 flight, and `stores/journal.py` stores the entries.
 
 A list leaves out refused requests unless its filter asks for refusals or failures. A client without a key can cause
-many refusals, which would displace other requests.
+many refusals, which would displace other requests. Without a filter for the outcome, a list also leaves out requests
+that only queued a background response. The end of the response has a separate row.
 
 Invariants: a list states how many requests its filter selects, and which of these requests it shows. A list also states
 how many rows of refused requests it leaves out.
@@ -26,6 +27,8 @@ from antiphon.stores.journal import cursor_of
 PER_PAGE = 50
 _SEARCHED = 400
 """The maximum number of requests whose contents a text search reads, newest first."""
+_REFUSALS = 20
+"""The number of the newest refused requests whose codes a list names, if it leaves them out."""
 _FIELDS = ("outcome", "fault", "code", "model", "upstream", "door", "team", "thread")
 _MORE = ("fault", "door", "team", "begin", "until")
 """The filter fields that the page hides until the user opens the additional filters."""
@@ -58,7 +61,7 @@ class RequestsView:
             page = await self._reading.journal.list(wanted, limit=PER_PAGE, after=call.query("after"))
             entries, total, after = list(page.entries), page.total, page.after
         refusals = await self._refusals(wanted)
-        newest = max((*entries[:1], *refusals.entries), key=lambda one: (one.ended_at, one.id), default=None)
+        newest = max((*entries[:1], *refusals.entries[:1]), key=lambda one: (one.ended_at, one.id), default=None)
         first = call.number("from", 1, least=1, most=10_000_000)
         values: dict[str, object] = {
             "entries": entries,
@@ -68,6 +71,7 @@ class RequestsView:
             "after": after,
             "searched": searched,
             "hidden": refusals.total,
+            "hidden_codes": dict.fromkeys(f"{one.status or ''} {one.code}".strip() for one in refusals.entries),
             "text": text,
             "filtered": text or any(call.query(name) for name in (*_FIELDS, *_MORE, "since", "failed", "refused")),
         }
@@ -86,11 +90,11 @@ class RequestsView:
         return bool(newer) and cursor_of(newer[0]) != than
 
     async def _refusals(self, wanted: EntryFilter) -> EntryPage:
-        """Return the newest refusal that the list leaves out, and the number of these refusals."""
+        """Return the newest refusals that the list leaves out, and the number of these refusals."""
         if not wanted.unrefused:
             return EntryPage((), 0, "")
         chosen = msgspec.structs.replace(wanted, unrefused=False, outcome=REFUSED)
-        return await self._reading.journal.list(chosen, limit=1)
+        return await self._reading.journal.list(chosen, limit=_REFUSALS)
 
     async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], int]:
         """Return the entries whose contents contain the text, and the number of entries that the search read."""
@@ -120,6 +124,7 @@ def read_filter(call: PageCall) -> EntryFilter:
         thread=thread,
         failed=call.query("failed") == "1",
         unrefused=not any(call.query(name) for name in _OF_REFUSALS),
+        ended=not outcome,
         since=_time(call, "begin") or _since(call.query("since")),
         until=_time(call, "until"),
     )

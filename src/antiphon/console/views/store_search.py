@@ -121,7 +121,7 @@ class StoreSearchView:
     async def show(self, call: PageCall, store_id: str) -> ApiResponse:
         """Run the searches with the options in the query parameters, and show the results."""
         if not call.owner:
-            return await choose_owner(call, self._reading, "Search tester")
+            return await choose_owner(call, self._reading, "Search tester", "Vector stores")
         await self._reading.note_read(call.session, "read vector-store", store_id, call.owner)
         with needs("vector_stores.enabled", "vector stores"):
             store = await self._reading.json("GET", path_of(store_id), call.caller)

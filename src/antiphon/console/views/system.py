@@ -17,6 +17,7 @@ from antiphon.console.slow_parts import SlowPart
 from antiphon.engine.ports.journal import EntryFilter, EntrySum, LiveSnapshot, Slot
 
 _SPANS = {"1h": (3600.0, 60.0), "24h": (86_400.0, 1800.0), "7d": (604_800.0, 10_800.0)}
+_DEFAULT = "1h"
 _WATCH_SECONDS = 6.0
 
 
@@ -76,12 +77,12 @@ class SystemView:
         )
 
     def _span(self, call: PageCall) -> dict[str, object]:
-        chosen = call.choice("span", _SPANS, "24h")
+        chosen = call.choice("span", _SPANS, _DEFAULT)
         return {"chosen": chosen, "step": _SPANS[chosen][1]}
 
     def _wanted(self, call: PageCall) -> tuple[Hashable, Callable[[], Awaitable[Figures]]]:
         """Return the key of the figures that the page shows, and a function that computes the figures."""
-        span, owner, every = call.choice("span", _SPANS, "24h"), call.owner, call.session.is_operator
+        span, owner, every = call.choice("span", _SPANS, _DEFAULT), call.owner, call.session.is_operator
 
         async def compute() -> Figures:
             journal, (seconds, step) = self._reading.journal, _SPANS[span]

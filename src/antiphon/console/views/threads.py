@@ -9,8 +9,10 @@ hostile items.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+import asyncio
+import time
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Final, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -20,13 +22,21 @@ from antiphon.console.charts import stacked
 from antiphon.console.owner_lists import choose_owner
 from antiphon.console.reading import Reading, ResponseJson
 from antiphon.console.site import PageCall, PageRoute, redirect
+from antiphon.console.views.cache import by_thread
 from antiphon.engine.ports.journal import Entry, EntryFilter
-from antiphon.errors import NotFound
+from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import ReadAction
 from antiphon.stores.responses import ChainedResponse
 from antiphon.translation.item_kinds import COMPACTIONS
 
 _MOST_TURNS = 40
+_MOST_CHAINS = 20
+_MOST_READ = 2000
+"""The number of the newest requests in which the list looks for chains."""
+_WEEK = 604_800.0
+_AT_ONCE = 8
+_BEGIN = 120
+_Result = TypeVar("_Result")
 _DEEPEST = 8
 
 
@@ -72,6 +82,16 @@ class Branch(msgspec.Struct, frozen=True):
     here: bool
 
 
+class RecentChain(msgspec.Struct, frozen=True):
+    """A chain in the list of threads. `id` is its newest response, `begin` the first message of the user, `responses`
+    the number of responses, and `last` the response that was created last."""
+
+    id: str
+    begin: str
+    responses: int
+    last: ChainedResponse
+
+
 class ThreadsView:
     """Chains of responses, and conversations."""
 
@@ -88,9 +108,18 @@ class ThreadsView:
             return redirect(call.link(f"/threads/{quote(wanted, safe='')}"))
         if not call.owner:
             return await choose_owner(call, self._reading, "Threads")
+        # The list shows the first message of each thread, so an operator who opens the list reads contents.
+        await self._reading.note_read(call.session, "read conversation", "", call.owner)
         query = {"limit": "50"} | ({"after": call.query("after")} if call.query("after") else {})
         page = await self._reading.json("GET", "/v1/conversations", call.owner, query=query)
-        return call.show("threads.html", conversations=page["data"], more=page["has_more"], last=page.get("last_id"))
+        begun = await _few_at_once(self._begin_of_conversation(call.owner, one["id"]) for one in page["data"])
+        return call.show(
+            "threads.html",
+            conversations=list(zip(page["data"], begun, strict=True)),
+            chains=[] if call.query("after") else await self._chains(call.owner),
+            more=page["has_more"],
+            last=page.get("last_id"),
+        )
 
     @PageRoute("GET", "/threads/{}")
     async def show(self, call: PageCall, thread: str) -> ApiResponse:
@@ -102,6 +131,29 @@ class ThreadsView:
         if is_chain:
             return await self._chain(call, owner, thread)
         return await self._conversation(call, owner, thread)
+
+    async def _chains(self, owner: str) -> list[RecentChain]:
+        """Return the chains of an owner with several requests in the last week, the newest first."""
+        entries = await self._reading.journal.thread_entries(owner, since=time.time() - _WEEK, most=_MOST_READ)
+        found = [one for one in by_thread(entries) if one.name.startswith("resp_")]
+        newest = sorted(found, key=lambda one: -one.last)[:_MOST_CHAINS]
+        chains = await _few_at_once(self._recent(owner, one.name) for one in newest)
+        return [one for one in chains if one is not None]
+
+    async def _recent(self, owner: str, response_id: str) -> RecentChain | None:
+        chain = await self._reading.chain(owner, response_id)
+        if not chain:
+            return None
+        stored = await self._reading.stored(owner, chain[0].id)
+        return RecentChain(response_id, first_message(stored[1] if stored else ()), len(chain), chain[-1])
+
+    async def _begin_of_conversation(self, owner: str, conversation_id: str) -> str:
+        path = f"/v1/conversations/{quote(conversation_id)}/items"
+        try:
+            page = await self._reading.json("GET", path, owner, query={"limit": "5", "order": "asc"})
+        except ApiError:
+            return ""
+        return first_message(page["data"])
 
     async def _chain(self, call: PageCall, owner: str, response_id: str) -> ApiResponse:
         chain = await self._reading.chain(owner, response_id)
@@ -219,6 +271,21 @@ def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
         deeper = depth + (len(children) > 1)
         waiting += [(child, deeper) for child in reversed(children)]
     return branches
+
+
+async def _few_at_once(works: Iterable[Coroutine[object, object, _Result]]) -> list[_Result]:
+    """Return the results of these coroutines, of which at most eight run at once."""
+    waiting, found = list(works), []
+    for start in range(0, len(waiting), _AT_ONCE):
+        found += await asyncio.gather(*waiting[start : start + _AT_ONCE])
+    return found
+
+
+def first_message(items: Iterable[Mapping[str, object]]) -> str:
+    """Return the beginning of the first message of the user in these items, in one line."""
+    texts = (piece.text for one in read_items(items) if one.kind == "user" for piece in one.pieces)
+    text = " ".join(next((text for text in texts if text.strip()), "")[: 4 * _BEGIN].split())
+    return text if len(text) <= _BEGIN else f"{text[: _BEGIN - 1]}…"
 
 
 def read_items(items: Iterable[Mapping[str, object]]) -> list[ReadableMessage]:

@@ -10,7 +10,7 @@ console's settings enable them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -18,6 +18,8 @@ from msgspec import Struct
 REFUSED = "refused"
 """The outcome of a request that Antiphon refused for its key, its path or a lack of capacity. A client without a valid
 key can cause such refusals, so the journal limits the number of their entries."""
+QUEUED = "queued"
+"""The outcome of a request that only queued a background response. The end of the response has a separate entry."""
 PART = Literal["request", "call", "head", "data", "end", "tool", "saved", "event_head", "event", "finish"]
 
 
@@ -153,7 +155,7 @@ class EntryFilter(Struct, frozen=True, omit_defaults=True):
     `failed` selects entries with a fault. `missed` selects entries that continue a response, but got less than half of
     their input tokens from the upstream's prompt cache. `thread` is the id of a response or of a conversation. `thread`
     selects the entries that created, continue or use this object. `unrefused` leaves out the entries with the outcome
-    `refused`. `since` and `until` are in seconds since the epoch.
+    `refused`, and `ended` the entries with the outcome `queued`. `since` and `until` are in seconds since the epoch.
 
         EntryFilter(owner="n:anna", model="qwen3", failed=True, since=time.time() - 3600)
     """
@@ -171,6 +173,7 @@ class EntryFilter(Struct, frozen=True, omit_defaults=True):
     failed: bool = False
     missed: bool = False
     unrefused: bool = False
+    ended: bool = False
     since: float = 0.0
     until: float = 0.0
 
@@ -224,6 +227,15 @@ class EntrySum(_Sums, frozen=True):
     name: str
     seconds: tuple[float, float] | None = None
     first: tuple[float, float] | None = None
+
+
+def quantiles(values: Sequence[int]) -> tuple[float, float] | None:
+    """Return the median and the 95th percentile of `values` (durations in microseconds), converted to seconds."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    median, high = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6 for share in (0.5, 0.95))
+    return median, high
 
 
 class Slot(_Sums, frozen=True):

@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
-from antiphon.engine.ports.callers import OWNER_PREFIXES, Caller
+from antiphon.engine.ports.callers import NAMED, OWNER_PREFIXES, Caller
 from antiphon.errors import ApiError
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
@@ -151,6 +151,15 @@ class QuotaRules(Struct, frozen=True):
                 amounts = next((named[one] for one in names if one in named), self.each.get(known, {}))
                 return {str(one): amount for one, amount in amounts.items()}.get(measure)
         return None
+
+    def named_subjects(self) -> list[str]:
+        """Return the subjects that the settings name, such as `owner:n:anna`. A name of an owner without a colon stands
+        for the owner of client keys with this name."""
+        return [
+            f"{kind}:{NAMED}{name}" if kind == "owner" and ":" not in name else f"{kind}:{name}"
+            for kind, named in self.named.items()
+            for name in named
+        ]
 
     def _limits(self, kind: Kind, subject: str, shown: str, names: Sequence[str]) -> list[Limit]:
         if not subject:

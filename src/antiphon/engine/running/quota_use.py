@@ -6,11 +6,12 @@ of the prices, and any other amount is a count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from msgspec import Struct
 
-from antiphon.engine.ports.quotas import QuotaRules
+from antiphon.engine.ports.quotas import MEASURES, QuotaRules
 from antiphon.stores.quotas import QuotaStore, StoredCounter
 
 _COST = "cost_per_month"
@@ -32,6 +33,20 @@ class QuotaUse(Struct, frozen=True):
 async def quota_use(store: QuotaStore, rules: QuotaRules, subject: str = "", *, most: int = 10_000) -> list[QuotaUse]:
     """Return the use of at most `most` limits of this subject, or of all subjects. Raises `StoreError`."""
     return [_use(one, rules.limit_of(one.subject, one.measure)) for one in await store.counters(subject, most=most)]
+
+
+def with_unused(found: Sequence[QuotaUse], rules: QuotaRules, subject: str = "") -> list[QuotaUse]:
+    """Return `found` and the limits of the same subjects that no request has used. The result also has the limits of
+    the subject `subject`, or of each subject that the settings name."""
+    counted = {(one.subject, one.limit): one for one in found}
+    subjects = dict.fromkeys([one.subject for one in found] + ([subject] if subject else rules.named_subjects()))
+    every = {(each, measure): rules.limit_of(each, measure) for each in subjects for measure in MEASURES}
+    unused = {
+        key: QuotaUse(*key, None, 0, 0, _amount(key[1], limit))
+        for key, limit in every.items()
+        if limit is not None and key not in counted
+    }
+    return sorted((counted | unused).values(), key=lambda one: one.subject)
 
 
 def _use(one: StoredCounter, limit: int | None) -> QuotaUse:
