@@ -334,6 +334,26 @@ async def test_requests_that_have_ended_are_settled_before_a_refusal(counters: _
     assert not ended and not REFUSED
 
 
+async def test_usage_above_the_estimate_counts_for_the_next_large_request(counters: _Counters) -> None:
+    ended: list[QuotaReservation] = []
+
+    def settle() -> None:
+        for one in ended:
+            one.close(400, 5, 0)
+        ended.clear()
+
+    quotas = _quotas(counters, settle=settle, each_owner={"tokens_per_month": 1000})
+    for _ in range(2):
+        # Each request reserves 200 tokens, and uses 400.
+        ended.append(await _take(quotas))
+    with pytest.raises(QuotaExceeded) as refused:
+        await _take(quotas, size=800)
+    assert "800 used or reserved, this request needs 300" in str(refused.value)
+    (await _take(quotas, size=200)).close(150, 5, 0)
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (950, 0)}
+
+
 async def test_a_slot_that_another_process_returns_is_found_within_the_wait(counters: _Counters) -> None:
     ids = Ids()
     here, there = (_quotas(counters, ids, each_owner={"parallel_requests": 2}) for _ in range(2))

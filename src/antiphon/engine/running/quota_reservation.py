@@ -90,6 +90,7 @@ class Lease:
             self.correct(queued_at, more)
         self.later.clear()
         self.left += grant.amount
+        self.pay()
         self.known = max(0, grant.used + grant.leased)
         if grant.amount:
             self.early = False
@@ -117,6 +118,15 @@ class Lease:
             self.later.append((queued_at, more))
         elif more > 0 or queued_at * 1000 >= self.starts:
             self.debt += more
+            self.pay()
+
+    def pay(self) -> None:
+        """Cover the debt with the free amount. So while a lease has a debt, no request gets an amount of the lease."""
+        if self.debt > 0 and self.left > 0:
+            paid = min(self.debt, self.left)
+            self.debt -= paid
+            self.left -= paid
+            self.spent += paid
 
     def learn(self, known: int) -> None:
         """Set `known`. If the other processes use less than before, requests ask the counters again at once."""
@@ -127,7 +137,7 @@ class Lease:
     @property
     def remaining(self) -> int:
         """The amount that requests can still use, as far as this process knows."""
-        free = self.limit.amount - self.known
+        free = self.limit.amount - self.known - max(0, self.debt)
         return free + self.left if free > 0 else self.left
 
     @property
@@ -181,15 +191,21 @@ class Plan:
 
     `ends` is in seconds of `time.monotonic`. `queued` has the leases that apply to a request that only queues a
     response. `shown` has, for each group of headers, their names and the leases from which the group shows one.
-    `slots` has the positions in `leases` of the limits on parallel requests.
+    `slots` has the positions in `leases` of the limits on parallel requests. A request that needs more than `large` is
+    large for one of the limits: it needs more than a hundredth of the limit.
     """
 
-    __slots__ = ("ends", "leases", "queued", "shown", "slots")
+    __slots__ = ("ends", "large", "leases", "queued", "shown", "slots")
 
     def __init__(self, leases: Sequence[Lease]) -> None:
         self.leases = leases
         self.queued = [lease for lease in leases if not lease.parallel]
         self.slots = [at for at, lease in enumerate(leases) if lease.parallel]
+        tokens, cost = (
+            min((lease.chunk for lease in leases if lease.counts == counts), default=_MOST)
+            for counts in (_TOKENS, _COST)
+        )
+        self.large: Amounts = (_MOST, tokens, cost)
         self.ends = min((lease.ends for lease in leases), default=FOREVER)
         groups = [(names, [lease for lease in leases if lease.shown == at]) for at, names in enumerate(_SHOWN)]
         self.shown = [(names, of_group) for names, of_group in groups if of_group]
@@ -229,6 +245,9 @@ class QuotaReservation:
         self._choices = choices
         self._estimate(model, size, output, background)
         amounts = self.amounts
+        if amounts[_TOKENS] > self._plan.large[_TOKENS] or amounts[_COST] > self._plan.large[_COST]:
+            # The usage of requests that have just ended may exceed their estimates.
+            self._quotas.settle()
         for lease in self.leases:
             if lease.left < amounts[lease.counts]:
                 return False
@@ -338,6 +357,7 @@ class QuotaReservation:
                 lease.left += part
                 lease.reserved -= part
                 lease.users -= 1
+                lease.pay()
             self._quotas.changed(soon=any(lease.scarce for lease in self._held))
             self._held, self._parts = (), []
 
@@ -382,6 +402,8 @@ class QuotaReservation:
                 left = 0
             lease.left = left
             lease.spent += used
+            if lease.debt > 0:
+                lease.pay()
         self._quotas.changed()
 
     def close_read(self, read: int, written: int) -> None:

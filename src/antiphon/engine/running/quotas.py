@@ -100,7 +100,7 @@ class Quotas:
         # As a decimal number, 0.07 of 100 is exactly 7.
         self._warn_share = Fraction(str(warn_share))
         self._refused = refused
-        self._settle = settle
+        self.settle = settle
         self._seconds = seconds
         self._grant_seconds = grant_seconds
         # By then, another process has returned the slots of ended requests and reported the used amounts.
@@ -202,7 +202,7 @@ class Quotas:
     async def fill(self, reservation: QuotaReservation) -> None:
         """Lease the amounts that the reservation lacks, and reserve these amounts. Raises `QuotaExceeded` and
         `Unavailable`."""
-        self._settle()
+        self.settle()
         until = monotonic() + self._report_seconds
         while (refused := await self._fill_in_time(reservation)) is not None:
             lease, now = self._lease(refused), monotonic()
@@ -271,7 +271,7 @@ class Quotas:
         returns an empty list, and for a short time `fill` does not try the database again."""
         wanted = []
         for lease in lacking:
-            limit, need = lease.limit, max(1, reservation.missing(lease) - lease.left)
+            limit, need = lease.limit, max(1, reservation.missing(lease) - lease.left + max(0, lease.debt))
             want = max(need, lease.chunk)
             wanted.append(Wanted(limit, need, want, ceil(limit.amount * self._warn_share)))
         try:
@@ -455,6 +455,7 @@ class Quotas:
                 lease.left += report.back
                 lease.spent += report.spent
                 lease.debt += report.debt
+                lease.pay()
             return False
         for lease, report in taken:
             lease.learn(lease.known + report.debt - report.back)
