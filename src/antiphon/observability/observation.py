@@ -1,12 +1,11 @@
 """Observes one response: its calls, their times, and its outcome.
 
 An observation collects facts during the response. At the end of the response, the observation writes the log line and
-updates the metrics and the usage once. `outcome.py` formats the log line, `metrics.py` stores the numbers, and
-`response_spans.py` makes the spans.
+updates the metrics and the usage once. It implements the exchange's `Observer` protocol, also for calls that Envoy
+makes. `outcome.py` formats the log line, `metrics.py` stores the numbers, and `response_spans.py` makes the spans.
 
-An observation implements the exchange's `Observer` protocol. So both servers report model calls in the same way,
-whether Envoy or this process makes the calls. Invariants: `end` reports each response exactly once. This module changes
-no response and reads no text of its input or output.
+Invariants: `end` reports each response exactly once. This module changes no response and reads no text of its input or
+output.
 """
 
 from __future__ import annotations
@@ -478,8 +477,7 @@ class Observation:
         reservation.close_job(model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
 
     def _spend(self, model: str) -> tuple[int, int, int]:
-        """Count the usage of all model calls. Returns its tokens, the output tokens among them, and its cost in
-        millionths."""
+        """Count the usage of all model calls. Returns all tokens, the output tokens, and the cost in millionths."""
         telemetry, tokens, output, total = self._telemetry, 0, 0, 0
         for upstream, usage, estimated in self._used:
             cost = telemetry.cost(model, usage)
