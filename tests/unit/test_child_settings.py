@@ -140,6 +140,9 @@ def test_envoy_gets_the_secrets_that_it_adds_and_no_other() -> None:
 def test_a_worker_gets_every_secret_and_the_machines_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
     monkeypatch.setenv("SOMETHING", "else")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     given = worker_environment(Settings.model_validate({"owner": {"key": S}}))
     assert (given["ANTIPHON_OWNER__KEY"], given["SOMETHING"]) == (S, "else")
+    # The worker keeps the memory of large bodies, unless the machine's environment says otherwise.
+    assert (given["MALLOC_MMAP_THRESHOLD_"], given["MALLOC_TRIM_THRESHOLD_"]) == ("33554432", "1")
     assert "NOTIFY_SOCKET" not in given

@@ -26,6 +26,10 @@ from antiphon.config.urls import shown_text
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.envoy.tracing import header_variable
 
+# A body of megabytes needs several blocks of this size. By default, glibc returns such memory to the system after each
+# request, and the kernel clears it again for the next one. Other C libraries ignore these variables.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
 
 def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
     """Return the settings without secrets as plain values. If `exclude_defaults` is True, the result contains only
@@ -89,7 +93,7 @@ def plain_environment() -> dict[str, str]:
 
 def worker_environment(settings: Settings) -> dict[str, str]:
     """Return the environment variables for a worker, including the secrets of the settings."""
-    return {**plain_environment(), **secret_environment(settings)}
+    return {**_ALLOCATOR, **plain_environment(), **secret_environment(settings)}
 
 
 def envoy_environment(settings: Settings) -> dict[str, str]:
