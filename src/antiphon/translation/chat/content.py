@@ -124,11 +124,11 @@ class ContentRules:
 def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw | None:
     """Convert the content of a message to chat content. The result is a JSON string, or an array of parts for a user
     message with more than text. The result is None if the message has no part of a known type."""
-    if not given(content):
-        raise missing_parameter(f"{where}.content")
     data = bytes(content)
     if data[:1] == b'"':
         return content
+    if not given(content):
+        raise missing_parameter(f"{where}.content")
     if (only := _only_text(data)) is not None:
         return quoted(only)
     parts = rules.known(f"{where}.content", content)

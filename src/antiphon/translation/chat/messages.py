@@ -207,7 +207,8 @@ class _Grouping:
         model has read all earlier items. Then open calls of `async` or undeclared tools get placeholder outputs."""
         if models and self._client_spoke:
             self._answer += 1
-            self._put_off(went_on=True)
+            if self._waiting:
+                self._put_off(went_on=True)
         self._client_spoke = not models
 
     def _open_turn(self, *, fresh: bool) -> Turn:
@@ -225,7 +226,8 @@ class _Grouping:
 
     def _close_turn(self) -> None:
         """End the turn. Drop reasoning that precedes no text or call: no message can have only reasoning."""
-        self._put_off()
+        if self._waiting:
+            self._put_off()
         self._turn = None
         if self._thoughts or self._details or self._signature is not ABSENT:
             self._thoughts, self._details, self._signature = [], [], ABSENT
@@ -248,8 +250,10 @@ class _Grouping:
                 return
             self._open_turn(fresh=True).text.append(text)
             return
-        role = required(where, "role", item.role)
-        check_choice(f"{where}.role", role, ROLES)
+        role = item.role
+        if role is None or role not in ROLES:
+            role = required(where, "role", role)
+            check_choice(f"{where}.role", role, ROLES)
         self._plain(role, message_content(where, role, item.content, self._rules))
 
     def _plain(self, role: str, content: Raw | None) -> None:
@@ -461,8 +465,6 @@ class _Grouping:
     def _put_off(self, *, went_on: bool = False) -> None:
         """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues. If
         `went_on` is true, the model has answered since, and calls of undeclared tools also get placeholders."""
-        if not self._waiting:
-            return
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):
