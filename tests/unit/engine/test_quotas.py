@@ -606,6 +606,39 @@ async def test_a_request_after_a_long_outage_drops_no_usage(
     assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (100, 0)}
 
 
+async def test_requests_in_flight_at_the_end_of_an_outage_are_counted(
+    counters: _Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    monkeypatch.setattr("antiphon.engine.running.quotas._TRY_AGAIN", 0.0)
+    before = await _take(quotas)
+    counters.fault = StoreError("gone")
+    during = await _take(quotas)
+    counters.fault = None
+    assert await counters.sweep(-60.0) == (1,), "another process counts the estimate of 200 as used"
+    (await _take(quotas)).close(7, 1, 0)
+    before.close(230, 10, 0)
+    during.close(50, 10, 0)
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (230 + 7 + 50, 0)}
+
+
+async def test_a_request_over_the_end_of_a_month_counts_in_the_month_in_which_it_ends(stores: SqliteStores) -> None:
+    clock = [1_796_083_199.9]  # A tenth of a second before December.
+    counters = _Counters(stores.tables, lambda: clock[0])
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    stream = await _take(quotas)
+    (await _take(quotas)).close(9, 1, 0)
+    clock[0] += 1
+    await asyncio.sleep(0.2)
+    stream.close(800, 700, 0)
+    assert await quotas.flush() and await quotas.flush()
+    (row,) = await counters.counters()
+    # The process had not reported the 9 tokens before the end of November.
+    assert (row.starts, row.used, row.leased) == (1_796_083_200_000, 800 + 9, 0)
+    await quotas.aclose()
+
+
 async def test_a_period_that_a_report_finds_ends(stores: SqliteStores) -> None:
     clock = [1_790_000_039.9]
     counters = _Counters(stores.tables, lambda: clock[0])

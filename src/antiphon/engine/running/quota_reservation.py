@@ -40,6 +40,7 @@ class Lease:
     smallest free amount since the last report, for parallel requests only. `early`: at the last refusal, other
     processes held a large enough part of the limit that they had not reported as used. Requests wait until
     `reported_at` for these reports. `ends` and `reported_at` are in seconds of `time.monotonic`.
+    `settled`: another process has counted the lease as used, because this process seemed dead.
     `counts` is the index in `Amounts` of the amount that this limit counts. `shown` is the index in `_SHOWN` of the
     headers that show the limit, or -1.
     """
@@ -64,7 +65,7 @@ class Lease:
             "reported_at",
             "reserved",
         ),
-        *("shown", "spent", "starts", "users"),
+        *("settled", "shown", "spent", "starts", "users"),
     )
 
     def __init__(self, limit: Limit) -> None:
@@ -78,7 +79,7 @@ class Lease:
         self.ends = FOREVER
         self.left = self.reserved = self.spent = self.debt = 0
         self.known = self.least = self.users = 0
-        self.idle, self.early = True, False
+        self.idle, self.early, self.settled = True, False, False
         self.asked_again_at = self.reported_at = 0.0
         self.refused_need = 0
         self.later: list[tuple[float, int]] = []
@@ -159,6 +160,17 @@ class Lease:
         if not self.parallel:
             return self.left if self.idle else max(0, self.left - self.chunk)
         return self.left if self.scarce else min(self.least, self.left)
+
+    @property
+    def monthly(self) -> bool:
+        """Whether the limit's period is a month."""
+        return self.limit.measure.endswith("_month")
+
+    @property
+    def carried(self) -> int:
+        """The amount of a month's lease that waits for the next report. If the month ends before this report, the
+        amount counts in the next month."""
+        return max(0, self.spent + self.debt) if self.monthly else 0
 
     @property
     def empty(self) -> bool:
@@ -389,12 +401,19 @@ class QuotaReservation:
         # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, _bounded(tokens), _bounded(cost))
         self.free_slots()
+        now = monotonic()
         for lease, part in zip(self._held, self._parts, strict=True):
             lease.users -= 1
             if lease.parallel:
                 continue
             lease.reserved -= part
             used = amounts[lease.counts]
+            if lease.settled or now >= lease.ends:
+                # The lease counts no more. What another process has not counted yet counts in the current period.
+                late = used - part if lease.settled else used
+                if late > 0 and (lease.monthly or now < lease.ends):
+                    self._quotas.lease(lease.limit).debt += late
+                continue
             left = lease.left + part - used
             if left < 0:
                 lease.debt -= left

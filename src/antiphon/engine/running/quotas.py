@@ -26,15 +26,7 @@ from typing import Final, Literal
 import structlog
 
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.quotas import (
-    Limit,
-    Measure,
-    QuotaCounters,
-    QuotaExceeded,
-    QuotaRules,
-    Report,
-    Wanted,
-)
+from antiphon.engine.ports.quotas import Limit, Measure, QuotaCounters, QuotaExceeded, QuotaRules, Report, Wanted
 from antiphon.engine.running.quota_estimates import Estimates
 from antiphon.engine.running.quota_reservation import FOREVER, Lease, Plan, QuotaReservation
 from antiphon.engine.waiting import look_at
@@ -158,39 +150,38 @@ class Quotas:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             limits = self._rules.limits(caller, model, others)
-            plan = self._plans[key] = Plan([self._lease(limit) for limit in limits])
+            plan = self._plans[key] = Plan([self.lease(limit) for limit in limits])
         return plan
 
-    def _lease(self, limit: Limit) -> Lease:
+    def lease(self, limit: Limit) -> Lease:
         """The lease of the current period of this limit."""
         key = (limit.subject, limit.measure)
         found = self._leases.get(key)
         if found is None or monotonic() >= found.ends:
             # The amounts of the old lease belong to a period that is over. The next grant resets these amounts to zero.
+            carried = found.carried if found is not None else 0
             found = self._leases[key] = Lease(limit)
+            found.debt = carried
         return found
 
     def _begin_again(self, taken: Sequence[tuple[Lease, Report]]) -> None:
         """Begin with empty leases, after another process has settled this process's leases. The method keeps debts,
         which are used amounts that no lease covers."""
         debts = [(lease.limit, report.debt) for lease, report in taken]
-        now = monotonic()
-        left = [lease for lease in self._leases.values() if now < lease.ends]
-        debts += [(lease.limit, lease.debt) for lease in left]
-        self._forget()
-        for lease in left:
-            if lease.later:
-                self._lease(lease.limit).later += lease.later
-                self._dirty.set()
-        for limit, debt in debts:
-            if debt:
-                self._lease(limit).debt += debt
-                self._dirty.set()
-
-    def _forget(self) -> None:
-        """Drop all leases of this process, and the cached plans."""
+        old, now = list(self._leases.values()), monotonic()
         self._leases.clear()
         self._plans.clear()
+        for lease in old:
+            lease.settled = True
+            if now < lease.ends:
+                debts.append((lease.limit, lease.debt))
+                if lease.later:
+                    self.lease(lease.limit).later += lease.later
+                    self._dirty.set()
+        for limit, debt in debts:
+            if debt:
+                self.lease(limit).debt += debt
+                self._dirty.set()
 
     def changed(self, *, soon: bool = False) -> None:
         """Schedule a report to the shared counters within `seconds`. With `soon`, the process sends the report earlier,
@@ -205,7 +196,7 @@ class Quotas:
         self.settle()
         until = monotonic() + self._report_seconds
         while (refused := await self._fill_in_time(reservation)) is not None:
-            lease, now = self._lease(refused), monotonic()
+            lease, now = self.lease(refused), monotonic()
             whole = reservation.amounts[lease.counts] > lease.limit.amount
             if self._shadow or whole or now >= until or not lease.awaits_others(now):
                 self._refuse(reservation, lease)
@@ -293,9 +284,10 @@ class Quotas:
         refused: list[Limit] = []
         now = monotonic()
         for one, grant in zip(wanted, grants, strict=False):
-            lease = self._lease(one.limit)
+            lease = self.lease(one.limit)
             if lease.starts not in (-1, grant.starts):
-                self._leases[one.limit.subject, one.limit.measure] = lease = Lease(one.limit)
+                lease.ends = now
+                lease = self.lease(one.limit)
             lease.add(grant, now)
             if grant.warn and not (lease.parallel and self._warned_lately(lease.limit.subject, now)):
                 _log.warning(
@@ -417,6 +409,8 @@ class Quotas:
         taken: list[tuple[Lease, Report]] = []
         unknown: list[Lease] = []
         for key, lease in list(self._leases.items()):
+            if lease.carried and monotonic() >= lease.ends:
+                lease = self.lease(lease.limit)
             if monotonic() >= lease.ends or lease.empty:
                 if not lease.users:
                     del self._leases[key]
