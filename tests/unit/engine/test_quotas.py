@@ -623,6 +623,32 @@ async def test_requests_in_flight_at_the_end_of_an_outage_are_counted(
     assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (230 + 7 + 50, 0)}
 
 
+@pytest.mark.parametrize("fails", [True, False], ids=["fails", "finds no holder"])
+async def test_a_report_that_ends_after_its_process_has_joined_again_drops_nothing(
+    counters: _Counters, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    (await _take(quotas)).close(250, 10, 0)
+    report, gate = counters.report, asyncio.Event()
+
+    async def slow(holder: str, reports: Sequence[Report]) -> bool:
+        await gate.wait()
+        if fails:
+            raise StoreError("gone")
+        return await report(holder, reports)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counters, "report", slow)
+        flush = asyncio.create_task(quotas.flush())
+        await asyncio.sleep(0)
+        assert await counters.sweep(-60.0) == (1,), "another process counts the estimate of 200 as used"
+        (await _take(quotas)).close(7, 1, 0)
+        gate.set()
+        assert await flush is not fails
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (250 + 7, 0)}
+
+
 async def test_a_request_over_the_end_of_a_month_counts_in_the_month_in_which_it_ends(stores: SqliteStores) -> None:
     clock = [1_796_083_199.9]  # A tenth of a second before December.
     counters = _Counters(stores.tables, lambda: clock[0])

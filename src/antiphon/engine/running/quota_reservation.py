@@ -68,7 +68,7 @@ class Lease:
         *("settled", "shown", "spent", "starts", "users"),
     )
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, debt: int = 0) -> None:
         self.limit = limit
         self.amount = str(limit.amount)
         self.chunk = limit.amount // _CHUNKS
@@ -77,7 +77,8 @@ class Lease:
         self.parallel = limit.measure == "parallel_requests"
         self.starts = -1
         self.ends = FOREVER
-        self.left = self.reserved = self.spent = self.debt = 0
+        self.debt = debt
+        self.left = self.reserved = self.spent = 0
         self.known = self.least = self.users = 0
         self.idle, self.early, self.settled = True, False, False
         self.asked_again_at = self.reported_at = 0.0
@@ -412,7 +413,7 @@ class QuotaReservation:
                 # The lease counts no more. What another process has not counted yet counts in the current period.
                 late = used - part if lease.settled else used
                 if late > 0 and (lease.monthly or now < lease.ends):
-                    self._quotas.lease(lease.limit).debt += late
+                    self._quotas.lease(lease.limit).correct(0.0, late)
                 continue
             left = lease.left + part - used
             if left < 0:

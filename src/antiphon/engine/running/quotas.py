@@ -159,29 +159,33 @@ class Quotas:
         found = self._leases.get(key)
         if found is None or monotonic() >= found.ends:
             # The amounts of the old lease belong to a period that is over. The next grant resets these amounts to zero.
-            carried = found.carried if found is not None else 0
-            found = self._leases[key] = Lease(limit)
-            found.debt = carried
+            found = self._leases[key] = Lease(limit, found.carried if found is not None else 0)
         return found
 
-    def _begin_again(self, taken: Sequence[tuple[Lease, Report]]) -> None:
-        """Begin with empty leases, after another process has settled this process's leases. The method keeps debts,
-        which are used amounts that no lease covers."""
-        debts = [(lease.limit, report.debt) for lease, report in taken]
+    def _begin_again(self) -> None:
+        """Begin with empty leases, after another process has settled this process's leases. Debts stay."""
         old, now = list(self._leases.values()), monotonic()
         self._leases.clear()
         self._plans.clear()
         for lease in old:
             lease.settled = True
-            if now < lease.ends:
-                debts.append((lease.limit, lease.debt))
-                if lease.later:
-                    self.lease(lease.limit).later += lease.later
-                    self._dirty.set()
-        for limit, debt in debts:
-            if debt:
-                self.lease(limit).debt += debt
+            if now < lease.ends and (lease.debt or lease.later):
+                again = self.lease(lease.limit)
+                again.debt += lease.debt
+                again.later += lease.later
                 self._dirty.set()
+
+    def _put_back(self, taken: Sequence[tuple[Lease, Report]]) -> None:
+        """Keep the amounts of a report that failed. During the report, a lease may have ended or been settled."""
+        for lease, report in taken:
+            current = self.lease(lease.limit)
+            if current is lease:
+                lease.left += report.back
+                lease.spent += report.spent
+                lease.debt += report.debt
+                lease.pay()
+            elif lease.monthly or monotonic() < lease.ends:
+                current.correct(0.0, max(0, report.debt if lease.settled else report.spent + report.debt))
 
     def changed(self, *, soon: bool = False) -> None:
         """Schedule a report to the shared counters within `seconds`. With `soon`, the process sends the report earlier,
@@ -327,7 +331,7 @@ class Quotas:
         holder = self._new_id("process")
         await self._counters.join(holder)
         if not keep:
-            self._begin_again(())
+            self._begin_again()
         self._holder = holder
 
     def _refuse(self, reservation: QuotaReservation, lease: Lease) -> None:
@@ -433,9 +437,12 @@ class Quotas:
         try:
             if not self._holder:
                 await self._join(keep=True)
-            if not await self._counters.report(self._holder, [report for _, report in taken]):
-                self._holder = ""
-                self._begin_again(taken)
+            holder = self._holder
+            if not await self._counters.report(holder, [report for _, report in taken]):
+                self._put_back(taken)
+                if self._holder == holder:
+                    self._holder = ""
+                    self._begin_again()
                 return True
         except StoreError as error:
             self._fail(str(error))
@@ -445,11 +452,7 @@ class Quotas:
                 self._unsure = True
                 _log.warning("quota_report_unknown", cause=str(error), reports=len(taken))
                 return False
-            for lease, report in taken:
-                lease.left += report.back
-                lease.spent += report.spent
-                lease.debt += report.debt
-                lease.pay()
+            self._put_back(taken)
             return False
         for lease, report in taken:
             lease.learn(lease.known + report.debt - report.back)
