@@ -232,7 +232,7 @@ class OwnerFull(ApiError):
         self,
         limit: int,
         setting: str = "limits.owner_bytes",
-        data: str = "responses and conversations",
+        data: str = "responses, conversations and prompts",
         advice: str = "Delete some, or send 'store': false",
     ) -> None:
         """`limit` is the value of `setting`. `data` is what the limit counts, and `advice` tells the client what to

@@ -1,4 +1,5 @@
-"""The contract tests of `StorageQuota` for containers, on every state that operators use.
+"""The contract tests of `StorageQuota` for containers, and of the bytes that owners store, on every state that
+operators use.
 
 The containers of a data folder are records, and those of several machines are rows of the database.
 """
@@ -15,9 +16,11 @@ import pytest
 from antiphon.engine.ports.callers import Access, Caller, ClientKey
 from antiphon.engine.ports.containers import ContainerRows
 from antiphon.engine.ports.quotas import QuotaRules
+from antiphon.engine.ports.state import PromptChange
 from antiphon.errors import OwnerFull
 from antiphon.stores import Stores
 from antiphon.stores.choice import backend_of
+from antiphon.stores.owner_usage import STORED
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.contracts.container_contract import made
 from tests.contracts.states import BODIES, open_state, settings_of
@@ -95,3 +98,52 @@ async def test_owners_with_a_claimed_team_count_together(
 
 async def test_without_containers_no_limit_is_reached(limited: Stores) -> None:
     assert await _refusal(limited, ANNA) == ""
+
+
+async def _bytes(stores: Stores, owner: str) -> int:
+    """The bytes that count for the limit `stored_bytes`."""
+    return int((await stores.owner_room._tables.fetch(STORED, {"owners": [owner]}))[0][0])  # type: ignore[union-attr]
+
+
+async def test_metadata_of_conversations_counts(limited: Stores, state_url: str, tmp_path: Path) -> None:
+    store = limited.conversations
+    await store.create("n:anna", "conv_1", b"{}", ())
+    empty = await _bytes(limited, "n:anna")
+    assert empty >= 256
+    await store.create("n:anna", "conv_2", b'{"k":"%s"}' % (b"x" * 4000), ())
+    assert 2 * empty + 4000 <= await _bytes(limited, "n:anna") <= 2 * empty + 4100
+    await store.update("n:anna", "conv_1", b'{"k":"%s"}' % (b"x" * 3000))
+    assert await _bytes(limited, "n:anna") >= 2 * empty + 7000
+    await store.update("n:anna", "conv_1", b"{}")
+    await store.delete("n:anna", "conv_2")
+    assert await _bytes(limited, "n:anna") == empty
+    # A move and a deletion by the operator.
+    async with aclosing(await backend_of(settings_of(state_url), tmp_path).open_owner_data(BODIES)) as data:
+        async with aclosing(data.move("n:anna", "n:cleo")) as moving:
+            assert [kind async for kind in moving]
+        assert (await _bytes(limited, "n:anna"), await _bytes(limited, "n:cleo")) == (0, empty)
+        await data.delete("n:cleo")
+    assert await _bytes(limited, "n:cleo") == 0
+
+
+async def test_prompts_and_their_versions_count(limited: Stores, state_url: str, tmp_path: Path) -> None:
+    store = limited.prompts
+    await store.create("n:anna", "pmpt_1", None, b"{}", b"{}")
+    least = await _bytes(limited, "n:anna")
+    assert least >= 512
+    await store.create("n:anna", "pmpt_2", "é" * 100, b"{}", b"x" * 4000)
+    named = await _bytes(limited, "n:anna")
+    assert named == 2 * least + 200 + 4000 - 2
+    await store.change("n:anna", "pmpt_1", PromptChange(metadata=b'{"k":"%s"}' % (b"x" * 3000)))
+    assert await _bytes(limited, "n:anna") >= named + 3000
+    await store.change("n:anna", "pmpt_1", PromptChange(body=b"y" * 2000, metadata=b"{}"))
+    assert named + 2256 <= await _bytes(limited, "n:anna") <= named + 2400
+    await store.delete("n:anna", "pmpt_2")
+    left = await _bytes(limited, "n:anna")
+    assert least + 2256 <= left <= least + 2400
+    async with aclosing(await backend_of(settings_of(state_url), tmp_path).open_owner_data(BODIES)) as data:
+        async with aclosing(data.move("n:anna", "n:cleo")) as moving:
+            assert [kind async for kind in moving]
+        assert (await _bytes(limited, "n:anna"), await _bytes(limited, "n:cleo")) == (0, left)
+        await data.delete("n:cleo")
+    assert await _bytes(limited, "n:cleo") == 0

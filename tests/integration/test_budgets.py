@@ -248,6 +248,11 @@ async def test_an_owner_that_is_full_is_told_before_the_model_is_asked(tmp_path:
     async with processes(tmp_path) as opened:
         app = await opened.start(limits={"owner_bytes": 2_000})
         url = f"{app.url}/responses"
+        async with app.session.post(f"{app.url}/conversations", json={}) as got:
+            conversation = (await got.json())["id"]
+        keyed: dict[str, Any] = {"json": {"instructions": "hi"}, "headers": {"idempotency-key": "k"}}
+        async with app.session.post(f"{app.url}/prompts", **keyed) as got:
+            prompt = (await got.json())["id"]
         async with app.session.post(url, json={"model": "m", "input": "x" * 3_000}) as got:
             first = await got.json()
             assert got.status == 200
@@ -255,6 +260,10 @@ async def test_an_owner_that_is_full_is_told_before_the_model_is_asked(tmp_path:
             ("/responses", {"model": "m", "input": "hi"}),
             ("/responses", {"model": "m", "input": "hi", "background": True}),
             ("/conversations", {"items": [{"role": "user", "content": "hi"}]}),
+            (f"/conversations/{conversation}", {"metadata": {"k": "v"}}),
+            ("/prompts", {"instructions": "hi"}),
+            (f"/prompts/{prompt}", {"instructions": "hello"}),
+            (f"/prompts/{prompt}", {"metadata": {"k": "v"}}),
         ):
             async with app.session.post(app.url + path, json=body) as got:
                 error = (await got.json())["error"]
@@ -265,6 +274,12 @@ async def test_an_owner_that_is_full_is_told_before_the_model_is_asked(tmp_path:
                 )
                 assert "'limits.owner_bytes'" in error["message"] and got.headers["x-should-retry"] == "false"
         assert len(opened.chat.requests) == 1
+        # A repeated request and smaller metadata still work.
+        async with app.session.post(f"{app.url}/prompts", **keyed) as got:
+            assert got.status == 200 and (await got.json())["id"] == prompt
+        for path in (f"/conversations/{conversation}", f"/prompts/{prompt}"):
+            async with app.session.post(app.url + path, json={"metadata": {}}) as got:
+                assert got.status == 200
         async with app.session.post(url, json={"model": "m", "input": "hi", "store": False}) as got:
             assert got.status == 200
         # Other owners have their own room, and what is deleted makes some.

@@ -35,6 +35,10 @@ class MemoryPromptStore(PromptStore):
         self._all[owner, prompt_id] = [made]
         return made
 
+    async def made(self, once: OnceOnly) -> str | None:
+        """Return None, because this store has no idempotency keys."""
+        return None
+
     async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
         versions = self._all.get((owner, prompt_id))
         if versions is None:

@@ -168,6 +168,8 @@ class Conversations(Area):
         if metadata is UNSET:
             raise missing_parameter("metadata")
         check_metadata(metadata or {})
+        if metadata and self._owner_room is not None:
+            await self._owner_room.check(request.owner, request.caller)
         update, kept = self._store.update, encode(metadata or {})
         return _shown(await _CONVERSATIONS.find(conversation_id, lambda: update(request.owner, conversation_id, kept)))
 

@@ -30,6 +30,7 @@ from antiphon.api.http import (
     list_response,
     made_again,
     made_is_gone,
+    once_of,
     query_choice,
     query_value,
     raw_response,
@@ -48,6 +49,7 @@ from antiphon.errors import (
     unknown_parameter,
 )
 from antiphon.ids import IdFactory, is_id, new_id
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.prompts import PromptStore
 from antiphon.translation.chat.body import check_item
 from antiphon.translation.request.body import read_request
@@ -139,7 +141,10 @@ _PROMPTS = ObjectKind("Prompt", lambda one: is_id(one, "pmpt"), "prompt.deleted"
 class Prompts(Area):
     """Serves `/v1/prompts`: versioned prompt templates."""
 
-    def __init__(self, store: PromptStore, make_id: IdFactory = new_id) -> None:
+    def __init__(
+        self, store: PromptStore, make_id: IdFactory = new_id, *, owner_room: StorageQuota | None = None
+    ) -> None:
+        self._owner_room = owner_room
         self._store = store
         self._new_id = make_id
 
@@ -149,13 +154,15 @@ class Prompts(Area):
         fields = _read_fields(request)
         template = _read_template(fields, {})
         try:
+            once = await once_of(request, self._store.made)
+            await self._check_room(request)
             made = await self._store.create(
                 request.owner,
                 self._new_id("pmpt"),
                 _text("name", fields.get("name", ABSENT)),
                 _read_metadata(fields.get("metadata", ABSENT)) or b"{}",
                 template,
-                request.once(),
+                once,
             )
         except AlreadyMade as earlier:
             found = await self._store.get(request.owner, earlier.object_id, 1)
@@ -227,6 +234,10 @@ class Prompts(Area):
         """`DELETE /v1/prompts/{id}`: delete a prompt with all its versions."""
         return await _PROMPTS.delete(prompt_id, lambda: self._store.delete(request.owner, prompt_id))
 
+    async def _check_room(self, request: ApiRequest) -> None:
+        if self._owner_room is not None:
+            await self._owner_room.check(request.owner, request.caller)
+
     async def _known(self, request: ApiRequest, prompt_id: str, version: str | None) -> StoredPrompt:
         number = None
         if version is not None:
@@ -256,6 +267,8 @@ class Prompts(Area):
             name=_text("name", fields.get("name", ABSENT)),
             metadata=_read_metadata(fields.get("metadata", ABSENT)),
         )
+        if change.body is not None or change.metadata not in (None, b"{}"):
+            await self._check_room(request)
         changed = await self._store.change(request.owner, newest.id, change)
         return _shown(request, existing(changed, _PROMPTS.missing(newest.id)))
 

@@ -85,7 +85,7 @@ def make_router(
         background=background,
         areas=(
             *conversations.endpoints(),
-            *Prompts(stores.prompts).endpoints(),
+            *Prompts(stores.prompts, owner_room=stores.owner_room).endpoints(),
             *_file_endpoints(settings, stores, metrics, vector_search),
             *(vector_search.endpoints(upstream, routes, stores.owner_room) if vector_search is not None else ()),
             *containers,

@@ -72,9 +72,9 @@ class LimitSettings(Section):
     responses wait. Unset: half of `bytes_in_flight`, but at least `request_body_bytes`. 0: as many as
     `bytes_in_flight`. No effect with `owner.source: single`."""
     owner_bytes: int | None = Field(default=None, ge=1)
-    """Maximum number of bytes of the stored responses and conversations of one owner. When the stored bytes reach the
-    limit, a request that would store more gets a 429 before any model call. Responses that are already running are
-    still stored. Unset: no limit."""
+    """Maximum number of bytes of the stored responses, conversations and prompts of one owner. When the stored bytes
+    reach the limit, a request that would store more gets a 429 before any model call. Responses that are already
+    running are still stored. Unset: no limit."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -293,7 +293,7 @@ class StorageLimits(QuotaLimits):
     """The limits of one owner or team, which also include limits of stored data."""
 
     stored_bytes: int | None = Field(default=None, ge=0, le=10**15)
-    """Maximum number of bytes of the stored responses and conversations of the owner or team."""
+    """Maximum number of bytes of the stored responses, conversations and prompts of the owner or team."""
     file_bytes: int | None = Field(default=None, ge=0, le=10**15)
     """Maximum number of bytes of the files of the owner or team. Each file counts as at least 4096 bytes."""
     vector_chunks: int | None = Field(default=None, ge=0, le=10**12)

@@ -173,9 +173,9 @@ class StorageQuota:
     ) -> None:
         """Raise `OwnerFull` (429, `storage_limit_exceeded`) when the owner, or the caller's team, has reached a limit.
 
-        `stock` is the kind of data that the operation creates: bytes of responses and conversations, bytes of files,
-        chunks of vector stores, or containers. `file` is the size of the file that the operation creates; None: the
-        size is not known yet, or the operation creates other data. In shadow mode, only the setting
+        `stock` is the kind of data that the operation creates: bytes of responses, conversations and prompts, bytes of
+        files, chunks of vector stores, or containers. `file` is the size of the file that the operation creates; None:
+        the size is not known yet, or the operation creates other data. In shadow mode, only the setting
         `limits.owner_bytes` raises `OwnerFull`. Raises `StoreError`.
         """
         if self._general is not None and stock == "stored_bytes":

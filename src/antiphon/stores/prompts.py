@@ -127,6 +127,13 @@ class PromptStore:
         await self._keys.make(once, prompt_id, unit, [Statement(DELETE, named)])
         return StoredPrompt(prompt_id, name, 1, 1, 1, at / 1000, at / 1000, metadata, body)
 
+    async def made(self, once: OnceOnly) -> str | None:
+        """Return the id of the prompt that an earlier request with the key `once` created, or None.
+
+        Raises an error when an earlier request used the same key with another body.
+        """
+        return await self._keys.made(once)
+
     async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
         """Return this version of the prompt, or its default version if `version` is None. Returns None when the prompt
         or the version does not exist."""

@@ -284,6 +284,10 @@ def _counted(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
                   SELECT r.owner, length(i.body) + ifnull(length(i.shown), 0)
                   FROM response_items i JOIN responses r ON r.id = i.response_id
                   UNION ALL SELECT owner, length(body) + ifnull(length(shown), 0) FROM conversation_items
+                  UNION ALL SELECT owner, 256 + length(metadata) FROM conversations
+                  UNION ALL SELECT owner, 256 + length(metadata) + ifnull(length(name), 0) FROM prompts
+                  UNION ALL SELECT p.owner, 256 + length(v.body)
+                  FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id
                 ) GROUP BY owner HAVING sum(size) > 0
                 """
             ).fetchall()
@@ -354,10 +358,19 @@ def test_a_database_that_did_not_count_is_counted_when_it_is_migrated(tmp_path: 
         "INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, body) "
         "VALUES ('p', 'c', 0, 'i', 'm', x'00')"
     )
+    connection.execute(
+        "INSERT INTO prompts (id, owner, name, default_version, last_version, created_at, updated_at, metadata) "
+        "VALUES ('t', 'q', 'name', 1, 2, 0, 0, x'0000')"
+    )
+    for version in (1, 2):
+        connection.execute(
+            "INSERT INTO prompt_versions (prompt_id, version, created_at, body) VALUES ('t', ?, 0, x'000000')",
+            (version,),
+        )
     migrate(connection, steps)
     assert connection.execute("SELECT history_bytes, own_bytes FROM responses ORDER BY id").fetchall() == [
         *((10, 12), (20, 12), (30, 12)),
     ]
     connection.close()
     counted, real = _counted(tmp_path)
-    assert counted == real == {"o": 36, "p": 1}
+    assert counted == real == {"o": 36, "p": 257, "q": 3 * 256 + 4 + 2 + 6}
