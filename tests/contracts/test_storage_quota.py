@@ -100,6 +100,30 @@ async def test_without_containers_no_limit_is_reached(limited: Stores) -> None:
     assert await _refusal(limited, ANNA) == ""
 
 
+async def test_an_owner_leaves_a_team_with_the_last_valid_key_of_this_team(
+    limited: Stores, rows: ContainerRows
+) -> None:
+    def key(number: int, owner: str, team: str) -> ClientKey:
+        return ClientKey(f"key_{number}", "laptop", owner, team, "ant_abcd", Access(), 0.0)
+
+    async def create(number: int, owner: str, team: str) -> None:
+        await limited.client_keys.create(key(number, owner, team), hashlib.sha256(b"%d" % number).digest(), None)
+
+    dora = Caller("n:dora", "dora", "research")
+    await create(1, CLEO.owner, "research")
+    await create(2, dora.owner, "research")
+    for owner in (CLEO.owner, CLEO.owner, dora.owner):
+        await made(rows, owner)
+    assert "'quotas.teams.research.containers'" in await _refusal(limited, dora)
+    # Without a valid key, the data still count for the team of the last key.
+    await limited.client_keys.revoke("key_1")
+    assert "'quotas.teams.research.containers'" in await _refusal(limited, dora)
+    await create(3, CLEO.owner, "")
+    assert await _refusal(limited, dora) == ""
+    await create(4, CLEO.owner, "research")
+    assert "'quotas.teams.research.containers'" in await _refusal(limited, dora)
+
+
 async def _bytes(stores: Stores, owner: str) -> int:
     """The bytes that count for the limit `stored_bytes`."""
     return int((await stores.owner_room._tables.fetch(STORED, {"owners": [owner]}))[0][0])  # type: ignore[union-attr]

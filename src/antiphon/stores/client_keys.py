@@ -20,37 +20,38 @@ from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_ord
 MOST_KEYS = 10_000
 """The maximum number of keys that are neither revoked nor expired. Every process keeps all these keys in memory."""
 
-_VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now_ms())"
+IS_VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now_ms())"
+"""The condition in SQL that a key is valid. It needs the parameter `now_ms`."""
 INSERT = f"""
 INSERT INTO client_keys (id, digest, name, owner, team, prefix, models, tools, created_at, expires_at)
 SELECT :id, :digest, :name, :owner, :team, :prefix, :models, :tools, now_ms(), now_ms() + CAST(:lifetime AS bigint)
-WHERE (SELECT count(*) FROM client_keys WHERE {_VALID}) < :most
+WHERE (SELECT count(*) FROM client_keys WHERE {IS_VALID}) < :most
 """
 SUCCEED = f"""
 INSERT INTO client_keys (id, digest, name, owner, team, prefix, models, tools, created_at, expires_at)
 SELECT :new, :digest, name, owner, team, :prefix, models, tools, now_ms(), now_ms() + CAST(:lifetime AS bigint)
-FROM client_keys WHERE id = :id AND {_VALID}
-  AND (SELECT count(*) FROM client_keys WHERE {_VALID}) < :most
+FROM client_keys WHERE id = :id AND {IS_VALID}
+  AND (SELECT count(*) FROM client_keys WHERE {IS_VALID}) < :most
 """
 END = f"""
 UPDATE client_keys SET lifetime = coalesce(lifetime, expires_at - created_at, 0),
   expires_at = least(coalesce(expires_at, now_ms() + :overlap), now_ms() + :overlap)
-WHERE id = :id AND {_VALID}
+WHERE id = :id AND {IS_VALID}
 """
-REVOKE = f"UPDATE client_keys SET revoked_at = now_ms() WHERE id = :id AND {_VALID}"
+REVOKE = f"UPDATE client_keys SET revoked_at = now_ms() WHERE id = :id AND {IS_VALID}"
 CHANGE = """
 INSERT INTO client_key_changes AS c (id, number) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET number = c.number + 1
 """
 STATE = "SELECT coalesce((SELECT number FROM client_key_changes WHERE id = 1), 0) AS number, now_ms() AS date"
-VALID = f"SELECT id, digest, owner, team, models, tools, expires_at FROM client_keys WHERE {_VALID}"
+VALID = f"SELECT id, digest, owner, team, models, tools, expires_at FROM client_keys WHERE {IS_VALID}"
 _COLUMNS = "id, name, owner, team, prefix, models, tools, created_at, expires_at, revoked_at, lifetime"
 LIST = f"""
 SELECT {_COLUMNS} FROM client_keys
-WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID})) ORDER BY owner, created_at, id
+WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({IS_VALID})) ORDER BY owner, created_at, id
 """
 PAGE = both_orders(f"""
 SELECT {_COLUMNS} FROM client_keys
-WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID}))
+WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({IS_VALID}))
   AND (CAST(:low AS text) IS NULL OR (created_at, id) > (SELECT created_at, id FROM client_keys WHERE id = :low))
   AND (CAST(:high AS text) IS NULL OR (created_at, id) < (SELECT created_at, id FROM client_keys WHERE id = :high))
 ORDER BY created_at {{order}}, id {{order}} LIMIT :limit

@@ -28,8 +28,10 @@ from antiphon.engine.ports.callers import CLAIMED, NAMED, NO_CALLER, Caller
 from antiphon.engine.ports.quotas import QuotaRules, Stock, listed_names
 from antiphon.engine.ports.usage_sums import KEY, NUMBERS, By, OwnerName, UsageSum
 from antiphon.errors import OwnerFull
+from antiphon.ids import now
+from antiphon.stores.client_keys import IS_VALID
 from antiphon.stores.files import LEAST_ROOM
-from antiphon.stores.tables import Statement, Tables
+from antiphon.stores.tables import Statement, Tables, milliseconds
 
 _log = structlog.get_logger(__name__)
 MOST = 10**15
@@ -54,8 +56,16 @@ HAS_DATA, HAS_DATA_OR_TRACES = (
     "SELECT " + " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE owner = :owner)" for table in tables)
     for tables in (_DATA, _DATA + _TRACES)
 )
-TEAM = """
-SELECT owner FROM client_keys WHERE team = :team UNION SELECT owner FROM owner_teams WHERE team = :team
+# Valid keys decide to which teams an owner belongs. If no key is valid, the newest key decides. So the stored data of an
+# owner whose last key was revoked still count.
+TEAM = f"""
+SELECT owner FROM client_keys WHERE team = :team AND {IS_VALID}
+UNION SELECT k.owner FROM client_keys k
+WHERE k.team = :team AND NOT EXISTS (SELECT 1 FROM client_keys WHERE owner = k.owner AND {IS_VALID})
+  AND NOT EXISTS (
+    SELECT 1 FROM client_keys n WHERE n.owner = k.owner AND (n.created_at, n.id) > (k.created_at, k.id)
+  )
+UNION SELECT owner FROM owner_teams WHERE team = :team
 """
 CLAIMED_TEAM = "SELECT team FROM owner_teams WHERE owner = :owner"
 JOIN_TEAM = """
@@ -191,7 +201,7 @@ class StorageQuota:
             await self._join(owner, caller.team)
         found = self._rules.stock("team", (caller.team,), stock)
         if found is not None:
-            others = await self._tables.fetch(TEAM, {"team": caller.team})
+            others = await self._tables.fetch(TEAM, {"team": caller.team, "now_ms": milliseconds(now())})
             owners = {owner, *self._teams.get(caller.team, ()), *(row[0] for row in others)}
             full = await self._compare(sorted(owners), stock, file, *found)
             if full is not None:
