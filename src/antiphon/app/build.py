@@ -272,6 +272,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack, doctor:
     async def is_ready() -> None:
         if admission.leaving:
             raise Unavailable("The server is shutting down.", code="shutting_down")
+        if tokens is not None and not tokens.is_ready():
+            raise Unavailable("The issuer's keys could not be read.", code="keys_unavailable")
         await stores.responses.ping()
 
     ready = ReadyProbe(is_ready)

@@ -8,8 +8,8 @@ A session is a sealed cookie. Every replica with the same `admin.token` can read
 session.
 
 Invariants: the cookie never contains a token. A session of a client key ends when the key is revoked or expires. A
-session of an issuer's token ends at the latest when the token expires. Every sign-in creates a new session id. The
-console compares the SHA-256 digests of tokens in constant time.
+session of an issuer's token ends when the token expires or the issuer withdraws the key that signed it. Every sign-in
+creates a new session id. The console compares the SHA-256 digests of tokens in constant time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COOKIE: Final = "antiphon_console"
 _SEALED_FOR: Final = ("console", "session")
 _TOKEN_SESSION: Final = 3600.0
 """The longest session in seconds, if the user signed in with an issuer's token. The session does not hold the token, so
-the session may outlive the issuer's key."""
+it does not end when the process would refuse the token for another reason."""
 _LONGEST_TOKEN: Final = 16_384
 
 Kind = Literal["operator", "key", "token", "gateway"]
@@ -42,7 +42,7 @@ Kind = Literal["operator", "key", "token", "gateway"]
 
 class Session(msgspec.Struct, frozen=True):
     """A signed-in user. `owner` is empty for an operator, who sees all owners. `digest` is the SHA-256 of the client
-    key. `ends` is in seconds since the epoch."""
+    key, or of the issuer's key that signed the token. `ends` is in seconds since the epoch."""
 
     id: str
     kind: Kind
@@ -113,13 +113,14 @@ class Sessions:
             found, kind = self._caller(token, digest)
             tokens = self._owners.tokens
             left = tokens.expiry_of(sent) - self._clock() if tokens is not None else self._seconds
+            bound = tokens.signer_of(sent) if tokens is not None else digest.hex()
         except Unauthorized:
             self._attempts.add(address)
             raise Unauthorized(
                 "This is neither the operators' token nor a valid client key.", code="wrong_token"
             ) from None
         seconds = min(self._seconds, left, _TOKEN_SESSION) if kind == "token" else self._seconds
-        return self._new(kind, found, digest.hex() if kind == "key" else "", seconds)
+        return self._new(kind, found, bound, seconds)
 
     def of_gateway(self, named: Caller) -> Session | None:
         """Return a new session of the owner whom the gateway in front names. Returns None if that gateway names no
@@ -128,7 +129,7 @@ class Sessions:
 
     def find(self, request: ApiRequest) -> Session | None:
         """Return the session of a request, or None if the request has no valid session. Raises `Unavailable` if
-        Antiphon cannot read the client keys."""
+        Antiphon cannot read the client keys or the issuer's keys."""
         text = read_cookie(request.headers, COOKIE)
         if text is None:
             return None
@@ -140,6 +141,9 @@ class Sessions:
             return None
         if session.kind == "key":
             return session if self._is_valid(session) else None
+        if session.kind == "token":
+            tokens = self._owners.tokens
+            return session if tokens is not None and tokens.has_signer(session.digest) else None
         if session.kind == "gateway":
             # The gateway decides on every request who the user is.
             return session if self.by_gateway and request.caller.owner == session.owner else None

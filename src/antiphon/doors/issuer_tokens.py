@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import jwt
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from antiphon.doors.owners import ClaimNames
 from antiphon.engine.ports.callers import Caller
@@ -145,9 +146,9 @@ class HeldKeySet(Protocol):
         keys change."""
 
     def read_soon(self) -> float:
-        """Request another download of the keys, because a token names an unknown key. Returns the seconds until newer
-        keys may be available. If the current keys are so new that another download would not help, the method requests
-        none and returns 0."""
+        """Request another download of the keys, because the keys, or the key that a token names, are missing. Returns
+        the seconds until newer keys may be available. If the current keys are so new that another download would not
+        help, the method requests none and returns 0."""
 
 
 class Identities:
@@ -162,6 +163,8 @@ class Identities:
         self._clock = clock
         self._checked_with: TokenKeys | None = None
         self._checked: dict[bytes, tuple[Caller, float]] = {}
+        self._signers: frozenset[str] = frozenset()
+        self._signers_of: TokenKeys | None = None
 
     def caller_of(self, token: bytes, /) -> Caller:
         """See `KnownTokens.caller_of`."""
@@ -171,11 +174,38 @@ class Identities:
         """See `KnownTokens.expiry_of`."""
         return self._known(token)[1]
 
-    def _known(self, token: bytes) -> tuple[Caller, float]:
-        """The caller whom the token names, and the time at which the token expires."""
+    def signer_of(self, token: bytes, /) -> str:
+        """See `KnownTokens.signer_of`."""
+        self._known(token)
+        head = jwt.get_unverified_header(token)
+        return _fingerprint(self._keys()[head.get("kid"), head["alg"]])
+
+    def has_signer(self, signer: str, /) -> bool:
+        """See `KnownTokens.has_signer`."""
+        keys = self._keys()
+        if keys is not self._signers_of:
+            self._signers, self._signers_of = frozenset(map(_fingerprint, keys.values())), keys
+        if signer in self._signers:
+            return True
+        # Another process may already have read a new key that this process lacks.
+        seconds = self._held.read_soon()
+        if seconds > 0:
+            raise _cannot_tell(seconds)
+        return False
+
+    def is_ready(self) -> bool:
+        """See `KnownTokens.is_ready`."""
+        return self._held.keys is not None
+
+    def _keys(self) -> TokenKeys:
         keys = self._held.keys
         if keys is None:
-            raise _cannot_tell(1.0)
+            raise _cannot_tell(self._held.read_soon())
+        return keys
+
+    def _known(self, token: bytes) -> tuple[Caller, float]:
+        """The caller whom the token names, and the time at which the token expires."""
+        keys = self._keys()
         if keys is not self._checked_with:
             # The issuer may have removed a key because it was stolen. So tokens that this key signed are checked again.
             self._checked.clear()
@@ -220,6 +250,12 @@ def _key_for(one: dict[str, object], algorithm: str) -> jwt.PyJWK | None:
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
     return key if getattr(key.key, "key_size", _SMALLEST_RSA) >= _SMALLEST_RSA or one["kty"] != "RSA" else None
+
+
+def _fingerprint(key: jwt.PyJWK) -> str:
+    """A hash of the public key, which does not depend on the key's id."""
+    public: bytes = key.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(public).hexdigest()
 
 
 def _time(claims: Mapping[str, object], name: str) -> float:

@@ -256,9 +256,19 @@ def test_where_clients_have_tokens_no_gateway_names_an_owner() -> None:
 class Issuer:
     def __init__(self, expires: float = 2_000_000.0) -> None:
         self.expires = expires
+        self.signer = "first"
 
     def expiry_of(self, token: bytes, /) -> float:
         return self.expires
+
+    def signer_of(self, token: bytes, /) -> str:
+        return self.signer
+
+    def has_signer(self, signer: str, /) -> bool:
+        return signer == self.signer
+
+    def is_ready(self) -> bool:
+        return True
 
     def caller_of(self, token: bytes, /) -> Caller:
         if token != b"a.b.c":
@@ -285,6 +295,19 @@ def test_a_session_ends_with_the_issuers_token() -> None:
     assert site.find(sent(cookie)) is not None
     clock.now += 6
     assert site.find(sent(cookie)) is None
+
+
+def test_a_session_ends_with_the_issuers_key() -> None:
+    clock, issuer = Clock(), Issuer()
+    site = Sessions(
+        ADMIN, OwnerResolver("jwt", tokens=issuer), seconds=86_400, clock=clock, attempts=AttemptsByAddress()
+    )
+    owner, operator = (site.cookie(site.sign_in(token), secure=False) for token in ("a.b.c", ADMIN))
+    assert site.find(sent(owner)) is not None
+    issuer.signer = "second"
+    assert site.find(sent(owner)) is None
+    assert site.find(sent(operator)) is not None
+    assert site.find(sent(site.cookie(site.sign_in("a.b.c"), secure=False))) is not None
 
 
 def test_cookies_are_read_by_their_exact_name() -> None:

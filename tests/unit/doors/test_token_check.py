@@ -149,6 +149,31 @@ def refusal(owners: OwnerResolver, headers: tuple[tuple[str, str], ...]) -> tupl
     return refused.value.status, refused.value.code, dict(refused.value.headers)
 
 
+def test_a_key_is_found_by_its_hash_until_the_issuer_withdraws_it() -> None:
+    held = Held()
+    known = Identities(held, RULES, clock=Clock())
+    signer = known.signer_of(EC.sign(CLAIMS).encode())
+    assert len(signer) == 64 and known.has_signer(signer) and known.is_ready()
+    with pytest.raises(Unauthorized):
+        known.signer_of(b"a.b.c")
+    # The same id names another key. Another process may have read this key before.
+    held.keys = read_keys(key_set(Key("ec", "ES256")), ALGORITHMS)
+    held.seconds = 3.2
+    with pytest.raises(Unavailable) as unknown:
+        known.has_signer(signer)
+    assert dict(unknown.value.headers)["retry-after"] == "4"
+    held.seconds = 0.0
+    assert not known.has_signer(signer)
+    held.keys = None
+    assert not known.is_ready()
+
+
+def test_without_keys_the_answer_names_the_time_of_the_next_download() -> None:
+    held = Held(None)
+    held.seconds = 8.5
+    assert refusal(resolver(held, Clock()), bearer(EC.sign(CLAIMS)))[::2] == (503, {"retry-after": "9"})
+
+
 def test_a_remembered_token_ends_when_it_expires() -> None:
     clock = Clock()
     owners, token = resolver(Held(), clock), EC.sign(CLAIMS)

@@ -181,6 +181,19 @@ class KnownTokens(Protocol):
         same errors as `caller_of`."""
         ...
 
+    def signer_of(self, token: bytes, /) -> str:
+        """Return a hash of the issuer's key that signed this token. Raises the same errors as `caller_of`."""
+        ...
+
+    def has_signer(self, signer: str, /) -> bool:
+        """Return whether the issuer still has the key with this hash. Raises `Unavailable` (503) when the process lacks
+        recent keys of the issuer."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Return whether the process has the issuer's keys."""
+        ...
+
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
