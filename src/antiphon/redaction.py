@@ -52,10 +52,10 @@ def bearer_token(authorization: str | None) -> KnownSecrets:
 
 def without(text: str, secrets: Iterable[str]) -> str:
     """The text with `[redacted]` in place of each secret in `secrets`."""
-    return _cut(text, _spans(text, secrets))
+    return _cut(text, secret_spans(text, secrets))
 
 
-def _spans(text: str, secrets: Iterable[str]) -> list[tuple[int, int]]:
+def secret_spans(text: str, secrets: Iterable[str]) -> list[tuple[int, int]]:
     """The start and the end of each secret in the text."""
     gone: list[tuple[int, int]] = []
     # A first search in bytes is fast, but does not give positions in the text. Most texts contain no secret and need no
@@ -134,9 +134,9 @@ class SecretSearch:
         """The start and the end of each known secret in the text, in order and without overlaps."""
         body = text.encode("utf-8", "surrogatepass")
         if "\\" in text and self._is_escaped_in(body):
-            gone = [*_spans(text, self._secrets), *_escaped_spans(text, self._secrets)]
+            gone = [*secret_spans(text, self._secrets), *_escaped_spans(text, self._secrets)]
         elif self._may_be_in(body) or any(word in body for word in self._short):
-            gone = _spans(text, self._secrets)
+            gone = secret_spans(text, self._secrets)
         else:
             return []
         merged: list[tuple[int, int]] = []
@@ -151,7 +151,7 @@ class SecretSearch:
         """The body without the known secrets. Returns `body` itself if it contains no secret."""
         if b"\\" in body and self._is_escaped_in(body):
             text = body.decode("utf-8", "surrogateescape")
-            gone = [*_spans(text, self._secrets), *_escaped_spans(text, self._secrets)]
+            gone = [*secret_spans(text, self._secrets), *_escaped_spans(text, self._secrets)]
             body = _cut(text, gone).encode("utf-8", "surrogateescape")
         for word in self._short:
             if word in body:
@@ -216,7 +216,7 @@ def _escaped_spans(text: str, secrets: KnownSecrets) -> list[tuple[int, int]]:
         if not letters:
             break
         text, places = "".join((*letters, text[behind:])), [*inner, *places[behind:]]
-        gone += ((places[at][0], places[end - 1][1]) for at, end in _spans(text, secrets))
+        gone += ((places[at][0], places[end - 1][1]) for at, end in secret_spans(text, secrets))
     return gone
 
 

@@ -45,7 +45,8 @@ from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError, invalid_parameter
 from antiphon.observability.journal_entry import plain_entry
-from antiphon.redaction import KnownSecrets, bytes_without
+from antiphon.redacted_json import error_without
+from antiphon.redaction import KnownSecrets
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.translation.request.body import read_model
 from antiphon.translation.request.checks import not_json
@@ -233,7 +234,7 @@ class PassedOn:
             note.came()
         note.end(answer.status, why, usage, len(whole))
         if answer.status >= 400:
-            whole = bytes_without(whole, self._secrets)
+            whole = error_without(whole, self._secrets)
         length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
         return ApiResponse(answer.status, (*quota.over(kept), *unheard, *length), whole, failure=why)
 

@@ -47,7 +47,8 @@ from antiphon.engine.running.background import Background
 from antiphon.errors import NotFound, wrong_value
 from antiphon.ids import is_id
 from antiphon.observability.metrics import Metrics
-from antiphon.redaction import KnownSecrets, bytes_without
+from antiphon.redacted_json import error_without
+from antiphon.redaction import KnownSecrets
 from antiphon.stores.responses import ResponseStore
 from antiphon.types.response import Response
 from antiphon.types.transport import Headers
@@ -106,7 +107,7 @@ class NativeResponses:
             told.operation, told.upstream = "ask_native", self._name
             raise told from None
         if answer.status >= 400:
-            body = bytes_without(body, self._secrets)
+            body = error_without(body, self._secrets)
         kept = tuple(
             (name, value) for name, value in answer.headers if name in _KEPT or name.startswith(_KEPT_PREFIXES)
         )

@@ -56,8 +56,8 @@ HAS_DATA, HAS_DATA_OR_TRACES = (
     "SELECT " + " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE owner = :owner)" for table in tables)
     for tables in (_DATA, _DATA + _TRACES)
 )
-# Valid keys decide to which teams an owner belongs. If no key is valid, the newest key decides. So the stored data of an
-# owner whose last key was revoked still count.
+# Valid keys decide to which teams an owner belongs. If no key is valid, the newest key decides. So the stored data of
+# an owner whose last key was revoked still count.
 TEAM = f"""
 SELECT owner FROM client_keys WHERE team = :team AND {IS_VALID}
 UNION SELECT k.owner FROM client_keys k

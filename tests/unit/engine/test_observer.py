@@ -406,6 +406,20 @@ def test_the_callers_quotas_replace_those_of_the_upstream() -> None:
     assert shown == {**dict(_Reserved.headers), "retry-after": "3"}
 
 
+def test_a_header_with_a_secret_does_not_reach_the_client() -> None:
+    secret = "gsk_Zq9InjectedOperatorKey77abcd0123"
+    exchange = make_exchange(secrets=(secret,))
+    exchange.receive_request(
+        RequestHead("POST", "/v1/responses", (), "owner"), b'{"model":"m","input":"hi","stream":true}'
+    )
+    exchange.actions()
+    limits = (("x-ratelimit-reset-requests", "1m30.5s"), ("x-ratelimit-reset-at", "2026-11-28T00:00:00Z"))
+    exchange.receive_upstream_head(200, (*SSE, ("x-ratelimit-k", f"of {secret.upper()}"), *limits))
+    exchange.receive_upstream_data(_CHUNK)
+    head = next(action for action in exchange.actions() if isinstance(action, SendHead))
+    assert [pair for pair in head.headers if pair[0].startswith("x-ratelimit-")] == [*limits]
+
+
 def test_owners_are_counted_only_if_the_settings_say_so() -> None:
     for counts in (False, True):
         metrics = Metrics()

@@ -81,9 +81,6 @@ _LARGE: Final = 4 * 1024
 _FILLS: Final = 128 * 1024
 # Without this request header, which describes how the client reached Envoy, Envoy finds no route (404).
 _ENVOYS_OWN: Final = "x-forwarded-proto"
-# Upstream headers with this prefix describe the client's account and reach the client. The sidecar removes all other
-# upstream headers, because they describe the upstream or a rewritten body, and sets `x-request-id` itself.
-_KEPT_RESPONSE_HEADERS: Final = "x-ratelimit-"
 # The error messages for responses that Envoy made itself, by status.
 _SAID: Final = {
     401: ("The request's credentials were not accepted.", "invalid_api_key"),
@@ -424,9 +421,8 @@ class RelayState:
         for name, _ in headers:
             named.pop(name, None)
         raw = head.raw
-        removed = tuple(
-            [name for name in named if name[:1] != ":" and (raw or not name.startswith(_KEPT_RESPONSE_HEADERS))]
-        )
+        # The other headers describe the upstream or a rewritten body, or contain a secret.
+        removed = tuple([name for name in named if name[:1] != ":"])
         if raw:
             # An unchanged header must not be set, because Envoy would keep only one of several headers with the same
             # name.

@@ -35,6 +35,7 @@ from antiphon.engine.exchange.tool_turns import citations_of
 from antiphon.engine.ports.actions import CancelReason, Context, Usage
 from antiphon.errors import ApiError
 from antiphon.translation.answer.stream import ChatStream
+from antiphon.translation.answer.upstream_errors import without_secrets
 from antiphon.translation.chat.compaction import ask_for_summary, compaction_payload, expand_compactions, split
 from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.events.citations import Citations
@@ -95,7 +96,7 @@ class ModelTurn(Phase, ABC):
     def receive_head(self, status: int, headers: Headers) -> None:
         core = self.core
         limits = core.options.limits
-        core.answer.upstream = headers
+        core.answer.upstream = without_secrets(headers, core.secrets)
         if not 200 <= status < 300:
             self._refused = core.call.reader = BodyReader(limits.upstream_error_bytes)
             core.machine.go(State.REFUSED)

@@ -31,7 +31,8 @@ from antiphon.engine.exchange.phase import RESPONSES_PATH, ExchangeCore, Phase, 
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Action, CancelReason, SendBody, SendHead, Usage
 from antiphon.errors import ApiError, InvalidRequest, UpstreamFailed, UpstreamTimedOut
-from antiphon.redaction import KnownSecrets, bytes_without
+from antiphon.redacted_json import error_without
+from antiphon.redaction import KnownSecrets
 from antiphon.translation.token_usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
@@ -98,7 +99,7 @@ class NativeAnswer(AnswerReader):
         if not self.streamed:
             body = b"".join(self._held)
             if self._status >= 400:
-                body = bytes_without(body, self._secrets)
+                body = error_without(body, self._secrets)
             length = (("content-length", str(len(body))),) if self._status not in (204, 304) else ()
             self._actions.append(SendHead(self._status, (*self._headers, *length), raw=True))
             self._actions.append(SendBody(body))

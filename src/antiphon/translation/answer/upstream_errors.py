@@ -74,8 +74,7 @@ def map_upstream_answer(
         return refused
     if status == 404 and (not told.message or said.NO_PATH.search(message)) and "model" not in message.lower():
         return UpstreamFailed(f"{_MISCONFIGURED} The upstream's message: {message}", code="upstream_misconfigured")
-    passed = tuple(pair for pair in passed_headers(headers) if without(pair[1], secrets) == pair[1])
-    return _judge(status, told, message, passed)
+    return _judge(status, told, message, passed_headers(without_secrets(headers, secrets)))
 
 
 def map_transport_error(error: UpstreamError) -> ApiError:
@@ -115,12 +114,26 @@ def as_event_failure(error: ApiError) -> tuple[str, str]:
     return code, message
 
 
+def without_secrets(headers: Headers, secrets: KnownSecrets) -> Headers:
+    """Return the headers without those about retries and rate limits that contain one of the `secrets`."""
+    return tuple([pair for pair in headers if not _is_passed(pair[0]) or _is_clean(pair[1], secrets)])
+
+
+def _is_passed(name: str) -> bool:
+    return name in _PASSED_HEADERS or name.startswith(_PASSED_PREFIXES)
+
+
+def _is_clean(value: str, secrets: KnownSecrets) -> bool:
+    # Most values are short numbers, which need no search.
+    return (len(value) < 8 and value.isdecimal()) or without(value, secrets) == value
+
+
 def passed_headers(headers: Headers) -> Headers:
     """Return the upstream's headers about retries and rate limits."""
     return tuple(
         (name, value)
         for name, value in headers
-        if (name in _PASSED_HEADERS or name.startswith(_PASSED_PREFIXES))
+        if _is_passed(name)
         and len(value) <= _MAX_HEADER
         and value.isascii()
         and value.isprintable()
