@@ -25,7 +25,7 @@ CORE = (
     # Sections of the settings are values.
     "antiphon.config",
     # What it is given: a sealer is made with its keys and its randomness; redaction is patterns.
-    *("antiphon.sealing", "antiphon.redaction", "antiphon.spelled_secrets"),
+    *("antiphon.sealing", "antiphon.redacted_json", "antiphon.redaction", "antiphon.spelled_secrets"),
 )
 LEAVES = (
     "errors.py",
