@@ -190,7 +190,7 @@ class Identities:
         # Another process may already have read a new key that this process lacks.
         seconds = self._held.read_soon()
         if seconds > 0:
-            raise _cannot_tell(seconds)
+            raise _cannot_tell(_OTHER_KEYS, seconds)
         return False
 
     def is_ready(self) -> bool:
@@ -200,7 +200,7 @@ class Identities:
     def _keys(self) -> TokenKeys:
         keys = self._held.keys
         if keys is None:
-            raise _cannot_tell(self._held.read_soon())
+            raise _cannot_tell(_NO_KEYS, self._held.read_soon())
         return keys
 
     def _known(self, token: bytes) -> tuple[Caller, float]:
@@ -219,7 +219,7 @@ class Identities:
         except UnknownKey as unknown:
             seconds = self._held.read_soon()
             if seconds > 0:
-                raise _cannot_tell(seconds) from None
+                raise _cannot_tell(_OTHER_KEYS, seconds) from None
             raise _refusal(unknown) from None
         except TokenRefused as refused:
             self._checked.pop(digest, None)
@@ -270,9 +270,13 @@ def _refusal(refused: TokenRefused) -> Unauthorized:
     return Unauthorized(f"The token was not accepted. {refused.reason}", code="invalid_token", headers=_CHALLENGE)
 
 
-def _cannot_tell(seconds: float) -> Unavailable:
+_NO_KEYS = "it has no current keys of the issuer"
+_OTHER_KEYS = "the issuer's keys that it has read do not include the token's key"
+
+
+def _cannot_tell(reason: str, seconds: float) -> Unavailable:
     return Unavailable(
-        "The server cannot check your token, because it has no current keys of the issuer. Try again later.",
+        f"The server cannot check your token, because {reason}. Try again later.",
         code="keys_unavailable",
         headers=(("retry-after", str(max(1, math.ceil(seconds)))),),
     )

@@ -213,6 +213,8 @@ def test_without_keys_or_with_an_unknown_one_the_client_tries_again() -> None:
     held.keys, held.seconds = KEYS, 4.2
     new = Key("new")
     assert refusal(owners, bearer(new.sign(CLAIMS))) == (503, "keys_unavailable", {"retry-after": "5"})
+    with pytest.raises(Unavailable, match="the issuer's keys that it has read do not include the token's key"):
+        owners.resolve(bearer(new.sign(CLAIMS)))
     held.keys = read_keys(key_set(EC, new), ALGORITHMS)
     assert owners.resolve(bearer(new.sign(CLAIMS))).owner == "j:anna"
     with pytest.raises(UnknownKey):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -846,7 +847,7 @@ async def test_loaded_history_must_fit_too(counters: _Counters) -> None:
     key = ("owner:n:anna", "tokens_per_month")
     assert (await _used(counters))[key] == (0, 600)
     assert not second.add_now(2000)
-    with pytest.raises(QuotaExceeded, match="limit 1000, 400 used or reserved, this request needs 700"):
+    with pytest.raises(QuotaExceeded, match="limit 1000, 400 used or reserved, this request needs 700 "):
         await second.take()
     # A refusal returns the whole reservation, and settles nothing.
     second.close(0, 0, 0)
@@ -875,7 +876,10 @@ async def test_the_cost_of_history_counts(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"cost_per_month": 0.001})
     reservation = await _take(quotas)
     assert not reservation.add_now(4000)
-    with pytest.raises(QuotaExceeded, match=r"cost per month: limit 0\.001000, this request needs 0\.001400"):
+    with pytest.raises(
+        QuotaExceeded,
+        match=r"0\.001000, this request needs 0\.001400 \(an estimate: 1100 input and 100 output tokens\)",
+    ):
         await reservation.take()
 
 
@@ -919,6 +923,28 @@ async def test_history_after_the_leases_were_settled_is_reserved_with_its_reques
 def test_the_message_of_a_limit_on_cost_has_the_whole_limit(limit: int, shown: str) -> None:
     refused = QuotaExceeded("owner 'o'", "cost_per_month", limit, 238, seconds=9.0, used=limit)
     assert f"limit {shown}, {limit / 1e6:.6f} used or reserved, this request needs 0.000238." in str(refused)
+
+
+def test_the_message_tells_when_a_month_ends_and_that_the_need_is_an_estimate() -> None:
+    ends = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(days=2)
+    seconds = (ends - datetime.now(UTC)).total_seconds()
+    refused = QuotaExceeded("owner 'o'", "tokens_per_month", 9000, 7051, seconds=seconds, estimate=(15, 7036))
+    assert (
+        "this request needs 7051 (an estimate: 15 input and 7036 output tokens; set a smaller 'max_output_tokens' to "
+        f"reserve less). Try again in 1d23h: the limit counts until {ends:%Y-%m-%d %H:%M} UTC." in str(refused)
+    )
+    minute = QuotaExceeded("owner 'o'", "requests_per_minute", 9, 1, seconds=9.0, estimate=(15, 7036))
+    assert str(minute).endswith("this request needs 1. Try again in 9.000s.")
+    early = QuotaExceeded("owner 'o'", "tokens_per_month", 9000, 15, seconds=seconds, early=True, estimate=(15, 0))
+    assert str(early).endswith("needs 15 (an estimate: 15 input tokens). Try again in 2.000s.")
+
+
+async def test_the_message_tells_usage_above_the_limit(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 1000})
+    (await _take(quotas)).close(1240, 40, 0)
+    await quotas.flush()
+    with pytest.raises(QuotaExceeded, match="limit 1000, 1240 used or reserved"):
+        await _take(quotas)
 
 
 @pytest.mark.parametrize("measure", ["requests_per_minute", "parallel_requests", "tokens_per_minute", "cost_per_month"])

@@ -12,6 +12,7 @@ name have separate counters.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Final, Literal, Protocol
 
@@ -265,16 +266,19 @@ class QuotaExceeded(ApiError):
         seconds: float | None,
         early: bool = False,
         used: int = 0,
+        estimate: tuple[int, int] | None = None,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """`amount` is the limit, and `need` the amount that the request needs. `used` is the amount that is used or
-        reserved, or 0 if it is unknown. `seconds` is the time until the period ends, or None if the limit has no
-        period. `early`: other processes hold unused parts of the limit, and return these parts within two seconds."""
+        reserved, or 0 if it is unknown. `estimate` has the input and output tokens in the estimate. `seconds` is the
+        time until the period ends, or None if the limit has no period. `early`: other processes hold unused parts of
+        the limit, and return these parts within two seconds."""
         words, monthly, never = _MEASURED[measure], measure.endswith("_month") and not early, need > amount
         exact = measure == "cost_per_month"
         shown = (f"{amount / 1e6:.2f}" if amount % 10_000 == 0 else f"{amount / 1e6:.6f}") if exact else str(amount)
         wanted, taken = (f"{one / 1e6:.6f}" if exact else str(one) for one in (need, used))
         limit = f"limit {shown}" + (f", {taken} used or reserved" if used > 0 and not never else "")
+        about = "" if estimate is None or "requests" in measure else _estimated(*estimate, advise=not never)
         wait = 2.0 if early else 1.0 if seconds is None else seconds
         if never and (amount <= 0 or "requests" in measure):
             then = "No request fits into this limit. Ask the operator to raise the limit."
@@ -283,9 +287,9 @@ class QuotaExceeded(ApiError):
         elif seconds is None:
             then = "Wait until one of the requests ends, then try again."
         else:
-            then = f"Try again in {_duration(wait)}."
+            then = f"Try again in {_duration(wait)}{_end(wait)}."
         super().__init__(
-            f"Rate limit reached for {whose} on {words}: {limit}, this request needs {wanted}. {then}",
+            f"Rate limit reached for {whose} on {words}: {limit}, this request needs {wanted}{about}. {then}",
             code="insufficient_quota" if monthly else "rate_limit_exceeded",
             headers=(
                 *headers,
@@ -300,6 +304,22 @@ class QuotaExceeded(ApiError):
             self.type = "tokens"
         else:
             self.type = "requests"
+
+
+def _estimated(read: int, written: int, *, advise: bool) -> str:
+    if not written:
+        return f" (an estimate: {read} input tokens)"
+    advice = "; set a smaller 'max_output_tokens' to reserve less" if advise else ""
+    return f" (an estimate: {read} input and {written} output tokens{advice})"
+
+
+def _end(seconds: float) -> str:
+    """The UTC time in `seconds` seconds, if that is more than an hour away. Otherwise an empty text."""
+    if seconds <= 3600:
+        return ""
+    # The end of a month is a full minute, but the database's clock may differ by a moment.
+    ends = datetime.now(UTC) + timedelta(seconds=seconds + 30)
+    return f": the limit counts until {ends:%Y-%m-%d %H:%M} UTC"
 
 
 def _duration(seconds: float) -> str:

@@ -143,6 +143,12 @@ class Lease:
         return free + self.left if free > 0 else self.left
 
     @property
+    def used(self) -> int:
+        """The amount that is used or reserved, as far as this process knows. Usage above the estimates may exceed the
+        limit."""
+        return self.known - self.left + self.debt
+
+    @property
     def others(self) -> bool:
         """Whether other processes hold slots of this limit on parallel requests, as far as this process knows."""
         return self.parallel and self.known > self.left + self.reserved
@@ -305,6 +311,12 @@ class QuotaReservation:
     def _cost(self, read: int, written: int) -> int:
         """The cost of these tokens at the prices of the named model with the highest cost."""
         return max(self._quotas.estimates.cost(one, read, written) for one in (self._model, *self.others))
+
+    @property
+    def estimate(self) -> tuple[int, int]:
+        """The input and the output tokens that the request reserves."""
+        read = min(self._size // BYTES_PER_TOKEN, self.amounts[_TOKENS])
+        return read, self.amounts[_TOKENS] - read
 
     def refresh(self) -> None:
         """Look up the leases again, because the period of a limit may have ended."""
