@@ -43,6 +43,7 @@ async def test_a_created_key_is_found_by_the_digest_of_its_token(store: ClientKe
     assert valid.callers == {_digest(1): Caller("n:anna", "anna", "research", "key_1", ACCESS)}
     assert valid.expires_at is None
     assert await store.has(_digest(1)) and not await store.has(_digest(2))
+    assert await store.owner_of(_digest(1)) == "n:anna" and await store.owner_of(_digest(2)) is None
     assert await store.get("key_2") is None and await store.list("n:bo") == []
 
 

@@ -200,6 +200,22 @@ def test_usage_sums_alone_are_data_of_an_owner(data: Path, capsys: pytest.Captur
     assert "has no stored data" in capsys.readouterr().out
 
 
+def test_a_plain_name_stands_for_the_named_owner(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _add_usage(data, "n:dora", "h:dora")
+    at = ["--data", str(data)]
+    assert main(["admin", "usage", "--owner", "dora", "--by", "owner", "--json", *at]) == 0
+    assert [line["owner"] for line in _lines(capsys.readouterr().out)] == ["n:dora"]
+    assert main(["admin", "delete-owner", "--owner", "dora", *at]) == 1
+    assert "containers of n:dora." in capsys.readouterr().out
+    assert main(["admin", "move-owner", "--from", "dora", "--to", "anna", *at]) == 1
+    assert " from n:dora to n:anna." in capsys.readouterr().out
+    monkeypatch.setenv("ANTIPHON_OWNER__SOURCE", "header")
+    assert main(["admin", "move-owner", "--from", "dora", "--to", "anna", *at]) == 1
+    assert " from h:dora to h:anna." in capsys.readouterr().out
+
+
 def test_the_deletion_of_usage_sums_is_noted_in_the_audit(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _add_usage(data, BEN, CAROL)
     forget = ["admin", "usage", "--data", str(data), "--forget-before", "2026-02-01"]
@@ -333,7 +349,7 @@ def test_an_owner_of_nothing_has_no_export(data: Path, tmp_path: Path, capsys: p
     folder = tmp_path / "out"
     assert main(["admin", "export", "--data", str(data), "--owner", "nobody", "--files", str(folder)]) == 1
     said = capsys.readouterr()
-    assert said.out == "" and "the owner nobody has no stored data" in said.err and not folder.exists()
+    assert said.out == "" and "the owner n:nobody has no stored data" in said.err and not folder.exists()
 
 
 def test_a_purge_uses_the_settings(

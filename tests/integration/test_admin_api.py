@@ -207,6 +207,9 @@ async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
         assert "owner_name" not in (await admin(app, "usage?by=model"))[1]["data"][0]
         assert sums[0]["calls"] + sums[0]["estimated_calls"] == 1 and "day" not in sums[0]
         assert (await admin(app, "usage?owner=n:bo"))[1]["data"] == []
+        # A plain name stands for the named owner.
+        assert len((await admin(app, "usage?owner=anna"))[1]["data"]) == 1
+        assert (await admin(app, "quotas?subject=owner:anna"))[1]["data"]
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,30 @@ async def test_a_team_that_no_limit_names_is_told(
     assert [what.split("'")[1] for what in found] == told
 
 
+async def test_an_owner_that_no_key_has_is_told(data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"door": "http", "data": str(data), "owner": {"managed_keys": True}}
+    settings["quotas"] = {"owners": {"carla": {"tokens_per_month": 9}, "carrla": {"tokens_per_month": 9}, "b:x": {}}}
+    settings["upstream"] = {"url": "http://127.0.0.1:1/v1", "auth": "none"}
+    file = data.parent / "settings.yaml"
+    file.write_text(json.dumps(settings))
+
+    async def doctor() -> list[str]:
+        capsys.readouterr()
+        await asyncio.to_thread(main, ["doctor", "--json", "--config", str(file)])
+        told = [one["what"] for one in json.loads(capsys.readouterr().out)]
+        return [what for what in told if "limits nothing" in what or "no client keys" in what]
+
+    assert (await doctor())[0] == "no client keys exist yet: every request gets 401"
+    notes = []
+    for owner in ("carla", "corla"):
+        words = ["admin", "keys", "create", "--owner", owner, "--config", str(file)]
+        assert await asyncio.to_thread(main, words) == 0
+        notes.append("No limit in 'quotas' names the owner" in capsys.readouterr().err)
+    assert notes == [False, True]
+    (told,) = await doctor()
+    assert told.startswith("quotas.owners.carrla limits nothing: no managed key and no key of 'owner.keys'")
+
+
 async def test_a_rotation_tells_that_limits_of_the_key_stay_behind(
     data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +296,24 @@ async def test_a_rotation_tells_that_limits_of_the_key_stay_behind(
         assert await asyncio.to_thread(main, ["admin", "keys", "rotate", key["id"], "--config", str(file)]) == 0
         notes.append(f"The limits of {key['id']} in 'quotas.keys' do not apply to key_" in capsys.readouterr().err)
     assert notes == [True, False]
+
+
+async def test_a_managed_key_names_its_owner_for_the_commands(
+    data: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = await keys.create("--owner", "anna")
+    monkeypatch.setenv("ANNAS_TOKEN", made["token"])
+    settings: dict[str, Any] = {"door": "http", "data": str(data), "owner": {"managed_keys": True}}
+    settings["upstream"] = {"url": "http://127.0.0.1:1/v1", "auth": "none"}
+    file = data.parent / "settings.yaml"
+    file.write_text(json.dumps(settings))
+    words = ["admin", "delete-owner", "--token-env", "ANNAS_TOKEN", "--config", str(file)]
+    # The data of a revoked key's owner still exists.
+    for revoked in (False, True):
+        if revoked:
+            await keys.run("revoke", made["id"])
+        assert await asyncio.to_thread(main, words) == 1
+        assert "The owner n:anna has no stored data." in capsys.readouterr().out
 
 
 async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> None:

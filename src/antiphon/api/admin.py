@@ -32,7 +32,7 @@ from antiphon.api.http import (
     read_known,
     read_page,
 )
-from antiphon.engine.ports.callers import NAMED, ClientKey
+from antiphon.engine.ports.callers import NAMED, ClientKey, owner_id
 from antiphon.engine.ports.quotas import QuotaRules
 from antiphon.engine.ports.usage_sums import KEY, FindNames, day_start, read_by
 from antiphon.engine.running.client_keys import KeyManager, WantedKey
@@ -188,7 +188,7 @@ class Administration(Area):
     """Serves `/v1/antiphon/admin`. `guard` checks the admin token of each request.
 
     `accepts_keys`: whether the process accepts client keys that operators create at run time. `names` looks up the
-    readable names of owners.
+    readable names of owners. `source` is the setting `owner.source`, which decides the owner id of a plain name.
     """
 
     guard: Guard
@@ -199,6 +199,7 @@ class Administration(Area):
     audit: AuditStore
     accepts_keys: bool = True
     names: FindNames | None = None
+    source: str = "bearer"
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Return the endpoints of the admin API, each with the guard that checks the admin token."""
@@ -259,7 +260,7 @@ class Administration(Area):
         "List the use of quotas",
         QuotaUseList,
         parameters=(
-            Parameter("subject", str, "List only the quotas of this subject, such as `owner:n:anna`."),
+            Parameter("subject", str, "List only the quotas of this subject, such as `owner:anna` or `owner:n:anna`."),
             limit_parameter(_LONGEST_LIST, _USUAL_LIST),
         ),
         errors=(400,),
@@ -267,8 +268,9 @@ class Administration(Area):
     async def list_quotas(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/antiphon/admin/quotas`: list how much of each quota is used, sorted by subject."""
         limit = query_number(request, "limit", least=1, limit=_LONGEST_LIST, default=_USUAL_LIST)
-        subject = _text(request, "subject")
-        kind, _, name = subject.partition(":")
+        kind, colon, name = _text(request, "subject").partition(":")
+        name = owner_id(name, self.source) if kind == "owner" else name
+        subject = kind + colon + name
         await self._note("read quotas", subject, owner=name if kind == "owner" else "")
         found = await quota_use(self.quotas, self.rules, subject, most=limit + 1)
         return _listed([QuotaUseObject(**structs.asdict(one)) for one in found], limit)
@@ -287,7 +289,9 @@ class Administration(Area):
             ),
             _SINCE,
             _UNTIL,
-            Parameter("owner", str, "List only the usage of the owner with this id, such as `n:anna`."),
+            Parameter(
+                "owner", str, "List only the usage of the owner with this name or id, such as `anna` or `n:anna`."
+            ),
             limit_parameter(_LONGEST_LIST, _USUAL_LIST),
         ),
         errors=(400,),
@@ -300,7 +304,7 @@ class Administration(Area):
         except ValueError:
             raise invalid_value("by", f"use one or more of {', '.join(KEY)}, separated by commas") from None
         days = {name: _day(request, name) for name in ("since", "until")}
-        owner = _text(request, "owner")
+        owner = owner_id(_text(request, "owner"), self.source)
         await self._note("read usage", owner=owner)
         sums = await self.usage.sums(by, **days, owner=owner, most=limit + 1)
         names = await self.names([one.owner for one in sums]) if self.names is not None and "owner" in by else {}

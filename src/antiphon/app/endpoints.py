@@ -118,6 +118,7 @@ def _admin(settings: Settings, stores: Stores, token: AdminToken) -> Administrat
         stores.audit,
         accepts_keys=settings.owner.managed_keys,
         names=partial(stores.owner_names.of, teams=owner_teams(settings)),
+        source=settings.owner.source,
     )
 
 

@@ -140,7 +140,7 @@ OF_COMMANDS: dict[str, Arguments] = {
 }
 _YES: Arguments = {"--yes": {"action": "store_true", "help": "make the change instead of only printing it"}}
 _OWNER: Arguments = {
-    "--owner": {"help": "the owner, as 'admin owners' prints it"},
+    "--owner": {"help": "the owner's name, or the owner id as 'admin owners' prints it"},
     "--token-env": {"metavar": "NAME", "help": "environment variable with the owner's bearer token"},
 }
 _JSON_KEY: Arguments = {"--json": {"action": "store_true", "help": "print the key and its token as one JSON object"}}
@@ -237,7 +237,11 @@ OF_ADMIN: dict[str, Arguments] = {
         "--json": {"action": "store_true", "help": "print one JSON object per line"},
     },
     "move-owner": {
-        "--from": {"metavar": "OWNER", "dest": "owner", "help": "the former owner, as 'admin owners' prints it"},
+        "--from": {
+            "metavar": "OWNER",
+            "dest": "owner",
+            "help": "the former owner's name, or its id as 'admin owners' prints it",
+        },
         "--token-env": _OWNER["--token-env"],
         "--to": {
             "metavar": "NAME",

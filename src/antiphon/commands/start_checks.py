@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -27,7 +27,7 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.doors.listening import TlsFiles, check_readable, max_requests
-from antiphon.engine.ports.callers import settings_key_id
+from antiphon.engine.ports.callers import NAMED, ClientKey, settings_key_id
 from antiphon.local_keys import exposed
 from antiphon.types.transport import CONSOLE_PATH
 
@@ -39,6 +39,9 @@ CONTENTS_ADVICE = (
 
 IDLE_QUOTA_ADVICE = "correct the name in the setting, or set 'prices' for a limit of cost"
 """The advice for each entry that `idle_quotas` returns."""
+
+OMITTED_OWNER_ADVICE = "correct the owner's name, add the owner to quotas.owners, or set quotas.each_owner"
+"""The advice for an owner for which `QuotaSettings.omits_owner` returns true."""
 
 OMITTED_TEAM_ADVICE = "correct the team's name, add the team to quotas.teams, or set quotas.each_team"
 """The advice for a team for which `QuotaSettings.omits_team` returns true."""
@@ -168,9 +171,7 @@ def passed_identities(settings: Settings) -> tuple[str, ...]:
 def idle_quotas(settings: Settings) -> list[tuple[str, str]]:
     """Return the entries of `quotas` that limit nothing, each as a setting and the reason.
 
-    A limit of cost needs `prices`. A name that the settings do not contain may be a typing error. This function checks
-    the names of owners, keys and teams only if the settings contain all client keys. Otherwise these names come from a
-    database or a token issuer.
+    A limit of cost needs `prices`. A name that the settings do not contain may be a typing error (`unknown_names`).
     """
     quotas, owner = settings.quotas, settings.owner
     named: dict[str, Mapping[str, QuotaLimits]] = {
@@ -186,20 +187,37 @@ def idle_quotas(settings: Settings) -> list[tuple[str, str]]:
         for name, limits in every.items()
         if limits.cost_per_month is not None and not settings.prices
     ]
-    if owner.source != "bearer" or owner.keys is None or owner.managed_keys:
-        return idle
-    known = {
-        "owners": set(owner.keys),
-        "keys": {
-            settings_key_id(name, number) for name, one in owner.keys.items() for number in range(1, len(one.keys) + 1)
-        },
-        "teams": {one.team for one in owner.keys.values()},
+    return idle if owner.managed_keys else idle + unknown_names(settings)
+
+
+def unknown_names(settings: Settings, managed: Sequence[ClientKey] = ()) -> list[tuple[str, str]]:
+    """Return the entries of `quotas` whose owner, key or team has no client key, each as a setting and the reason.
+
+    `managed`: the valid managed keys. Without keys of named owners the result is empty, because the names then come
+    from a token issuer or a proxy.
+    """
+    quotas, owner = settings.quotas, settings.owner
+    if owner.source != "bearer" or (owner.keys is None and not owner.managed_keys):
+        return []
+    listed = owner.keys or {}
+    known: dict[str, tuple[Mapping[str, QuotaLimits], set[str]]] = {
+        "owners": (quotas.owners, {*listed, *(key.owner.removeprefix(NAMED) for key in managed)}),
+        "keys": (
+            quotas.keys,
+            {settings_key_id(name, number) for name, one in listed.items() for number in range(1, len(one.keys) + 1)}
+            | {key.id for key in managed},
+        ),
+        "teams": (quotas.teams, {one.team for one in listed.values()} | {key.team for key in managed}),
     }
-    for kind, names in known.items():
-        # A name with a colon is an owner id, which the database may contain.
-        unknown = [name for name in named[kind] if name not in names and ":" not in name]
-        idle += [(f"quotas.{kind}.{name}", "'owner.keys' has no such name") for name in unknown]
-    return idle
+    no_key = "no managed key and no key of 'owner.keys' has such a name"
+    reason = no_key if owner.managed_keys else "'owner.keys' has no such name"
+    # A name with a colon is an owner id, which the database may contain.
+    return [
+        (f"quotas.{kind}.{name}", reason)
+        for kind, (entries, names) in known.items()
+        for name in entries
+        if name not in names and ":" not in name
+    ]
 
 
 def contents_are_here_alone(settings: Settings) -> bool:

@@ -302,6 +302,11 @@ class StorageLimits(QuotaLimits):
     """Maximum number of containers of `code_interpreter` that the owner or team has at one time."""
 
 
+def _omits(named: Mapping[str, QuotaLimits], each: QuotaLimits, name: str) -> bool:
+    every = each.model_dump().values()
+    return bool(name and named) and name not in named and all(value is None for value in every)
+
+
 class QuotaSettings(Section):
     """Limits on requests, tokens and cost. All processes that share a database share the counters. A request must stay
     within the limits of its client key, its owner, its team and its model."""
@@ -347,8 +352,12 @@ class QuotaSettings(Section):
 
     def omits_team(self, team: str) -> bool:
         """Whether these settings limit other teams by name, but set no limit for `team`. The name may be misspelt."""
-        every = self.each_team.model_dump().values()
-        return bool(team and self.teams) and team not in self.teams and all(value is None for value in every)
+        return _omits(self.teams, self.each_team, team)
+
+    def omits_owner(self, name: str) -> bool:
+        """Whether these settings limit other owners by name, but set no limit for the named owner `name`. The name may
+        be misspelt."""
+        return f"n:{name}" not in self.owners and _omits(self.owners, self.each_owner, name)
 
     @property
     def in_force(self) -> bool:

@@ -59,6 +59,7 @@ ORDER BY created_at {{order}}, id {{order}} LIMIT :limit
 GET = f"SELECT {_COLUMNS} FROM client_keys WHERE id = :id"
 
 HAS = "SELECT 1 FROM client_keys WHERE digest = :digest"
+OWNER = "SELECT owner FROM client_keys WHERE digest = :digest"
 
 _LIST: msgspec.json.Decoder[tuple[str, ...]] = msgspec.json.Decoder(tuple[str, ...])
 
@@ -132,6 +133,12 @@ class ClientKeyStore:
     async def has(self, digest: bytes) -> bool:
         """Return whether a key with this digest exists, even if the key is expired or revoked."""
         return bool(await self._tables.fetch(HAS, {"digest": digest}))
+
+    async def owner_of(self, digest: bytes) -> str | None:
+        """Return the owner id of the key with this digest, even if the key is expired or revoked. Returns None without
+        such a key."""
+        rows = await self._tables.fetch(OWNER, {"digest": digest})
+        return str(rows[0][0]) if rows else None
 
     async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
         """Return the valid keys of this owner, or of all owners if `owner` is empty, sorted by owner and creation time.

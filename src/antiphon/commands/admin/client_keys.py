@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from antiphon.app.keys import client_keys
 from antiphon.commands.admin.audit import actor, log_action
 from antiphon.commands.admin.owners import hashed_owner, read_token
-from antiphon.commands.start_checks import OMITTED_TEAM_ADVICE
+from antiphon.commands.start_checks import OMITTED_OWNER_ADVICE, OMITTED_TEAM_ADVICE
 from antiphon.commands.terminal import printable, write_table
 from antiphon.config.owners import check_client_keys, key_digest
 from antiphon.config.settings import Settings
@@ -100,12 +100,12 @@ async def _create(settings: Settings, arguments: argparse.Namespace, keys: KeyMa
     wanted = WantedKey(arguments.owner, arguments.name, arguments.team, *globs, _lifetime(arguments))
     if arguments.from_env is None:
         _print_new(settings, *await keys.create(wanted), as_json=arguments.json)
-        _note_team(settings, wanted.team)
+        _note_omitted(settings, wanted.owner, wanted.team)
         return 0
     token = _existing_token(settings, arguments.from_env)
     made, _ = await keys.create(wanted, token)
     _print_new(settings, made, "", as_json=arguments.json)
-    _note_team(settings, wanted.team)
+    _note_omitted(settings, wanted.owner, wanted.team)
     if hashlib.sha256(token.encode()).digest() in (client_keys(settings) or {}):
         print(
             "The settings list this token too, and their owner overrides the owner of the new key. Remove the token "
@@ -121,8 +121,10 @@ async def _create(settings: Settings, arguments: argparse.Namespace, keys: KeyMa
     return 0
 
 
-def _note_team(settings: Settings, team: str) -> None:
-    """Print a note if `quotas` limits other teams by name, but not this team."""
+def _note_omitted(settings: Settings, owner: str, team: str) -> None:
+    """Print a note if `quotas` limits other owners or teams by name, but not this owner or this team."""
+    if settings.quotas.omits_owner(owner):
+        print(f"No limit in 'quotas' names the owner '{printable(owner)}': {OMITTED_OWNER_ADVICE}.", file=sys.stderr)
     if settings.quotas.omits_team(team):
         print(f"No limit in 'quotas' names the team '{printable(team)}': {OMITTED_TEAM_ADVICE}.", file=sys.stderr)
 

@@ -115,13 +115,13 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
     elif action == "usage":
         return await _usage(settings, arguments)
     elif action == "export":
-        return await _export(settings, selected_owner(arguments, settings), arguments.files)
+        return await _export(settings, await selected_owner(arguments, settings), arguments.files)
     elif action == "move-owner":
-        sides = move_sides(arguments, settings)
+        sides = await move_sides(arguments, settings)
         by_token = arguments.token_env is not None
         return await _move_owner(settings, *sides, by_token=by_token, sure=arguments.yes, as_json=arguments.json)
     else:
-        owner = selected_owner(arguments, settings)
+        owner = await selected_owner(arguments, settings)
         return await _delete(settings, owner, sure=arguments.yes, as_json=arguments.json)
     return 0
 
@@ -200,7 +200,7 @@ async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
     if asked and arguments.forget_before is not None:
         raise ConfigError("--forget-before deletes the sums of all owners: remove --owner and --token-env")
-    owner = selected_owner(arguments, settings) if asked else ""
+    owner = await selected_owner(arguments, settings) if asked else ""
     async with aclosing(await opened_stores(settings)) as stores:
         if arguments.forget_before is not None and arguments.yes:
             # The command stores the audit row first, because an interrupted deletion may already have deleted sums.

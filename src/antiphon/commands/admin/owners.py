@@ -9,6 +9,7 @@ Invariant: without `--yes` no data moves.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -17,11 +18,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from antiphon.app.keys import client_keys, owner_key
+from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import printable
 from antiphon.config.owners import OWNER_NAME
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import SINGLE, OwnerResolver
-from antiphon.engine.ports.callers import NAMED, OWNER_PREFIXES
+from antiphon.engine.ports.callers import NAMED, OWNER_PREFIXES, owner_id
 from antiphon.engine.ports.state import NotMovable, OwnerData
 from antiphon.errors import ConfigError, Unauthorized
 from antiphon.tools.code_interpreter import OwnersContainers
@@ -29,12 +31,20 @@ from antiphon.tools.code_interpreter import OwnersContainers
 _LONGEST = 300
 
 
-def selected_owner(arguments: argparse.Namespace, settings: Settings) -> str:
-    """The owner that `--owner` or `--token-env` selects. The token is in an environment variable, because every user of
-    the machine can see command-line arguments. Raises `ConfigError`."""
+async def selected_owner(arguments: argparse.Namespace, settings: Settings) -> str:
+    """The owner that `--owner` or `--token-env` selects. The value of `--owner` is an owner id, or a plain name
+    (`owner_id`). The token is in an environment variable, because every user of the machine can see command-line
+    arguments. Raises `ConfigError` and `StoreError`."""
     if arguments.owner is not None:
-        return str(arguments.owner)
-    headers, resolver = _presented(read_token(arguments.token_env), settings)
+        return owner_id(str(arguments.owner), settings.owner.source)
+    token = read_token(arguments.token_env)
+    headers, resolver = _presented(token, settings)
+    digest = hashlib.sha256(token.encode()).digest()
+    if settings.owner.managed_keys and digest not in (client_keys(settings) or {}):
+        async with aclosing(await opened_stores(settings)) as stores:
+            owner = await stores.client_keys.owner_of(digest)
+        if owner is not None:
+            return owner
     try:
         return resolver.resolve(headers).owner
     except Unauthorized:
@@ -64,7 +74,9 @@ def target_owner(text: str, settings: Settings) -> str:
         return SINGLE
     kind, colon, rest = text.partition(":")
     if not colon and OWNER_NAME.fullmatch(text):
-        return NAMED + text
+        named = owner_id(text, settings.owner.source)
+        # No command moves data to the owner of requests without a token.
+        return named if named != text else NAMED + text
     whole = bool(rest) and kind + colon in OWNER_PREFIXES and len(text) <= _LONGEST
     if not whole or (kind + colon == NAMED and not OWNER_NAME.fullmatch(rest)):
         kinds = " ".join(OWNER_PREFIXES)
@@ -74,11 +86,11 @@ def target_owner(text: str, settings: Settings) -> str:
     return text
 
 
-def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, str]:
+async def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, str]:
     """The old and the new owner of `move-owner`. If the token of `--token-env` already belongs to the new owner, the
     old owner is the token's hash. Before the token became a configured key, its data belonged to this hash. Raises
-    `ConfigError`."""
-    old, new = selected_owner(arguments, settings), target_owner(arguments.target, settings)
+    `ConfigError` and `StoreError`."""
+    old, new = await selected_owner(arguments, settings), target_owner(arguments.target, settings)
     if old == new and arguments.token_env is not None:
         old = hashed_owner(read_token(arguments.token_env), settings)
     return old, new

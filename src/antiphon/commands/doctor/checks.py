@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,12 +34,14 @@ from antiphon.commands.start_checks import (
     contents_are_here_alone,
     idle_quotas,
     passed_identities,
+    unknown_names,
 )
 from antiphon.config.owners import OwnerSettings
 from antiphon.config.problems import how_to_install
 from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
+from antiphon.engine.ports.callers import ClientKey
 from antiphon.engine.ports.findings import Finding
 from antiphon.engine.waiting import Pool
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
@@ -218,7 +220,8 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
     wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
         yield Finding(_DATABASE, said.verdict, said.what, said.advice)
-    for finding in _omitted_teams(settings, await _managed_teams(settings), "managed keys", _DATABASE):
+    managed = await _managed_keys(settings)
+    for finding in _managed_findings(settings, managed) if managed is not None else ():
         yield finding
     if contents_are_here_alone(settings):
         what = (
@@ -228,23 +231,36 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(_FILES, "note", what, CONTENTS_ADVICE)
 
 
-async def _managed_teams(settings: Settings) -> set[str]:
-    """The teams of the managed keys. The set is empty if the database cannot be read, or lacks schema steps."""
-    if not settings.owner.managed_keys or not settings.quotas.teams:
-        return set()
+def _managed_findings(settings: Settings, managed: Sequence[ClientKey]) -> Iterator[Finding]:
+    """The findings about the valid managed keys, and about the names in `quotas`."""
+    if not managed and not settings.owner.keys and not settings.owner.api_keys:
+        advice = "create a key with 'antiphon admin keys create'"
+        yield Finding(_DATABASE, "note", "no client keys exist yet: every request gets 401", advice)
+    for setting, reason in unknown_names(settings, managed):
+        yield Finding(_DATABASE, "note", f"{setting} limits nothing: {reason}", IDLE_QUOTA_ADVICE)
+    yield from _omitted_teams(settings, {key.team for key in managed}, "managed keys", _DATABASE)
+
+
+async def _managed_keys(settings: Settings) -> Sequence[ClientKey] | None:
+    """The valid managed keys. None: the settings have no managed keys, or the database cannot be read, or lacks schema
+    steps."""
+    if not settings.owner.managed_keys:
+        return None
     state = settings.state
     try:
         async with backend_of(state, settings.data).open_schemas(seconds=state.deadline) as schemas:
             for schema in schemas:
                 applied = await schema.applied()
                 # The first schema has the table of the keys. The doctor must not apply missing steps.
-                if (applied or schema is schemas[0]) and missing_steps(applied, schema.steps):
-                    return set()
+                if schema is schemas[0] and not applied:
+                    return ()
+                if applied and missing_steps(applied, schema.steps):
+                    return None
         async with aclosing(await opened_stores(settings)) as stores:
-            return {key.team for key in await stores.client_keys.list()}
+            return await stores.client_keys.list()
     except AntiphonError:
         # The checks of the state report this error.
-        return set()
+        return None
 
 
 async def examine_blobs(settings: Settings) -> AsyncIterator[Finding]:

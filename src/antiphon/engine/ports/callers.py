@@ -32,6 +32,25 @@ OWNER_PREFIXES: Final = ("b:", "h:", CLAIMED, NAMED)
 """All prefixes of owner ids. With `owner.source: single` the id of the only owner has no prefix."""
 
 
+_SHARED: Final = ("anonymous", "single")
+_PREFIX_OF: Final = {"header": "h:", "jwt": CLAIMED, "metadata": CLAIMED}
+
+
+def owner_id(text: str, source: str = "bearer") -> str:
+    """Return the owner id that an operator means by an id or a plain name.
+
+    An id has one of `OWNER_PREFIXES`, or is `anonymous` or `single`. Any other text is a name. `source` is the value of
+    `owner.source`, and decides the prefix of a name: `h:` for `header`, `j:` for `jwt` and `metadata`, otherwise `n:`.
+    An empty text stays empty.
+
+        owner_id("anna")         # "n:anna"
+        owner_id("anna", "jwt")  # "j:anna"
+        owner_id("h:anna")       # "h:anna"
+    """
+    whole = not text or text.startswith(OWNER_PREFIXES) or text in _SHARED
+    return text if whole else _PREFIX_OF.get(source, NAMED) + text
+
+
 class Access(Struct, frozen=True):
     """The models and tool types that a client key may use, as case-sensitive globs. An empty list allows all models or
     all tools.
