@@ -207,6 +207,8 @@ async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
         assert "owner_name" not in (await admin(app, "usage?by=model"))[1]["data"][0]
         assert sums[0]["calls"] + sums[0]["estimated_calls"] == 1 and "day" not in sums[0]
         assert (await admin(app, "usage?owner=n:bo"))[1]["data"] == []
+        (by_team,) = (await admin(app, "usage?by=team,month"))[1]["data"]
+        assert by_team["team"] == "lab" and len(by_team["month"]) == 7 and "owner" not in by_team
         # A plain name stands for the named owner.
         assert len((await admin(app, "usage?owner=anna"))[1]["data"]) == 1
         assert (await admin(app, "quotas?subject=owner:anna"))[1]["data"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from antiphon.commands.admin.command import read_by, read_day, show_usage
+from antiphon.commands.admin.usage import read_by, read_day, show_usage
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings, price_of
 from antiphon.engine.ports.usage_sums import FindNames, OwnerName, UsageSum
@@ -84,7 +84,16 @@ async def _shown(tmp_path: Path, owner: str = "", find: FindNames | None = None,
                     UsageSum("2026-01-02", "p", "n", "u", 1, 5, 0, 6, 0, 1, 7, 8, cost=20),
                 ]
             )
-        flags = {"by": "model", "since": "", "until": "", "json": False, "forget_before": None, "yes": False, **asked}
+        flags = {
+            "by": "model",
+            "since": "",
+            "until": "",
+            "json": False,
+            "csv": False,
+            "forget_before": None,
+            "yes": False,
+            **asked,
+        }
         out = io.StringIO()
         return await show_usage(stores.usage, argparse.Namespace(**flags), owner, out, find), out.getvalue()
     finally:
@@ -136,6 +145,48 @@ async def test_an_owner_has_its_name_and_its_team(tmp_path: Path) -> None:
     assert "owner_name" not in text
 
 
+async def test_sums_by_month_and_by_team(tmp_path: Path) -> None:
+    async def find(owners: Sequence[str]) -> dict[str, OwnerName]:
+        return {"o": OwnerName("anna", "lab"), "q": OwnerName("quinn", "lab")}
+
+    stores = await open_sqlite(tmp_path, chain_items=10)
+    try:
+        await stores.usage.add(
+            [
+                UsageSum("2026-01-31", "o", "=m", "u", 1, 30),
+                UsageSum("2026-02-01", "o", "=m", "u", 1, 4, cost=1_500_000),
+                UsageSum("2026-02-28", "q", "=m", "u", 1, 3),
+                UsageSum("2026-02-28", "b:x", "=m", "u", 1, 2),
+            ]
+        )
+    finally:
+        await stores.aclose()
+    _, text = await _shown(tmp_path, find=find, by="month,team,model", csv=True)
+    assert text.splitlines() == [
+        "month,team,model,calls,input_tokens,cached_tokens,output_tokens,reasoning_tokens,"
+        "estimated_calls,estimated_input_tokens,estimated_output_tokens,cost",
+        "2026-01,lab,'=m,1,30,0,0,0,0,0,0,0.000000",
+        "2026-02,,'=m,1,2,0,0,0,0,0,0,0.000000",
+        "2026-02,lab,'=m,2,7,0,0,0,0,0,0,1.500000",
+    ]
+    _, text = await _shown(tmp_path, find=find, by="team,owner", json=True)
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(one["team"], one["owner"], one["input_tokens"]) for one in lines] == [
+        ("", "b:x", 2),
+        ("lab", "o", 34),
+        ("lab", "q", 3),
+    ]
+    _, text = await _shown(tmp_path, find=find, by="owner", csv=True)
+    assert text.startswith("owner,owner_name,team,calls,") and "\no,anna,lab,2,34," in text
+    with pytest.raises(ConfigError, match="--csv and --json"):
+        await _shown(tmp_path, csv=True, json=True)
+
+
+async def test_an_owner_without_usage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (await _shown(tmp_path, owner="n:nobody"))[0] == 0
+    assert "the owner n:nobody has no usage in these days" in capsys.readouterr().err
+
+
 async def test_old_sums_go_only_when_one_is_sure(tmp_path: Path) -> None:
     assert await _shown(tmp_path, forget_before="2026-01-02") == (
         1,
@@ -146,7 +197,7 @@ async def test_old_sums_go_only_when_one_is_sure(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said() -> None:
     assert read_by("owner, day") == ("owner", "day") and read_by("") == ()
-    with pytest.raises(ConfigError, match="--by: hour is not a column; choose from day, owner, model, upstream"):
+    with pytest.raises(ConfigError, match="--by: hour is not a column; choose from day, month, owner, team, model"):
         read_by("hour")
     with pytest.raises(ConfigError, match=r"--since 1\.2\.: write the day as YYYY-MM-DD"):
         read_day("--since", "1.2.")

@@ -34,9 +34,10 @@ from antiphon.api.http import (
 )
 from antiphon.engine.ports.callers import NAMED, ClientKey, owner_id
 from antiphon.engine.ports.quotas import QuotaRules
-from antiphon.engine.ports.usage_sums import KEY, FindNames, day_start, read_by
+from antiphon.engine.ports.usage_sums import GROUPS, FindNames, day_start, read_by
 from antiphon.engine.running.client_keys import KeyManager, WantedKey
 from antiphon.engine.running.quota_use import quota_use
+from antiphon.engine.running.usage_report import usage_report
 from antiphon.errors import InvalidRequest, invalid_value, unknown_parameter
 from antiphon.stores.audit import LIST_SECONDS, AuditEntry, AuditStore, ReadAction, note_operator_read
 from antiphon.stores.owner_usage import UsageStore
@@ -116,12 +117,13 @@ class QuotaUseObject(Struct, kw_only=True):
 
 
 class UsageSumObject(Struct, kw_only=True):
-    """The usage of model calls. The object has a member `day`, `owner`, `model` or `upstream` only if the query
-    parameter `by` names that member. `cost` is in the currency of the setting `prices`. An object with `owner` also has
-    the owner's readable name and team, if Antiphon knows them."""
+    """The usage of model calls. The object has a member `day`, `month`, `owner`, `model` or `upstream` only if the
+    query parameter `by` names that member. `cost` is in the currency of the setting `prices`. An object with `owner`
+    also has the owner's readable name and team, if Antiphon knows them."""
 
     object: Literal["usage_sum"] = "usage_sum"
     day: str | UnsetType = UNSET
+    month: str | UnsetType = UNSET
     owner: str | UnsetType = UNSET
     owner_name: str | UnsetType = UNSET
     team: str | UnsetType = UNSET
@@ -284,8 +286,8 @@ class Administration(Area):
             Parameter(
                 "by",
                 str,
-                "The fields that group the sums, separated by commas: day, owner, model, upstream. The default is "
-                "`model`.",
+                "The fields that group the sums, separated by commas: day, month, owner, team, model, upstream. "
+                "The default is `model`. A team is the team that the owner has now.",
             ),
             _SINCE,
             _UNTIL,
@@ -302,12 +304,11 @@ class Administration(Area):
         try:
             by = read_by(_text(request, "by") or "model")
         except ValueError:
-            raise invalid_value("by", f"use one or more of {', '.join(KEY)}, separated by commas") from None
+            raise invalid_value("by", f"use one or more of {', '.join(GROUPS)}, separated by commas") from None
         days = {name: _day(request, name) for name in ("since", "until")}
         owner = owner_id(_text(request, "owner"), self.source)
         await self._note("read usage", owner=owner)
-        sums = await self.usage.sums(by, **days, owner=owner, most=limit + 1)
-        names = await self.names([one.owner for one in sums]) if self.names is not None and "owner" in by else {}
+        sums, names = await usage_report(self.usage, by, self.names, **days, owner=owner, most=limit + 1)
         return _listed([UsageSumObject(**one.shown(by, names)) for one in sums], limit)  # type: ignore[arg-type]
 
     @Route(

@@ -221,10 +221,12 @@ OF_ADMIN: dict[str, Arguments] = {
         **_OWNER,
         "--by": {
             "default": "model",
-            "help": "columns by which the command groups: day, owner, model, upstream, or several with commas",
+            "help": "columns by which the command groups: day, month, owner, team, model, upstream, or several with "
+            "commas; a team is the owner's team today, also for past days",
         },
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day to list (UTC)"},
         "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day to list (UTC)"},
+        "--csv": {"action": "store_true", "help": "print CSV for a spreadsheet, always with the same columns"},
         "--json": {"action": "store_true", "help": "print one JSON object per line"},
         "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of all owners before this day"},
         **_YES,

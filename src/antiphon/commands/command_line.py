@@ -98,7 +98,8 @@ _ADMIN = {
     "Owners": {
         "owners": "list the owners, and the number of stored objects of each kind",
         "quotas": "print the use of each quota that was used in its current period",
-        "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
+        "usage": "print the tokens and the cost of model calls by owner, team, model, upstream, day or month; "
+        "Antiphon does not count forwarded calls such as Chat Completions",
         "export": "write all stored data of one owner to standard output, one JSON object per line",
         "move-owner": "give all stored data of one owner to another owner; without --yes only count the data",
         "delete-owner": "delete all stored data of one owner; without --yes only count the data",

@@ -97,10 +97,12 @@ class UsageStore:
     ) -> list[UsageSum]:
         """Return the sums of the days from `since` to `until` (`YYYY-MM-DD`, both included; empty: no limit). The
         result is grouped and sorted by the fields in `by`, and has at most `most` sums. A key field (such as owner or
-        model) that `by` does not name is empty in the result."""
+        model) that `by` does not name is empty in the result. `by` cannot contain `team`, because the stored sums have
+        no team."""
         told_apart = ", ".join(dict.fromkeys(by))
+        selected = ", ".join("substr(day, 1, 7) AS month" if name == "month" else name for name in dict.fromkeys(by))
         sql = f"""
-        SELECT {told_apart + "," if by else ""} {", ".join(f"CAST(sum({name}) AS bigint)" for name in NUMBERS)}
+        SELECT {selected + "," if by else ""} {", ".join(f"CAST(sum({name}) AS bigint)" for name in NUMBERS)}
         FROM usage_days
         WHERE (:since = '' OR day >= :since) AND (:until = '' OR day <= :until) AND (:owner = '' OR owner = :owner)
         {f"GROUP BY {told_apart} ORDER BY {told_apart}" if by else "HAVING count(*) > 0"}

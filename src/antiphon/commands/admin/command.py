@@ -1,8 +1,8 @@
 """Implements `antiphon admin`: shows, exports and deletes stored data.
 
 This module runs the actions and prints their results. `whole_state.py` has the actions on the whole state, and
-`client_keys.py` has the actions on client keys. `owners.py` moves data to another owner. The package `stores` has the
-SQL.
+`client_keys.py` has the actions on client keys. `usage.py` prints sums of usage, and `owners.py` moves data to another
+owner. The package `stores` has the SQL.
 
 `export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. `of` is the id of the object to
 which the row belongs, or a file's purpose. All lines come from one database snapshot, except the lines about files. All
@@ -19,13 +19,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
-import msgspec
 from msgspec import structs
 
 from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_teams
@@ -33,19 +31,17 @@ from antiphon.app.owners import quota_rules
 from antiphon.commands.admin.audit import acted, note_action, note_state_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.owners import MovedCounts, move_owner, move_sides, selected_owner
+from antiphon.commands.admin.usage import read_day, show_usage
 from antiphon.commands.admin.whole_state import backup, check_backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import printable, progress, write_table
 from antiphon.config.settings import Settings
-from antiphon.engine.ports import usage_sums
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.state import OwnerData
-from antiphon.engine.ports.usage_sums import KEY, By, FindNames, OwnerName, UsageSum
 from antiphon.engine.running.quota_use import QuotaUse, quota_use
 from antiphon.errors import ConfigError
 from antiphon.stores import Stores, backend_of
-from antiphon.stores.owner_usage import UsageStore
 from antiphon.stores.quotas import QuotaStore
 from antiphon.tools.code_interpreter import OwnersContainers
 
@@ -53,9 +49,6 @@ _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "co
 _NOTHING = [0] * len(_KINDS)
 _PART = 1 << 20
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]")
-_DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_COUNTED = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-_ESTIMATED = ("estimated_calls", "estimated_input_tokens", "estimated_output_tokens")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -356,79 +349,6 @@ async def _move_owner(settings: Settings, old: str, new: str, *, by_token: bool,
             await note_action(settings, stores.audit, noted)
         counted = MovedCounts(_counted(found or _NOTHING), _named(found or _NOTHING))
         return await move_owner(data, containers, old, new, counted, problems, sure=sure, as_json=as_json)
-
-
-# The usage and the cost of model calls
-
-
-def read_by(text: str) -> tuple[By, ...]:
-    """The fields in the flag `--by`, by which the command groups the sums of usage. Raises `ConfigError`."""
-    try:
-        return usage_sums.read_by(text)
-    except ValueError as unknown:
-        raise ConfigError(f"--by: {unknown} is not a column; choose from {', '.join(KEY)}") from None
-
-
-def read_day(flag: str, text: str) -> str:
-    """Check the value of a flag: a day (`YYYY-MM-DD`), or an empty text. Raises `ConfigError`."""
-    if text and not _DAY.fullmatch(text):
-        raise ConfigError(f"{flag} {text}: write the day as YYYY-MM-DD")
-    return text
-
-
-async def show_usage(
-    store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO, find: FindNames | None = None
-) -> int:
-    """Print the requested sums of usage, or delete old sums of usage. `find` returns the names of owners by their ids.
-    Raises `ConfigError` and `StoreError`."""
-    if arguments.forget_before is not None:
-        before = read_day("--forget-before", arguments.forget_before)
-        if not arguments.yes:
-            would = f"Would delete the sums of all days before {before}. To delete them, run the command with --yes."
-            out.write(f"{json.dumps({'before': before, 'deleted': None}) if arguments.json else would}\n")
-            return 1
-        forgotten = await store.forget(before)
-        done = json.dumps({"before": before, "deleted": forgotten})
-        out.write(f"{done if arguments.json else f'deleted: {forgotten} daily sums'}\n")
-        return 0
-    by = read_by(arguments.by)
-    since, until = read_day("--since", arguments.since), read_day("--until", arguments.until)
-    sums = await store.sums(by, since=since, until=until, owner=owner)
-    names = await find([one.owner for one in sums]) if find is not None and "owner" in by else {}
-    if arguments.json:
-        for one in sums:
-            out.write(msgspec.json.encode(one.shown(by, names)).decode() + "\n")
-    else:
-        _usage_table(sums, by, names, out)
-    return 0
-
-
-def _name_and_team(one: UsageSum, names: Mapping[str, OwnerName]) -> tuple[str, str]:
-    found = names.get(one.owner)
-    return ("", "") if found is None else (found.name, found.team)
-
-
-def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[str, OwnerName], out: TextIO) -> None:
-    estimated = any(one.estimated_calls for one in sums)
-    numbers = (*_COUNTED, *(_ESTIMATED if estimated else ()))
-    # If an owner id is a hash, the owner has no name.
-    whose = ("owner_name", "team") if names else ()
-    rows = [[*by, *whose, *numbers, "cost"]]
-    rows += [
-        [
-            *(printable(getattr(one, name)) for name in by),
-            *(printable(text) for text in (_name_and_team(one, names) if whose else ())),
-            *(str(getattr(one, name)) for name in numbers),
-            f"{one.cost / 1e6:.6f}",
-        ]
-        for one in sums
-    ]
-    write_table(rows, out, left=len(by) + len(whose))
-    if estimated:
-        out.write(
-            "(estimated: the upstream reported no tokens, so Antiphon counts a quarter of the bytes; the cost includes "
-            "these calls)\n"
-        )
 
 
 async def show_quotas(settings: Settings, store: QuotaStore, *, as_json: bool) -> int:

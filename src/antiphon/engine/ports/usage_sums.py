@@ -15,10 +15,12 @@ from msgspec import Struct, structs
 
 from antiphon.engine.ports.actions import Usage
 
-By = Literal["day", "owner", "model", "upstream"]
+By = Literal["day", "month", "owner", "team", "model", "upstream"]
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
-"""The fields that identify a `UsageSum`."""
+"""The fields that identify a stored `UsageSum`."""
+GROUPS: tuple[By, ...] = ("day", "month", "owner", "team", "model", "upstream")
+"""The fields by which operators can group sums."""
 
 
 class CallUsage(Struct, frozen=True):
@@ -48,10 +50,16 @@ FindNames = Callable[[Sequence[str]], Awaitable[Mapping[str, OwnerName]]]
 _NO_NAMES: Mapping[str, OwnerName] = {}
 
 
-class UsageSum(Struct):
+class _Group(Struct, kw_only=True):
+    month: str = ""
+    team: str = ""
+
+
+class UsageSum(_Group):
     """The sum of the usage of all model calls with the same `KEY` fields.
 
-    `day` is a day in UTC (`YYYY-MM-DD`), and `owner` an owner id. Calls with estimated token counts are counted only in
+    `day` is a day in UTC (`YYYY-MM-DD`), and `owner` an owner id. Only a sum that is grouped by `month` (`YYYY-MM`) or
+    by `team` has this field, instead of `day` or `owner`. Calls with estimated token counts are counted only in
     the `estimated_…` fields. `cost` is the cost of all calls, in millionths of the prices' currency.
     """
 
@@ -91,7 +99,7 @@ class UsageSum(Struct):
         If sums are grouped by owner, `names` adds the owner's name and team as `owner_name` and `team`.
         """
         told = structs.asdict(self)
-        named = {name: value for name, value in told.items() if name in by or name not in KEY}
+        named = {name: value for name, value in told.items() if name in by or name not in GROUPS}
         found = names.get(self.owner)
         whose = {} if found is None else {"owner_name": found.name, **({"team": found.team} if found.team else {})}
         return {**named, "cost": self.cost / 1e6, **whose}
@@ -102,18 +110,19 @@ class UsageSum(Struct):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
+NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in GROUPS)
 """The numeric fields of a sum, which `join` and the stores add up."""
 
 
 def read_by(text: str) -> tuple[By, ...]:
-    """Parse a comma-separated list of the key fields by which sums are grouped: `day, model` gives `("day", "model")`.
+    """Parse a comma-separated list of the fields in `GROUPS` by which sums are grouped: `day, model` gives `("day",
+    "model")`.
 
     Raises `ValueError` with the first unknown name.
     """
     named = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in named:
-        if name not in KEY:
+        if name not in GROUPS:
             raise ValueError(name)
     return cast("tuple[By, ...]", named)
 
