@@ -36,6 +36,14 @@ class UsageStoreContract:
         ]
         assert await store.sums(()) == [UsageSum("", "", "", "", *(111 * factor for factor in range(1, 10)))]
 
+    async def test_days_of_a_month_add_up(self, store: UsageStore) -> None:
+        await store.add([_sum(day, "o", "m", "u", 1) for day in ("2026-01-01", "2026-01-31", "2026-02-01")])
+        found = await store.sums(("model", "month"))
+        assert [(one.model, one.month, one.day, one.calls) for one in found] == [
+            ("m", "2026-01", "", 2),
+            ("m", "2026-02", "", 1),
+        ]
+
     async def test_nothing_is_no_sum(self, store: UsageStore) -> None:
         assert await store.sums(()) == [] and await store.sums(("model",)) == []
 

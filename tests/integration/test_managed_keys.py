@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,27 @@ async def test_a_team_that_no_limit_names_is_told(
     await asyncio.to_thread(main, ["doctor", "--json", "--config", str(file)])
     found = [one["what"] for one in json.loads(capsys.readouterr().out) if "names the team" in one["what"]]
     assert [what.split("'")[1] for what in found] == told
+
+
+async def test_a_list_marks_expired_keys_and_tells_what_it_lacks(
+    data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = await keys.create("--owner", "anna", "--expires", "1s")
+    async with asyncio.timeout(30):
+        while made["id"] in (listed := await keys.run("list")):
+            assert "expired" not in listed
+            await asyncio.sleep(0.1)
+    assert "of the settings" not in keys.errors
+    expired = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(made["expires_at"]))
+    assert f"  expired {expired}  " in await keys.run("list", "--all")
+    settings: dict[str, Any] = {"door": "http", "data": str(data), "owner": {"keys": {"bo": ["sha256:" + "ab" * 32]}}}
+    settings["upstream"] = {"url": "http://127.0.0.1:1/v1", "auth": "none"}
+    file = data.parent / "settings.yaml"
+    file.write_text(json.dumps(settings))
+    assert await asyncio.to_thread(main, ["admin", "keys", "list", "--config", str(file)]) == 0
+    assert (
+        "The keys in 'owner.keys' and 'owner.api_keys' of the settings are not in this list" in capsys.readouterr().err
+    )
 
 
 async def test_an_owner_that_no_key_has_is_told(data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:

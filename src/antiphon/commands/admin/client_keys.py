@@ -53,7 +53,7 @@ async def client_key_action(settings: Settings, arguments: argparse.Namespace, s
         if arguments.verb == "create":
             return await _create(settings, arguments, keys)
         if arguments.verb == "list":
-            return await _list(arguments, keys)
+            return await _list(settings, arguments, keys)
         if arguments.verb == "rotate":
             overlap = read_seconds("--overlap", arguments.overlap)
             made, token = await keys.rotate(key_id, lifetime=_lifetime(arguments), overlap=overlap)
@@ -175,7 +175,7 @@ def _print_new(settings: Settings, key: ClientKey, token: str, *, as_json: bool)
     return 0
 
 
-async def _list(arguments: argparse.Namespace, keys: KeyManager) -> int:
+async def _list(settings: Settings, arguments: argparse.Namespace, keys: KeyManager) -> int:
     found = await keys.list(arguments.owner or "", all_keys=arguments.all)
     if arguments.json:
         for key in found:
@@ -184,6 +184,8 @@ async def _list(arguments: argparse.Namespace, keys: KeyManager) -> int:
     rows = [["id", "owner", "name", "team", "models", "tools", "created", "expires", "token"]]
     rows += [[*_shown(key).values(), f"{printable(key.prefix)}…"] for key in found]
     write_table(rows, sys.stdout)
+    if settings.owner.keys or settings.owner.api_keys:
+        print("The keys in 'owner.keys' and 'owner.api_keys' of the settings are not in this list.", file=sys.stderr)
     return 0
 
 
@@ -205,7 +207,9 @@ def _told(key: ClientKey) -> dict[str, object]:
 
 def _shown(key: ClientKey) -> dict[str, str]:
     """The client key as cells of a table row."""
-    ends = _day(key.expires_at) if key.expires_at is not None else "never"
+    ends = _time(key.expires_at) if key.expires_at is not None else "never"
+    if key.expires_at is not None and key.expires_at <= time.time():
+        ends = f"expired {ends}"
     return {
         "id": key.id,
         "owner": printable(key.owner.removeprefix(NAMED)),
@@ -213,10 +217,10 @@ def _shown(key: ClientKey) -> dict[str, str]:
         "team": printable(key.team),
         "models": printable(" ".join(key.access.models)) or "all",
         "tools": printable(" ".join(key.access.tools)) or "all",
-        "created": _day(key.created_at),
-        "expires": f"revoked {_day(key.revoked_at)}" if key.revoked_at is not None else ends,
+        "created": _time(key.created_at),
+        "expires": f"revoked {_time(key.revoked_at)}" if key.revoked_at is not None else ends,
     }
 
 
-def _day(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
