@@ -121,6 +121,8 @@ async def test_the_commands(place: Place) -> None:
     assert "token    ant_" in said and said.count("laptop") == 3
     assert "keys create" in await place.run("troubleshooting.md", "troubleshooting-leaked-key")
     assert "b:" in await place.run("monitoring.md", "usage-sums")
+    await place.run("monitoring.md", "usage-finance")
+    assert (place.folder / "usage.csv").read_text().startswith("month,team,owner,owner_name,calls,")
     assert "subject" in await place.run("quotas.md", "quotas-command")
     said = await place.run("backup.md", "backup-restore")
     assert (
