@@ -1,9 +1,8 @@
 """Leases amounts of the shared quotas for one process, and reports the used amounts.
 
 This module leases more when a request does not fit, refuses the request when no amount is free, and reports to the
-shared counters. `quota_use` shows operators the use of each quota in its current period. Not here: a request's
-reservation (`quota_reservation.py`), the choice of the limits that apply to a request (`engine/ports/quotas.py`), the
-shared counters (`stores/quotas.py`), the settings (`config/limits.py`).
+shared counters. Not here: a request's reservation (`quota_reservation.py`), the use that operators see
+(`quota_use.py`), the limits of a request (`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`).
 
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. About
 once a second, the process reports its usage to the shared counters, and returns leases that no request needs.
