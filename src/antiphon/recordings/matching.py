@@ -33,12 +33,14 @@ _MISSING: Final = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """The first difference between a recorded request and a client's request. `path` is like `messages[2].content`.
-    `recorded` and `requested` are short texts of the two values, or `missing`."""
+    """One difference between a recorded request and a client's request. `path` is like `messages[2].content`.
+    `recorded` and `requested` are short texts of the two values, or `missing`. `distance` is 1 for values without a
+    common part, and less for two texts with the same beginning or end."""
 
     path: str
     recorded: str
     requested: str
+    distance: float
 
     def __str__(self) -> str:
         return f"'{self.path}' is {self.recorded}, but in your request it is {self.requested}"
@@ -78,15 +80,16 @@ class Playlist:
         return answers[at]
 
     def nearest(self, method: str, path: str, request: bytes) -> Mismatch | None:
-        """The entry of the same method and path whose recorded request differs least from this request. None if there
-        is no such entry."""
+        """The entry of the same method and path whose recorded request has the fewest differences from this request.
+        Of several such entries, the method chooses the one with the most similar texts. None if there is no entry."""
         value = _value(request)
         same = ((number, one) for number, one in self.entries if (one.method, one.path) == (method, path))
-        found: tuple[int, Mismatch] | None = None
+        found: tuple[tuple[int, float], Mismatch] | None = None
         for number, entry in islice(same, _COMPARED):
             all_of_them = list(islice(differences(_value(entry.request), value), _COUNTED))
-            if all_of_them and (found is None or len(all_of_them) < found[0]):
-                found = len(all_of_them), Mismatch(number, entry, all_of_them[0])
+            distance = len(all_of_them), sum(one.distance for one in all_of_them)
+            if all_of_them and (found is None or distance < found[0]):
+                found = distance, Mismatch(number, entry, all_of_them[0])
         return found[1] if found else None
 
     def models(self) -> list[str]:
@@ -109,7 +112,7 @@ def differences(recorded: object, requested: object, path: str = "") -> Iterator
             longer = range(max(len(one), len(other)))
             waiting += [(f"{at}[{index}]", _item(one, index), _item(other, index)) for index in reversed(longer)]
         elif not _same(one, other):
-            yield Difference(at or "the body", *_short(one, other))
+            yield _difference(at or "the body", one, other)
 
 
 def summary(entry: CassetteEntry) -> str:
@@ -158,14 +161,30 @@ def _whole_numbers(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _short(one: object, other: object) -> tuple[str, str]:
-    """Two values as short texts. If a text is long, the result begins shortly before the first difference."""
-    if isinstance(one, str) and isinstance(other, str):
-        same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
-        if same > _SHOWN // 2:
-            start = same - _SHOWN // 3
-            return f"…{_text(one[start:])}", f"…{_text(other[start:])}"
-    return _text(one), _text(other)
+def _difference(path: str, one: object, other: object) -> Difference:
+    """The difference between two values. If a text is long, its short text begins shortly before the first different
+    character."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return Difference(path, _text(one), _text(other), 1.0)
+    same = _common(one, other)
+    ends = _common(one[same:][::-1], other[same:][::-1])
+    distance = 1 - (same + ends) / max(len(one), len(other))
+    if same > _SHOWN // 2:
+        start = same - _SHOWN // 3
+        return Difference(path, f"…{_text(one[start:])}", f"…{_text(other[start:])}", distance)
+    return Difference(path, _text(one), _text(other), distance)
+
+
+def _common(one: str, other: str) -> int:
+    """The number of characters at the beginning that two texts have in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _text(value: object) -> str:

@@ -225,14 +225,15 @@ class Recorder:
 
     async def _stream(self, exchange: _Exchange, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
         """Pass the answer's body on to the client, in the chunks of the upstream."""
-        parts = answer.content.iter_chunks()
         while True:
             try:
-                data, _ = await anext(parts)
-            except StopAsyncIteration:
-                return
+                data, _ = await answer.content.readchunk()
             except (aiohttp.ClientError, OSError):
                 exchange.cut = True
+                return
+            # All answers without a body share one reader in aiohttp. Its `readchunk` and `iter_chunks` report the end
+            # only once per process.
+            if not data and answer.content.at_eof():
                 return
             if data:
                 self._keep(exchange, data)

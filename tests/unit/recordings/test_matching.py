@@ -120,6 +120,22 @@ def test_the_nearest_entry_has_the_fewest_differences() -> None:
     assert Playlist(entries).nearest("GET", CHAT_PATH, b"") is None
 
 
+@pytest.mark.parametrize(
+    ("request_text", "number"),
+    [("plain2", 3), ("a plain", 3), ("SPLIT!", 1), ("Which river crosses Bonn?", 4), ("", 1), (None, 1), ("xxyxx", 5)],
+)
+def test_the_nearest_of_entries_with_one_difference_has_the_most_similar_text(request_text: Any, number: int) -> None:
+    texts = ["SPLIT", "other", "plain", "Which river crosses Cologne?", "xx", "xxxxxxxxxxxx"]
+    near = Playlist([_entry(_asked(text)) for text in texts]).nearest("POST", CHAT_PATH, _bytes(_asked(request_text)))
+    assert near is not None and near.number == number
+
+
+def test_one_different_text_is_nearer_than_two_similar_texts() -> None:
+    entries = [_entry(_asked("words", user="anna")), _entry(_asked("hello", user="anna1"))]
+    near = Playlist(entries).nearest("POST", CHAT_PATH, _bytes(_asked("hello!", user="anna")))
+    assert near is not None and near.number == 1
+
+
 def test_equal_values_have_no_difference() -> None:
     assert list(differences(_asked(n=1.0), _asked(n=1))) == []
     nested: Any = "x"
