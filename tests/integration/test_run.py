@@ -14,8 +14,10 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
 import termios
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,13 @@ def binaries(tmp_path: Path) -> Path:
         (folder / name).write_text(_CLIENT)
         (folder / name).chmod(0o700)
     return folder
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """A data folder with a short path, so that the folders of the runs are in it."""
+    with tempfile.TemporaryDirectory(prefix="ap-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 async def _run(processes: list[Command], folder: Path, *words: str, **environ: str) -> Command:
@@ -353,6 +362,26 @@ async def test_a_killed_command_leaves_no_gateway(processes: list[Command], bina
         finally:
             os.kill(client, signal.SIGKILL)
         await ran.end()
+
+
+@pytest.mark.slow
+async def test_the_next_command_removes_the_folder_of_a_killed_one(
+    processes: list[Command], binaries: Path, tmp_path: Path, data: Path
+) -> None:
+    async with ChatServer() as chat:
+        words = ("codex", "--door", "http", "--upstream", chat.base_url, "--listen", "127.0.0.1:0", "--data", str(data))
+        ran = await _run(processes, tmp_path, *words, "--", "wait")
+        client = int(await ran.line("waiting "))
+        ran.signal(signal.SIGKILL)
+        try:
+            os.kill(client, 0)
+        finally:
+            os.kill(client, signal.SIGKILL)
+        await ran.end()
+        (left,) = data.glob("run/antiphon-*/client")
+        assert (left / "config.toml").exists()
+        assert await (await _run(processes, tmp_path, *words, "--", "ask")).end() == 0
+    assert not left.parent.exists() and not list(data.glob("run/antiphon-*/client"))
 
 
 @pytest.mark.slow

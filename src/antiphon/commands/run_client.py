@@ -4,11 +4,13 @@ This module chooses the gateway, runs the processes, forwards signals and return
 `client_programs.py` has the clients and their configuration. `running_gateway.py` finds a gateway that already runs,
 and `up.py` implements the gateway.
 
-Invariants: the exit status is the client's; after a signal it is 128 plus the signal's number. The private folder and a
-gateway that this command started do not outlive the command, even if the command is killed. A gateway that ran before
-the command continues to run. Ctrl-C does not reach a gateway that this command started, because the client decides what
-Ctrl-C means. The gateway's log does not disturb the client's terminal. If the client ends with a status other than 0,
-the log stays in the data folder. The client gets no `ANTIPHON_…` variables, which may hold the keys of upstreams.
+Invariants: the exit status is the client's; after a signal it is 128 plus the signal's number. A gateway that this
+command started does not outlive the command, even if the command is killed. The command removes the private folder at
+its end. A killed command leaves the client and the private folder. The next start with the same data folder removes the
+private folder. A gateway that ran before the command continues to run. Ctrl-C does not reach a gateway that this
+command started, because the client decides what Ctrl-C means. The gateway's log does not disturb the client's terminal.
+If the client ends with a status other than 0, the log stays in the data folder. The client gets no `ANTIPHON_…`
+variables, which may hold the keys of upstreams.
 """
 
 from __future__ import annotations
