@@ -1,6 +1,6 @@
 """Reads the data that several views need: journal entries, recordings, and objects of the API in the name of an owner.
 
-This module calls the API's own handlers, and collects the texts of a request for the search. The module contains
+This module calls the API's own handlers. The module contains
 neither SQL nor HTML.
 
 Invariants: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
@@ -11,6 +11,7 @@ the audit.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict, Unpack
@@ -24,10 +25,12 @@ from antiphon.api.models import ModelListing
 from antiphon.console.sessions import Session
 from antiphon.console.slow_parts import SlowPart
 from antiphon.console.story import why_no_entry
+from antiphon.console.text_search import SearchedContents, contents_of, limited
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.findings import Doctor
 from antiphon.engine.ports.journal import Entry, EntrySum, LiveRequest, LiveSnapshot, Recording
 from antiphon.engine.ports.vector_stores import FileStateCounts
+from antiphon.engine.running.journal import HELD_SECONDS
 from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import (
@@ -59,7 +62,6 @@ result lacks files that are in no vector store."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 ACTOR: Final = "console"
 """The actor in the audit rows of operators who use the console."""
-_MOST_TEXT: Final = 2_000_000
 _WATCH_SECONDS: Final = 6.0
 _LONGEST_NAME: Final = 300
 
@@ -114,6 +116,10 @@ class StoreFileJson(TypedDict):
     id: str
     status: str
     last_error: FileErrorJson | None
+
+
+class _ItemPage(msgspec.Struct):
+    has_more: bool = False
 
 
 class OwnerSum(msgspec.Struct, frozen=True):
@@ -254,21 +260,25 @@ class Reading:
         """Return the recorded contents of a request, or None if Antiphon has not recorded the request."""
         return self.unstored(entry.id, entry.owner) or await self.journal.record(entry.id, entry.owner)
 
-    async def text_of(self, entry: Entry) -> str:
-        """Return the recorded or stored contents of a request as one text, for the search."""
+    async def searched(self, entry: Entry) -> SearchedContents | None:
+        """Return the recorded or stored contents of a request for the search, or None if they are not readable."""
         recording = await self.recording(entry) if entry.recorded else None
         if recording is not None:
-            return b"\n".join(part.data for part in recording.parts)[:_MOST_TEXT].decode(errors="replace")
+            return contents_of(recording)
         if not (entry.stored and entry.response_id):
-            return ""
+            return None
+        path = f"/v1/responses/{quote(entry.response_id)}"
         try:
-            texts = [
-                await self.raw("GET", f"/v1/responses/{quote(entry.response_id)}{rest}", entry.owner)
-                for rest in ("", "/input_items")
-            ]
+            response = await self.raw("GET", path, entry.owner)
+            items = await self.raw("GET", f"{path}/input_items", entry.owner, query={"limit": "100", "order": "asc"})
         except ApiError:
-            return ""
-        return b"\n".join(texts)[:_MOST_TEXT].decode(errors="replace")
+            return None
+        return limited((items, response), cut=msgspec.json.decode(items, type=_ItemPage).has_more)
+
+    def is_held_elsewhere(self, entry: Entry) -> bool:
+        """Whether only the memory of another process may have the contents of a request."""
+        held = entry.detail.held_by
+        return bool(held) and held != self.process and time.time() <= entry.ended_at + HELD_SECONDS
 
     async def stored(self, owner: str, response_id: str) -> tuple[ResponseJson, list[Mapping[str, object]]] | None:
         """Return a stored response and its first 100 input items, or None if the response is not stored."""

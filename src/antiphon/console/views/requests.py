@@ -1,25 +1,27 @@
 """Shows finished requests: the list with its filters, which the browser refreshes when requests end.
 
-This module also searches the texts of requests. `request.py` shows one request, `unfinished.py` shows requests in
-flight, and `stores/journal.py` stores the entries.
+This module also selects the requests that contain a text (`console/text_search.py`). `request.py` shows one request,
+`unfinished.py` shows requests in flight, and `stores/journal.py` stores the entries.
 
 A list leaves out refused requests unless its filter asks for refusals or failures. A client without a key can cause
 many refusals, which would displace other requests. Without a filter for the outcome, a list also leaves out requests
 that only queued a background response. The end of the response has a separate row.
 
 Invariants: a list states how many requests its filter selects, and which of these requests it shows. A list also states
-how many rows of refused requests it leaves out.
+how many rows of refused requests it leaves out. A text search states whose contents it did not read.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
 from antiphon.console.site import SECURITY, PageCall, PageRoute
+from antiphon.console.text_search import MOST_BYTES, SearchedText
 from antiphon.engine.ports.journal import MOST_COUNTED, REFUSED, Entry, EntryFilter, EntryPage
 from antiphon.errors import InvalidRequest
 from antiphon.stores.journal import cursor_of
@@ -36,6 +38,17 @@ _OF_REFUSALS = ("outcome", "fault", "code", "failed", "refused")
 """The filter fields with which a list also shows refused requests."""
 _FAULTS = ("client", "upstream", "ours", "cancelled")
 _TIMES = {"15m": 900.0, "1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
+
+
+class HowFar(NamedTuple):
+    """How far a text search read. `requests` is the number of requests. The other numbers count requests that do not
+    match. Only another process has the contents of `elsewhere`. `absent` have no contents. `cut` have contents beyond
+    the limit of the search."""
+
+    requests: int
+    elsewhere: int
+    absent: int
+    cut: int
 
 
 class RequestsView:
@@ -70,6 +83,7 @@ class RequestsView:
             "first": first,
             "after": after,
             "searched": searched,
+            "most_bytes": MOST_BYTES,
             "hidden": refusals.total,
             "hidden_codes": dict.fromkeys(f"{one.status or ''} {one.code}".strip() for one in refusals.entries),
             "text": text,
@@ -96,16 +110,23 @@ class RequestsView:
         chosen = msgspec.structs.replace(wanted, unrefused=False, outcome=REFUSED)
         return await self._reading.journal.list(chosen, limit=_REFUSALS)
 
-    async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], int]:
-        """Return the entries whose contents contain the text, and the number of entries that the search read."""
-        sought = text.casefold()
+    async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], HowFar]:
+        """Return the entries whose facts or contents contain the text, and how far the search read."""
+        sought = SearchedText(text)
         newest = (await self._reading.journal.list(wanted, limit=_SEARCHED)).entries
-        found = [
-            entry
-            for entry in newest
-            if _in_facts(entry, sought) or sought in (await self._reading.text_of(entry)).casefold()
-        ]
-        return found, len(newest)
+        found: list[Entry] = []
+        elsewhere = absent = cut = 0
+        for entry in newest:
+            if any(map(sought.is_in, _facts(entry))):
+                found.append(entry)
+            elif (contents := await self._reading.searched(entry)) is None:
+                held = self._reading.is_held_elsewhere(entry)
+                elsewhere, absent = elsewhere + held, absent + (not held)
+            elif await sought.is_in_contents(contents):
+                found.append(entry)
+            else:
+                cut += contents.cut
+        return found, HowFar(len(newest), elsewhere, absent, cut)
 
 
 def read_filter(call: PageCall) -> EntryFilter:
@@ -130,8 +151,9 @@ def read_filter(call: PageCall) -> EntryFilter:
     )
 
 
-def _in_facts(entry: Entry, sought: str) -> bool:
-    facts = (
+def _facts(entry: Entry) -> tuple[str, ...]:
+    """Return the facts that a text search reads in addition to the contents."""
+    return (
         entry.id,
         entry.request_id,
         entry.response_id,
@@ -141,7 +163,6 @@ def _in_facts(entry: Entry, sought: str) -> bool:
         entry.detail.message,
         entry.detail.path,
     )
-    return any(sought in fact.casefold() for fact in facts)
 
 
 def _since(text: str) -> float:
