@@ -26,7 +26,9 @@ async def test_a_search_counts_the_requests_that_another_process_holds(tmp_path:
         assert "1\N{EN DASH}1 of 1" in page and "could not read" not in page
         page = await search(other, "needle")
         assert "No request matches" in page
-        assert "could not read the contents of 1 of them, because they set store: false and another process" in page
+        assert (
+            "could not read the contents of 1 of them, because they set store: false and only another process" in page
+        )
         assert "no contents" not in page
 
 

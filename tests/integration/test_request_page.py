@@ -51,6 +51,16 @@ async def test_contents_in_memory_say_until_when(tmp_path: Path) -> None:
         assert "memory of this process" not in await page_of_the_newest(there)
 
 
+async def test_contents_that_the_process_dropped_early_are_not_announced(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.create(ANNA, store=False)
+        journal = there.app.app.stores.journal
+        (held,) = (await journal.list(EntryFilter())).entries
+        await journal.add([Entry("entry_1", held.owner, recorded=True, detail=Detail(held_by=held.detail.held_by))])
+        _, page = await (await there.user(ANNA)).get("/console/requests/entry_1")
+        assert "has deleted its contents early" in page and "until that process answers" not in page
+
+
 async def test_an_export_names_the_process_that_has_the_contents(tmp_path: Path) -> None:
     async with place(tmp_path) as there, place(tmp_path) as other:
         await there.create(ANNA, store=False)

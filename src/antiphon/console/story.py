@@ -188,20 +188,27 @@ def is_never_stored(entry: Entry, never: Collection[str]) -> bool:
     return not entry.stored and (entry.owner in never or "*" in never)
 
 
-def why_no_contents(entry: Entry, never: Collection[str] = ()) -> str:
+def why_no_contents(entry: Entry, never: Collection[str] = (), process: str = "") -> str:
     """Return a sentence that explains why the contents of a request are not readable. If a setting can change this for
-    later requests, the sentence names the setting. `never` is the setting `owner.store_never`."""
+    later requests, the sentence names the setting. `never` is the setting `owner.store_never`. `process` is the process
+    that has not found the contents in its memory."""
     if entry.recorded and not entry.stored:
         until = entry.ended_at + HELD_SECONDS
         if time.time() > until:
             return f"The process that served this request deleted its contents at {moment(until)} UTC."
+        if process and entry.detail.held_by == process:
+            return (
+                "This process served the request, and has deleted its contents early to make room for newer requests "
+                "with store: false. A process holds at most 32 MiB of such contents, or console.record_bytes."
+            )
         holder = (
             f"the process {entry.detail.held_by}" if entry.detail.held_by else "the process that served the request"
         )
         return (
             f"The contents of this request are only in the memory of {holder}, until {moment(until)} UTC at the "
             "latest. "
-            "To see them, load the request's page in the console again until that process answers."
+            "To see them, load the request's page in the console again until that process answers. "
+            "If that process has ended or made room for newer requests, the contents are deleted."
         )
     if entry.recorded:
         return "The contents of this request were recorded, but are deleted by now."

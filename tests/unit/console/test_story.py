@@ -108,6 +108,13 @@ def test_missing_contents_are_explained(entry: Entry, says: str) -> None:
     assert says in why_no_contents(entry)
 
 
+def test_contents_that_their_own_process_dropped_are_not_in_memory() -> None:
+    entry = Entry("e", "o", recorded=True, ended_at=4e9, detail=Detail(held_by="process_7"))
+    own, other = (why_no_contents(entry, process=process) for process in ("process_7", "process_8"))
+    assert "at most 32 MiB" in own and "memory of" not in own
+    assert "memory of the process process_7" in other and "If that process has ended" in other
+
+
 @pytest.mark.parametrize(("never", "told"), [(("n:anna",), True), (("*",), True), (("n:bo",), False)])
 def test_missing_contents_of_an_owner_whose_responses_are_never_stored(never: tuple[str, ...], told: bool) -> None:
     why = why_no_contents(Entry("e", "n:anna", response_id="r"), never)

@@ -103,7 +103,7 @@ class RequestView:
             bars=waterfall(spans, entry.seconds),
             whole=max([entry.seconds, *(span.end for span in within(spans, entry.seconds))]),
             rate=_rate(entry),
-            no_record=why_no_contents(entry, reading.never_stored),
+            no_record=why_no_contents(entry, reading.never_stored, reading.process),
             why_not_stored=_why_not_stored(entry, reading.never_stored),
             held_until=entry.ended_at + HELD_SECONDS if not entry.stored else 0.0,
             snippets=_snippets(story, stored, items),
@@ -135,7 +135,7 @@ class RequestView:
         await note_request(self._reading, call, entry)
         recording = await self._reading.recording(entry)
         if recording is None:
-            raise NotFound(why_no_contents(entry, self._reading.never_stored), code="not_found")
+            raise NotFound(why_no_contents(entry, self._reading.never_stored, self._reading.process), code="not_found")
         lines = exported(recording, entry)
         if not lines:
             raise NotFound("The contents of this request are not recorded.", code="not_found")
