@@ -1,7 +1,6 @@
 """Reads the data that several views need: journal entries, recordings, and objects of the API in the name of an owner.
 
-This module calls the API's own handlers. The module contains
-neither SQL nor HTML.
+This module calls the API's own handlers. The module contains neither SQL nor HTML.
 
 Invariants: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
 for an object of another owner. Before a page shows an operator the contents of an owner, this module writes a row to
