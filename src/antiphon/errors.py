@@ -26,6 +26,7 @@ the request has an id. No message ever holds a secret or an upstream credential.
 # │   │       └── HistoryTooLarge  the stored data that a request refers to exceeds the limit of bytes
 # │   ├── OwnerFull                429, an owner has reached the limit of stored data
 # │   ├── AtCapacity               503, or 429 for an owner: too many requests or bytes in flight
+# │   ├── ConnectorFailed          424, an MCP server of the settings did not list its tools
 # │   ├── InternalError            500
 # │   ├── UpstreamFailed           502, or the status to which Antiphon maps the upstream's answer
 # │   ├── Unavailable              503
@@ -261,6 +262,23 @@ class AtCapacity(ApiError):
 
 class InternalError(ApiError):
     """Antiphon itself failed, because of a bug or of a failure of its store."""
+
+
+class ConnectorFailed(ApiError):
+    """An MCP server that the operator registered (`mcp.connectors`) did not list its tools. `connector` is its name.
+    `why` gives the reason without an address."""
+
+    status = 424
+    type = "external_connector_error"
+
+    def __init__(self, message: str, param: str, connector: str, why: str) -> None:
+        super().__init__(message, param=param, code="mcp_server_failed")
+        self.cause = f"{self.subject(connector)}: {why}"
+
+    @staticmethod
+    def subject(connector: str) -> str:
+        """Return the words with which the cause begins. They name the connector."""
+        return f"the MCP server '{connector}' (mcp.connectors)"
 
 
 class UpstreamFailed(ApiError):

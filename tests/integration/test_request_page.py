@@ -267,7 +267,7 @@ async def test_a_request_without_an_answer_has_no_first_token_and_can_be_exporte
         await there.chat.stop()
         await there.create(ANNA)
         page = await page_of_the_newest(there)
-        assert "first token" not in page and "prompt cache" not in page and "1 model calls" in page
+        assert "first token" not in page and "prompt cache" not in page and "1 model call " in page
         assert "no answer" in page and "Export cassette" in page
         assert "stored no: the request failed before Antiphon saved a response" in page
         (entry,) = (await there.app.app.stores.journal.list(EntryFilter(), limit=1)).entries

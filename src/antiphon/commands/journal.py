@@ -28,7 +28,7 @@ from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
 from antiphon.config.settings import Settings
 from antiphon.console.broken_ends import call_end, client_end
-from antiphon.console.charts import steps_of, within
+from antiphon.console.charts import attempts_of, steps_of, within
 from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, short, size
 from antiphon.console.story import RecordedEvent, Story, tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.callers import NAMED
@@ -98,7 +98,10 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
             print(f"antiphon: {why or 'no request matches'}", file=sys.stderr)
         # For an empty journal, `why` already has the advice to enable the console.
         told = bool(why) and not settings.console.enabled
-        if not arguments.no_follow and not told and not await _is_recording(stores.live):
+        if not arguments.no_follow and not await _is_recording(stores.live):
+            if told:
+                # The settings are probably those of another gateway.
+                return 1
             print(f"antiphon: {_NOT_RECORDED}", file=sys.stderr)
         failing = False
         while not arguments.no_follow:
@@ -233,6 +236,8 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     colors = colors_on(sys.stdout)
     for line in facts(entry, colors=colors):
         print(line)
+    for tool in story.failed_tools if story is not None else ():
+        print(f"  the tool {one_line(tool.name, 80)} failed, and the model got: {one_line(tool.output, _LINE)}")
     if story is None:
         print(f"  {why_no_contents(entry, settings.owner.store_never)}")
     elif arguments.verbose:
@@ -263,13 +268,18 @@ def _cells(entry: Entry) -> tuple[str, ...]:
     return (
         moment(entry.ended_at),
         entry.outcome or "-",
-        str(entry.status or "-"),
+        str(_status_of(entry) or "-"),
         entry.code or "-",
         entry.model or (entry.detail.path if entry.refused_early else "") or "-",
         owner_name(entry.owner) or "-",
         f"{short(entry.input_tokens)} → {short(entry.output_tokens)}" if called else "-",
         duration(entry.seconds) if called else "-",
     )
+
+
+def _status_of(entry: Entry) -> int:
+    """The HTTP status that the client got, or 0 for the end of a background response, which has no client."""
+    return 0 if entry.door == "background" else entry.status
 
 
 def _line(cells: Sequence[str], entry: Entry, *, colors: bool) -> str:
@@ -310,6 +320,8 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
         if value and value != NONE:
             yield f"  {name:<14}{one_line(value, 1000)}"
     yield from _steps(entry)
+    for text in attempts_of(entry.detail.spans):
+        yield f"  {one_line(text, 1000)}"
 
 
 def contents(story: Story, entry: Entry, *, colors: bool) -> Iterator[str]:

@@ -71,6 +71,21 @@ def _told(span: JournalSpan, entry: Entry, *, broken: bool, last: bool) -> Journ
     return replace(span, facts=facts | ({"error": error} if error else {}))
 
 
+def attempts_of(spans: Iterable[JournalSpan]) -> list[str]:
+    """Return a sentence for each model call that a worker retried because the upstream was unreachable."""
+    return [
+        f"{span.facts['attempts']} attempts to reach the upstream {span.name}. "
+        f"The last retry followed this failure: {span.facts.get('retry_cause', '')}."
+        for span in spans
+        if span.kind == "call" and span.facts.get("attempts")
+    ]
+
+
+def failed_tools(entry: Entry) -> list[str]:
+    """Return the names of the tools that failed."""
+    return [span.name for span in entry.detail.spans if span.kind == "tool" and span.facts.get("error")]
+
+
 def facts_of(span: JournalSpan) -> str:
     """Return the facts of a step as one line: `operation=responses status=200 head=18 ms`."""
     told = {name: duration(value) if isinstance(value, float) else value for name, value in span.facts.items()}

@@ -32,6 +32,11 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def tick(seconds: float, whole: float) -> str:
+    """Format a mark of an axis that is `whole` seconds long. The marks of a short axis have a decimal: `0.7 ms`."""
+    return f"{seconds * 1000:.1f} ms" if whole < 0.01 else duration(seconds)
+
+
 def age(at: float | None, now: float | None = None) -> str:
     """Format the time since `at` in one unit: `12 s ago`."""
     if not at:
@@ -130,4 +135,5 @@ FILTERS: Final[dict[str, Callable[..., object]]] = {
     "short": short,
     "short_id": short_id,
     "size": size,
+    "tick": tick,
 }

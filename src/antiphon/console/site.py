@@ -22,6 +22,7 @@ import jinja2
 
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console import formats, rich_text
+from antiphon.console.charts import failed_tools
 from antiphon.console.sessions import Session
 from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.errors import ApiError, InvalidRequest
@@ -218,6 +219,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= formats.FILTERS | {"markdown": rich_text.markdown, "json": rich_text.pretty_json}
+    made.filters["failed_tools"] = failed_tools
     made.globals |= {"root": ROOT, "letter": letter}
     return made
 

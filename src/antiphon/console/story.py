@@ -135,6 +135,11 @@ class Story(msgspec.Struct):
     answer_headers: list[tuple[str, str]] = []
     cut: bool = False
 
+    @property
+    def failed_tools(self) -> list[RecordedToolResult]:
+        """The results of the tool calls that failed."""
+        return [tool for tool in self.tools if tool.facts.get("failed")]
+
     def tools_after(self, number: int) -> list[RecordedToolResult]:
         """Return the results of the tools that ran after the model call at this index, and before the next call."""
         start = self.calls[number].at if number else 0.0

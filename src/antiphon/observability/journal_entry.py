@@ -28,6 +28,7 @@ from antiphon.redaction import KEYS
 
 _MOST_CALLS: Final = 200
 _TEXT_LENGTH: Final = 2000
+_CAUSE_LENGTH: Final = 300
 _ID_LENGTH: Final = 256
 _CLIENT_GONE: Final = 499
 _NO_DETAIL: Final = Detail()
@@ -35,9 +36,12 @@ _NO_DETAIL: Final = Detail()
 
 class _Call:
     """One model call. Times are on the process's monotonic clock. `head` (the response head) and `first` (the first
-    bytes of the body) are seconds after `began`."""
+    bytes of the body) are seconds after `began`. `retries` counts the failed attempts before the last attempt."""
 
-    __slots__ = ("began", "ended", "estimated", "fault", "first", "head", "operation", "status", "upstream", "usage")
+    __slots__ = (
+        *("began", "ended", "estimated", "fault", "first", "head", "operation", "retries", "retry_cause", "status"),
+        *("upstream", "usage"),
+    )
 
     def __init__(self, upstream: str, operation: str) -> None:
         self.began = time.perf_counter()
@@ -50,6 +54,8 @@ class _Call:
         self.first: float | None = None
         self.usage: Usage | None = None
         self.estimated = False
+        self.retries = 0
+        self.retry_cause = ""
 
 
 class Trail:
@@ -84,6 +90,8 @@ class Trail:
     def call_retried(self, failures: int, cause: str) -> None:
         """Record that the upstream is unreachable, and that the worker retries the current model call."""
         self.retries, self.retry_cause = failures, cause[:_TEXT_LENGTH]
+        if self._calls:
+            self._calls[-1].retries, self._calls[-1].retry_cause = failures, cause[:_CAUSE_LENGTH]
 
     def call_began(self, upstream: str, operation: str) -> None:
         self.retries, self.retry_cause = 0, ""
@@ -175,6 +183,8 @@ class Trail:
             facts["status"] = call.status
             if call.fault:
                 facts["fault"] = call.fault
+            if call.retries:
+                facts["attempts"], facts["retry_cause"] = call.retries + 1, call.retry_cause
             if call.head is not None:
                 facts["head"] = call.head
             if call.first is not None:

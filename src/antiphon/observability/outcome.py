@@ -74,6 +74,10 @@ _BY_CODE = {
     "content_elsewhere": "set blobs.url to a bucket that all machines share, or route a client to the same machine",
     "storage_failed": "see the field cause; if the database is damaged, restore a backup (antiphon admin restore)",
     "tool_timeout": "the tool does not answer: check its server, or raise tools.seconds",
+    "mcp_server_failed": (
+        "check that the MCP server runs, and check its url and headers in mcp.connectors; the model server is not the "
+        "cause"
+    ),
     "shutting_down": "the process is stopping, and clients retry; if it cut a running response, raise timeouts.drain",
 }
 _BY_UPSTREAM_STATUS = {
@@ -233,6 +237,8 @@ def blamed(entry: Entry) -> str:
             return "a setting of this server"
         if entry.status == 429:
             return "a limit of this server, which the message names"
+    if entry.code == "mcp_server_failed" and ": " in detail.cause:
+        return detail.cause.partition(": ")[0]
     return _FAULTS.get(fault, fault)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -49,11 +50,12 @@ class Refused(Exception):
 
 class ServerFailed(Exception):
     """Raised when the session with an MCP server fails. `status`: the HTTP status of the server's response, or 0
-    without a response."""
+    without a response. `detail`: the operating system's error, only for the log and for operators."""
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    def __init__(self, message: str, status: int = 0, detail: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.detail = detail
 
 
 Enter = Callable[[McpServer, AsyncExitStack], Awaitable[ClientSession]]
@@ -307,8 +309,19 @@ def _failure(error: BaseException) -> ServerFailed:
         if isinstance(one, httpx2.HTTPStatusError):
             return ServerFailed(f"Http status code: {one.response.status_code}.", one.response.status_code)
         if isinstance(one, httpx2.HTTPError | OSError):
-            return ServerFailed("The server cannot be reached.")
+            return ServerFailed("The server cannot be reached.", detail=_system_error(one))
     return ServerFailed(f"The server violates the MCP protocol ({type(error).__name__}).")
+
+
+def _system_error(error: BaseException | None) -> str:
+    """Return the operating system's words for the first cause of the error, such as `connection refused`."""
+    found = ""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            # The exception's text may contain the address.
+            found = os.strerror(error.errno).lower()
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -21,7 +21,7 @@ from msgspec import Raw
 
 from antiphon.config.tools import McpSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
-from antiphon.errors import ApiError
+from antiphon.errors import ApiError, ConnectorFailed
 from antiphon.ids import new_id
 from antiphon.observability.tracing import trace_headers
 from antiphon.tools.mcp_connections import McpConnections, ServerFailed
@@ -35,6 +35,7 @@ _MAX_PAGES = 20
 _MAX_IMAGES = 16
 _MAX_SHOWN = 1 << 20
 _INVALID_PARAMS = -32602
+_REFUSED = frozenset({401, 403})
 _NO_ANNOTATIONS = {"read_only": False}
 """The annotations that OpenAI's API returns for a tool without annotations. Vercel's AI SDK fails if the value is
 null."""
@@ -135,14 +136,7 @@ class Mcp:
         try:
             tools = await self._ask(server, response_id)
         except (ServerFailed, MCPError) as failure:
-            # OpenAI's API also returns status 424 when the client's MCP server fails.
-            raise ApiError(
-                f"Error retrieving tool list from MCP server: '{declared.label}'. {server.hide(str(failure))[:300]}",
-                status=424,
-                type="external_connector_error",
-                param=where,
-                code="http_error",
-            ) from None
+            raise _not_listed(failure, server, declared, where) from None
         self._lists[server.key] = (now + self._limits.list_seconds, tools)
         self._lists.move_to_end(server.key)
         while len(self._lists) > _MAX_LISTS:
@@ -167,6 +161,19 @@ class Mcp:
         annotations = info.annotations.model_dump(by_alias=True, exclude_none=True) if info.annotations else None
         description = unmarked(info.description)[:_MAX_DESCRIPTION] if info.description else None
         return RemoteTool(info.name[:128], description, info.input_schema or {"type": "object"}, annotations)
+
+
+def _not_listed(failure: ServerFailed | MCPError, server: McpServer, declared: McpDeclaration, where: str) -> ApiError:
+    """Return the client's error for an MCP server that did not list its tools. The error of a server that the operator
+    registered names the connector in its cause, unless the server refused the client's credentials."""
+    text = server.hide(str(failure))[:300]
+    message = f"Error retrieving tool list from MCP server: '{declared.label}'. {text}"
+    status, detail = (failure.status, failure.detail) if isinstance(failure, ServerFailed) else (0, "")
+    theirs = status in _REFUSED and (declared.authorization is not None or declared.headers)
+    if declared.connector_id is not None and not theirs:
+        return ConnectorFailed(message, where, declared.connector_id, detail or text.rstrip("."))
+    # OpenAI's API also returns status 424 when the client's MCP server fails.
+    return ApiError(message, status=424, type="external_connector_error", param=where, code="http_error")
 
 
 def _trace() -> RequestParamsMeta | None:

@@ -17,6 +17,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.console.owner_lists import check_owner, choose_owner, needs, part_of
 from antiphon.console.reading import FileJson, Reading, StoreFileJson, StoreJson
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
+from antiphon.console.views.vector_stores import state_in_words
 from antiphon.engine.ports.vector_stores import FileStateCounts
 from antiphon.errors import ApiError
 
@@ -74,6 +75,7 @@ class FilesView:
             "file.html",
             file=file,
             states=await self._states(call, [file["id"]]),
+            words=state_in_words,
             uses=await self._uses(call, file["id"], stores),
             searched=len(stores),
             more=more,

@@ -178,6 +178,9 @@ class ModelsView:
         # No list of an upstream has the models that the settings disable.
         names += [model for model in self._reading.models if model not in names and why_not(model)]
         chosen = [one for one in names if name.casefold() in one.casefold()]
+        if not chosen and why_not(name).startswith("disabled by "):
+            # A rule with a glob disables the model, so the settings do not have the model's name.
+            chosen = [name]
         part = part_of(call, chosen, per_page=_PER_PAGE)
         described = await self._described(call, part.items)
         columns = alike(described)

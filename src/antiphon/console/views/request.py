@@ -17,18 +17,19 @@ from msgspec.structs import replace
 from antiphon.api.chat import PASSED
 from antiphon.api.http import ApiResponse
 from antiphon.console.broken_ends import call_end, client_end
-from antiphon.console.charts import facts_of, steps_of, waterfall, within
+from antiphon.console.charts import attempts_of, facts_of, failed_tools, steps_of, waterfall, within
 from antiphon.console.reading import Reading
 from antiphon.console.rebuilt_request import rebuilt
 from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
 from antiphon.console.story import Story, exported, is_never_stored, tell, was_refused, why_no_contents
 from antiphon.console.treatment import changed_parts, ignored_parts
+from antiphon.console.views.models import mcp_servers
 from antiphon.console.views.pending import show_pending
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
 from antiphon.engine.running.journal import HELD_SECONDS
-from antiphon.errors import NotFound
+from antiphon.errors import ConnectorFailed, NotFound
 from antiphon.observability.outcome import blamed, hint_for
 from antiphon.stores.audit import ReadAction
 
@@ -98,6 +99,8 @@ class RequestView:
             client_end=client_end(entry, story) if story is not None else "",
             call_ends=[call_end(entry, story, one) for one in story.calls] if story is not None else [],
             facts_of=facts_of,
+            attempts=attempts_of(spans),
+            failed_tools=failed_tools(entry),
             stored=stored,
             stored_input=items,
             bars=waterfall(spans, entry.seconds),
@@ -112,8 +115,14 @@ class RequestView:
         )
 
     def _url_of(self, call: PageCall, entry: Entry) -> str:
-        """Return the URL of the upstream that failed, for operators. The URL is empty for any other request."""
-        if not call.session.is_operator or entry.fault not in ("upstream", "unknown"):
+        """Return the URL of the upstream or the MCP server that failed, for operators. The URL is empty for any other
+        request."""
+        if not call.session.is_operator:
+            return ""
+        if entry.code == "mcp_server_failed":
+            servers, subject = mcp_servers(self._reading.settings)["connectors"], blamed(entry)
+            return next((url for name, url in servers.items() if ConnectorFailed.subject(name) == subject), "")
+        if entry.fault not in ("upstream", "unknown"):
             return ""
         return next((one.url for one in self._reading.upstreams() if one.name == entry.upstream), "")
 

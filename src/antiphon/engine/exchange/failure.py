@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
-from antiphon.errors import ApiError, AtCapacity, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, AtCapacity, ConnectorFailed, UpstreamFailed, UpstreamTimedOut
 from antiphon.redaction import KnownSecrets
 from antiphon.translation.answer.upstream_errors import map_transport_error, map_upstream_answer
 from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
@@ -140,6 +140,8 @@ def refusal(
     fault: Fault = "client" if error.status < 500 else "ours"
     if isinstance(error, UpstreamFailed | UpstreamTimedOut):
         fault = "upstream"
+    elif isinstance(error, ConnectorFailed):
+        fault = "ours"
     elif at_it and upstream_status:
         theirs = error.status in _ABOUT_THE_REQUEST or error.code in _NAMED_BY_THE_CLIENT
         fault = "client" if theirs else "upstream"

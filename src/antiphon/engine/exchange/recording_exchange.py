@@ -213,7 +213,9 @@ class RecordingExchange(ResponseExchange):
             return
         if isinstance(action, RunTools):
             for one in action.calls:
-                self._begin_step(one.call_id, "tool", one.target.name or one.tool.type)
+                name = one.target.name or one.tool.type
+                server = f"{one.target.namespace}." if one.target.namespace else ""
+                self._begin_step(one.call_id, "tool", server + name)
         elif isinstance(action, LoadContext):
             self._begin_step(_LOAD, _LOAD, "context")
         elif isinstance(action, PrepareTools):

@@ -28,12 +28,14 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
     of a background response in the queue lies before its start, so `start` of a `queue` span is negative.
     A response that was cancelled in the queue has only a `queue` span, which starts at 0.
 
-    `name` is the upstream of a `call` span, or the function of a `tool` span. Of other spans it is the loaded or saved
-    object.
+    `name` is the upstream of a `call` span. The name of a `tool` span is the function, after the label of its MCP
+    server or its namespace: `trains.tickets`. Of other spans it is the loaded or saved object.
 
     A span of the kind `call` has the facts `operation`, `status`, `fault`, `head`, `first`, `input_tokens`,
     `output_tokens` and `estimated`. `head` and `first` are the seconds from the call's start to the answer's head and
-    to its first byte. A span of another kind has the fact `error` if its step failed.
+    to its first byte. If a worker retried the call, the call also has the facts `attempts` and `retry_cause`: the
+    number of all attempts, and why the last retried attempt failed. A span of another kind has the fact `error` if its
+    step failed.
     """
 
     kind: str

@@ -7,9 +7,9 @@ of the prices, and any other amount is a count.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from antiphon.engine.ports.quotas import MEASURES, QuotaRules
 from antiphon.stores.quotas import QuotaStore, StoredCounter
@@ -18,7 +18,8 @@ _COST = "cost_per_month"
 
 
 class QuotaUse(Struct, frozen=True):
-    """The use of one limit. `period` is the start of the current period; None: the limit has no period. `held` is the
+    """The use of one limit. `period` is the start of the current period. `period` is None if the limit has no
+    period, or if no request has used the limit in the current period. `held` is the
     amount that processes hold for requests. `maximum` is the limit of the settings; None: the settings have no limit
     any more. Cost is in the currency of the prices."""
 
@@ -51,10 +52,20 @@ def with_unused(found: Sequence[QuotaUse], rules: QuotaRules, subject: str = "")
 
 def _use(one: StoredCounter, limit: int | None) -> QuotaUse:
     begun = datetime.fromtimestamp(one.starts / 1000, UTC) if one.starts else None
+    if begun is not None and _is_over(one, begun):
+        # The next request resets the counter.
+        begun, one = None, structs.replace(one, used=0, leased=0)
     period = begun.strftime("%Y-%m-%dT%H:%MZ") if begun is not None else None
     used, held = _amount(one.measure, max(0, one.used)), _amount(one.measure, one.leased)
     maximum = None if limit is None else _amount(one.measure, limit)
     return QuotaUse(one.subject, one.measure, period, used, held, maximum)
+
+
+def _is_over(one: StoredCounter, begun: datetime) -> bool:
+    now = datetime.now(UTC)
+    if one.measure.endswith("_minute"):
+        return now - begun >= timedelta(minutes=1)
+    return (begun.year, begun.month) < (now.year, now.month)
 
 
 def _amount(measure: str, amount: int) -> float:
