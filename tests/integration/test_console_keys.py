@@ -43,3 +43,12 @@ async def test_each_configured_limit_has_a_row(tmp_path: Path) -> None:
             assert ("model:qwen* parallel requests - 0 8" in words) is (user == "operator")
         assert "owner:n:anna" not in (await console.get("/system", "bo")).words
         assert "owner:n:bo tokens per month - 0 500" in (await console.get("/system", "bo")).words
+
+
+async def test_keys_can_be_created_only_if_processes_accept_them(tmp_path: Path) -> None:
+    for managed in (False, True):
+        settings = {"owner": {"managed_keys": managed}}
+        async with open_console_app(tmp_path / str(managed), settings=settings) as console:
+            page = await console.get("/keys", "operator")
+            assert ("Create a key" in page.words) is managed and ("below" in page.words) is managed
+            assert ("No process accepts created keys" in page.words) is not managed

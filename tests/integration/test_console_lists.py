@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from antiphon.engine.ports.journal import Entry
+from tests.integration.test_console import ANNA as KEY
+from tests.integration.test_console import TOKEN, place
 from tests.support.console_app import ANNA, open_console_app
 
 
@@ -47,3 +49,13 @@ async def test_a_background_response_has_one_row_and_counts_once(tmp_path: Path)
         assert "1-1 of 1" in page.words and 'id="r-entry_2"' in page.text and 'id="r-entry_1"' not in page.text
         assert 'id="r-entry_1"' in (await console.get("/requests?outcome=queued")).text
         assert "big-model 1 1" in (await console.get("/system")).words
+
+
+async def test_the_filter_of_models_finds_a_model_that_a_glob_disables(tmp_path: Path) -> None:
+    models = [{"match": "demo-model"}, {"match": "*-preview", "mode": "disabled"}]
+    async with place(tmp_path, models=models) as there:
+        path = "/console/models?whole=1&model=gpt-5-preview"
+        _, page = await (await there.user(TOKEN)).get(path)
+        assert "disabled by models[1] (match: *-preview)" in page and "No model matches" not in page
+        _, page = await (await there.user(KEY)).get(path)
+        assert "models[1]" not in page and "No model matches" in page

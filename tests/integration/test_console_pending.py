@@ -29,7 +29,7 @@ async def test_a_request_in_flight_has_a_page_with_its_contents_so_far(tmp_path:
             status, page = await anna.get(f"/console/requests/{name}")
             assert status == 200 and "the needle" in page and "demo-model" in page
             assert f"/console/live/{live.id}/cancel" in page
-            for shown in ("streaming", "client connected", "upstream default", "1 model calls", "Hello"):
+            for shown in ("streaming", "client connected", "upstream default", "1 model call ", "Hello"):
                 assert shown in words(page), shown
             assert (await bo.get(f"/console/requests/{name}"))[0] == 404
         facts = await anna.send("GET", link, hx_request="true")

@@ -213,3 +213,21 @@ async def test_wide_tables_fit_a_phone(tmp_path: Path, monkeypatch: pytest.Monke
             fields = page.locator(".stacked td:last-child").first
             box = await fields.bounding_box()
             assert box is not None and box["x"] + box["width"] <= 375 and box["width"] > 250
+
+
+async def test_a_click_anywhere_in_a_row_opens_its_request(tmp_path: Path) -> None:
+    async with held(tmp_path) as there:
+        entry = Entry("entry_1", "n:anna", outcome="failed", fault="upstream", code="upstream_cut", model="demo-model")
+        await there.app.app.stores.journal.add([entry])
+        for width in (1280, 375):
+            async with opened(there, TOKEN, width) as page:
+                await page.goto("/console/requests?owner=")
+                row = page.locator("#r-entry_1")
+                # The link covers the cell, so a click on the cell itself would wait forever.
+                box = await row.locator("td", has_text="demo-model").bounding_box()
+                assert box is not None
+                await page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+                await page.wait_for_url("**/console/requests/entry_1**")
+                await page.goto("/console/requests?owner=")
+                await row.locator("td:nth-child(2) a").click()
+                await page.wait_for_url("**/console/requests?*code=upstream_cut**")

@@ -195,6 +195,7 @@ async def test_a_file_whose_ingestion_failed_has_no_good_mark(
     assert '"tag good">ingested' in marks["birds.txt"] and "in no vector store" in marks["alone.txt"]
     page = await console.get(f"/files/{ids['broken.bin']}")
     assert "tag good" not in page.text and "broken.bin ingestion failed" in page.words
+    assert "failed Antiphon cannot read this format" in page.words
     page = await console.get("/vector-stores")
     assert "completed 1 failed" in page.words
     again = await ask(console, "POST", "/v1/vector_stores", {"name": "Again", "file_ids": [ids["broken.bin"]]})

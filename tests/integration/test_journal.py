@@ -173,15 +173,16 @@ async def test_commands_write_escapes_where_the_output_has_no_arrow(tmp_path: Pa
             assert " \\u2192 " in "\n".join(ran.out[:2])
 
 
-async def tail_for(seconds: float, data: Path, *, enabled: bool = False) -> None:
+async def tail_for(seconds: float, data: Path, *, enabled: bool = False, quiet: bool = True) -> int | None:
     """Run `antiphon tail` on this data folder and stop it after some seconds. `enabled`: whether the settings of the
-    command enable the console."""
+    command enable the console. Raises `TimeoutError` if the command did not end and `quiet` is False."""
     arguments = argparse.Namespace(
         **dict.fromkeys(("owner", "model", "code")), failed=False, lines=1, json=True, no_follow=False
     )
-    with suppress(TimeoutError):
+    with suppress(*[TimeoutError] * quiet):
         async with asyncio.timeout(seconds):
-            await _tail(load_settings({"data": data, "console": {"enabled": enabled}}), arguments)
+            return await _tail(load_settings({"data": data, "console": {"enabled": enabled}}), arguments)
+    return None
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -198,3 +199,15 @@ async def test_tail_says_that_no_gateway_records(
     told = capsys.readouterr()
     assert told.err.startswith("antiphon: no running gateway records requests") and "console.enabled: true" in told.err
     assert '"outcome": "completed"' in told.out
+
+
+async def test_tail_ends_if_no_gateway_writes_the_empty_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with process(tmp_path, enabled=True):
+        # A gateway with other settings records, so the first request may still come.
+        with pytest.raises(TimeoutError):
+            await tail_for(4.5, tmp_path, quiet=False)
+    async with asyncio.timeout(9):
+        assert await tail_for(8.0, tmp_path, quiet=False) == 1
+    assert "console.enabled is false in these settings" in capsys.readouterr().err

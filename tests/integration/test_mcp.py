@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from antiphon.config.tools import McpSettings, ToolSettings
+from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
+from antiphon.engine.ports.journal import Detail, Entry
 from antiphon.errors import ApiError
+from antiphon.observability.outcome import blamed, hint_for
 from antiphon.tools.box import Toolbox
 from antiphon.tools.mcp_connections import McpConnections
 from antiphon.tools.mcp_servers import Connector, McpServers, read_declaration
@@ -229,6 +232,29 @@ async def test_a_connector_is_opened_by_the_operators_headers() -> None:
         mcp = _mcp(connectors={"dice": Connector(server.url, (("Authorization", "Bearer operators"),))})
         tool = _tool("", server_url=None, connector_id="dice")
         assert (await mcp.run(_call(tool, "roll"))).output == "rolled one of 6"
+        await mcp.aclose()
+
+
+async def test_a_connector_that_is_down_is_the_operators() -> None:
+    async with open_mcp_server() as server:
+        url = server.url
+    mcp = _mcp(connectors={"dice": Connector(url, (("Authorization", "Bearer operators"),))})
+    with pytest.raises(ApiError) as refused:
+        await _prepared(mcp, _tool("", server_url=None, connector_id="dice"))
+    error = refused.value
+    assert (error.status, error.code, error.type) == (424, "mcp_server_failed", "external_connector_error")
+    assert error.cause == "the MCP server 'dice' (mcp.connectors): connection refused"
+    assert url not in error.message + error.cause and "refused" not in error.message
+    failure = refusal(error)
+    entry = Entry("entry_1", "n:anna", fault=failure.fault, code=failure.code, detail=Detail(cause=failure.cause))
+    assert blamed(entry) == "the MCP server 'dice' (mcp.connectors)" and "mcp.connectors" in hint_for(entry)
+    await mcp.aclose()
+    async with open_mcp_server(token="operators") as server:
+        mcp = _mcp(connectors={"dice": Connector(server.url)})
+        for sent, code in (({}, "mcp_server_failed"), ({"authorization": "wrong"}, "http_error")):
+            with pytest.raises(ApiError) as refused:
+                await _prepared(mcp, _tool("", server_url=None, connector_id="dice", **sent))
+            assert refused.value.code == code and refusal(refused.value).fault == ("client" if sent else "ours")
         await mcp.aclose()
 
 

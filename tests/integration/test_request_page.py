@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from antiphon.engine.ports.journal import Detail, Entry, EntryFilter, Part, Recording
+from antiphon.engine.ports.journal import Detail, Entry, EntryFilter, JournalSpan, Part, Recording
 from antiphon.entry import main
 from antiphon.ids import new_id
 from antiphon.recordings.format import read_entries
@@ -314,3 +315,53 @@ async def test_the_command_knows_that_contents_are_in_memory(
         assert await asyncio.to_thread(main, ["show", entry.id, "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "load the request's page in the console again" in shown and "not recorded" not in shown
+
+
+async def test_the_page_names_a_connector_that_failed(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9/mcp"
+    settings = RECORDS | {"mcp": {"connectors": {"buses": {"url": url}, "bus": {"url": "http://127.0.0.1:8/mcp"}}}}
+    entry = Entry(
+        new_id("entry"), "n:anna", outcome="error", fault="ours", code="mcp_server_failed", status=424,
+        detail=Detail(message="Error retrieving tool list", cause="the MCP server 'buses' (mcp.connectors): timed out"),
+    )  # fmt: skip
+    async with open_console_app(tmp_path, settings=settings) as console:
+        page = await _shown(console, entry)
+        assert "caused by the MCP server 'buses' (mcp.connectors)" in page
+        assert f"URL {url}" in page and "Check that the MCP server runs" in page
+        page = (await console.get(f"/requests/{entry.id}", "anna")).words
+        assert "caused by the MCP server 'buses'" in page and url not in page
+
+
+async def test_a_failed_tool_has_a_badge_and_a_reason(tmp_path: Path) -> None:
+    span = JournalSpan("tool", "trains.tickets", 0.1, 0.2, {"error": "failed"})
+    entry = Entry(
+        new_id("entry"), "n:anna", response_id="resp_1", outcome="completed", stored=True, seconds=0.3, calls=1,
+        status=200, detail=Detail(spans=(span,)),
+    )  # fmt: skip
+    parts = (
+        Part(0.0, "request", b"{}", {"method": "POST", "path": "/v1/responses"}),
+        Part(0.05, "call", b"{}"),
+        Part(0.2, "tool", b"The call failed: no such city", {"name": "trains.tickets", "failed": True}),
+    )
+    async with open_console_app(tmp_path, settings=RECORDS) as console:
+        page = await _shown(console, entry)
+        assert "The tool trains.tickets failed. The reason was not recorded." in page
+        assert "tool trains.tickets ✕ failed" in page
+        assert "completed tool failed" in (await console.get("/requests", "operator")).words
+        # The contents of a completed response are only shown while the response exists.
+        failed = replace(entry, id=new_id("entry"), response_id="resp_2", outcome="failed", fault="ours")
+        page = await _shown(console, failed, *parts)
+        assert "The tool trains.tickets failed. The model got: The call failed: no such city" in page
+
+
+async def test_a_retried_model_call_has_its_attempts(tmp_path: Path) -> None:
+    facts = {"status": 0, "attempts": 11, "retry_cause": "connection refused"}
+    span = JournalSpan("call", "night", 0.0, 26.3, facts)
+    entry = Entry(
+        new_id("entry"), "n:anna", door="background", response_id="resp_1", outcome="failed", fault="upstream",
+        code="upstream_unreachable", status=200, stored=True, seconds=26.3, calls=1, detail=Detail(spans=(span,)),
+    )  # fmt: skip
+    async with open_console_app(tmp_path, settings=RECORDS) as console:
+        page = await _shown(console, entry)
+    assert "11 attempts to reach the upstream night. The last retry followed this failure: connection refused." in page
+    assert "attempts=11" in page and "HTTP 200" not in page

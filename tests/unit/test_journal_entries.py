@@ -282,11 +282,14 @@ def test_a_background_job_has_an_entry_for_each_attempt() -> None:
     exchange.receive_job(job, "n:team-a", "resp_7", -1)
     (live,) = (live for live in one.telemetry.live() if live.door == "background")
     assert (live.door, live.response_id, live.state) == ("background", "resp_7", "calling")
+    observed.call_retried(10, "connection refused")
     assert not one.telemetry.stop(live.id), "the store cancels a background response"
     observed.end(exchange, "completed", response_id="resp_7", attempt=2)
     entry = one.journal.last
     assert (entry.id, entry.response_id, entry.key_id) == (live.id, "resp_7", "k")
     assert (entry.request_id, entry.detail.attempt) == ("req_9", 2)
+    call = _span(entry, "call").facts
+    assert (call["attempts"], call["retry_cause"]) == (11, "connection refused")
     assert _span(entry, "queue").end == 0.0 and _span(entry, "queue").start < -1000
     lost = one.telemetry.observe("background", "", Caller("n:team-a"), None)
     lost.watch(one.exchange)

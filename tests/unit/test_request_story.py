@@ -299,3 +299,13 @@ def test_envoys_own_answer_is_not_the_model_servers() -> None:
     story = tell(Recording((*parts, Part(0.3, "data", b'{"error": {}}'), Part(0.3, "end"))))
     shown = "\n".join(contents(story, entry(fault="upstream", code="upstream_unreachable"), colors=False))
     assert "answer 1: no answer; Envoy wrote the following, not the model server" in shown
+
+
+def test_the_attempts_of_a_retried_call_are_told() -> None:
+    span = JournalSpan("call", "night", 0.0, 2.0, {"status": 0, "attempts": 3, "retry_cause": "connection refused"})
+    told = "\n".join(facts(entry(detail=Detail(spans=(span,))), colors=False))
+    assert "3 attempts to reach the upstream night. The last retry followed this failure: connection refused." in told
+
+
+def test_the_end_of_a_background_response_has_no_status_of_a_client() -> None:
+    assert " 200 " in row(entry(), colors=False) and " 200 " not in row(entry(door="background"), colors=False)

@@ -30,6 +30,7 @@ from antiphon.types.transport import LOCAL_REPLY
 
 _MOST_EVENTS = 2000
 _LONGEST_GIST = 300
+_OTHER_IDS = ("file-", "vs_", "conv_", "msg_", "batch_", "vsfb_", "cntr_")
 _FEW_DIGITS = re.compile(r"([a-z]{1,8}_)?[0-9a-f-]{1,15}")
 
 
@@ -171,6 +172,8 @@ def tell(recording: Recording) -> Story:
 
 def why_no_entry(name: str) -> str:
     """Return sentences that explain why a journal with other requests has no request with the id `name`."""
+    if name.startswith(_OTHER_IDS):
+        return "The journal has requests, and this is the id of another object. Give the id of a request or a response."
     if _FEW_DIGITS.fullmatch(name):
         return (
             "The journal has no request with this id. If these are the first digits of an id, give at least 16 digits "
