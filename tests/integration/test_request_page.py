@@ -145,7 +145,7 @@ async def test_only_an_operator_sees_that_the_key_does_not_allow_the_model(tmp_p
             assert status == 200 and "the client&#39;s key may use only: small*" in page
             status, page = await (await there.user(ANNA)).get(path)
             assert status == 200 and "does not exist or you do not have access" in page and "small" not in page
-            assert ("Antiphon refused the request before it began" in page) is (entry.door == "pass_through")
+            assert ("Antiphon answered with an error before it began" in page) is (entry.door == "pass_through")
             export = await (await there.user(ANNA)).send("GET", f"{path}/cassette")
             assert b"small" not in export.body and export.status == (404 if entry.door == "pass_through" else 200)
 

@@ -22,7 +22,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from antiphon.commands.admin.audit import acted, note_read
+from antiphon.commands.admin.audit import acted, log_read
 from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
@@ -220,19 +220,26 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
         entry = await stores.journal.get(arguments.id)
         empty = await _why_empty(settings, stores.journal) if entry is None else ""
         recording = await stores.journal.record(entry.id) if entry is not None else None
+        fresh = False
         if entry is not None and recording is not None:
             noted = acted(
                 "read response" if entry.response_id else "read request", entry.response_id or entry.id, entry.owner
             )
-            await note_read(settings, stores.audit, noted)
+            fresh = await stores.audit.note_read(noted)
     if entry is None:
         why = empty or why_no_entry(arguments.id)
         print(f"antiphon: {one_line(arguments.id, 80)}: {why[:1].lower()}{why[1:]}", file=sys.stderr)
         return 1
-    story = tell(recording) if recording is not None else None
+    _report(entry, tell(recording) if recording is not None else None, settings, arguments)
+    if fresh:
+        log_read(settings, noted)
+    return 0
+
+
+def _report(entry: Entry, story: Story | None, settings: Settings, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(as_json(entry, story))
-        return 0
+        return
     colors = colors_on(sys.stdout)
     for line in facts(entry, colors=colors):
         print(line)
@@ -248,7 +255,6 @@ async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
         chat = f"{len(story.calls)} chat request{'' if len(story.calls) == 1 else 's'}"
         events_of = f"{events} event{'' if events == 1 else 's'}"
         print(f"  The journal has {chat} and {events_of}: -v shows them")
-    return 0
 
 
 def heading() -> str:

@@ -223,7 +223,7 @@ def why_no_contents(entry: Entry, never: Collection[str] = (), process: str = ""
     if was_refused(entry):
         told = bool(entry.detail.message) and not hint_for(entry)
         return (
-            "Antiphon refused the request before it began a response, so there are no contents to show."
+            "Antiphon answered with an error before it began a response, so there are no contents to show."
             + " The message above tells the client what to change." * told
         )
     if entry.door == PASSED:

@@ -68,10 +68,12 @@ async def note_state_action(settings: Settings, noted: AuditEntry) -> None:
         await note_action(settings, stores.audit, noted)
 
 
-async def note_read(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
-    """Store the audit row about data that the user read, and log the row if it is new. On a terminal, the log line
-    would only stand between the lines of the answer, so this function does not log. Raises `StoreError`."""
-    if await store.note_read(noted) and not sys.stderr.isatty():
+def log_read(settings: Settings, noted: AuditEntry) -> None:
+    """Log the audit row about data that the user read, after the lines of the answer. On a terminal, the log line would
+    only disturb the user, so this function does not log."""
+    if not sys.stderr.isatty():
+        # Both outputs may lead to the same file.
+        sys.stdout.flush()
         log_action(settings, noted)
 
 

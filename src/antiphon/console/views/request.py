@@ -39,6 +39,7 @@ _HEADLINES = {
     "upstream_too_large": "The upstream's answer is too large.",
 }
 """What to say about a failure without an error message for the client, such as a stream that broke off."""
+_QUOTA_CODES = frozenset({"rate_limit_exceeded", "insufficient_quota"})
 _LONGEST_CODE = 20_000
 _CURL = """\
 curl "$OPENAI_BASE_URL/responses" \\
@@ -95,6 +96,7 @@ class RequestView:
             hint=hint_for(entry),
             headline=entry.detail.message or _HEADLINES.get(entry.code) or entry.detail.cause,
             blamed=blamed(entry),
+            limited=entry.code in _QUOTA_CODES and entry.fault == "client" and not entry.detail.upstream_status,
             url=self._url_of(call, entry),
             client_end=client_end(entry, story) if story is not None else "",
             call_ends=[call_end(entry, story, one) for one in story.calls] if story is not None else [],

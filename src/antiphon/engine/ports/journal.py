@@ -33,9 +33,9 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
 
     A span of the kind `call` has the facts `operation`, `status`, `fault`, `head`, `first`, `input_tokens`,
     `output_tokens` and `estimated`. `head` and `first` are the seconds from the call's start to the answer's head and
-    to its first byte. If a worker retried the call, the call also has the facts `attempts` and `retry_cause`: the
-    number of all attempts, and why the last retried attempt failed. A span of another kind has the fact `error` if its
-    step failed.
+    to its first byte. A call that a worker retried also has `attempts`, the number of all attempts, and `retry_cause`.
+    `retry_cause` says why the last retried attempt failed. A span of another kind has the fact `error` if its step
+    failed.
     """
 
     kind: str
