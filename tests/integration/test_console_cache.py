@@ -89,3 +89,9 @@ async def test_hit_rates_are_shown_by_thread(tmp_path: Path) -> None:
         assert f"{shown} 48 % 190 400 4" in words.replace("\u202f", " ") and "conv_1 50 % 100 200 2" in words
         assert words.index(shown) < words.index("conv_1") < words.index("among the newest 7 requests")
         assert short_id(f"resp_{7:048x}") not in words
+
+
+async def test_a_model_without_cached_tokens_has_no_rate(tmp_path: Path) -> None:
+    async with open_console_app(tmp_path) as console:
+        await console.app.stores.journal.add([entry(1, model="uncached", cached_tokens=0)])
+        assert "uncached - 0 100 1" in (await console.get("/prompt-cache")).words

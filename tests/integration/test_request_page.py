@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +366,42 @@ async def test_a_retried_model_call_has_its_attempts(tmp_path: Path) -> None:
         page = await _shown(console, entry)
     assert "11 attempts to reach the upstream night. The last retry followed this failure: connection refused." in page
     assert "attempts=11" in page and "HTTP 200" not in page
+
+
+async def test_a_used_up_quota_leads_operators_to_the_limits(tmp_path: Path) -> None:
+    entry = Entry(
+        new_id("entry"), "n:anna", outcome="error", fault="client", code="insufficient_quota", status=429,
+        input_tokens=9, detail=Detail(message="Rate limit reached for the owner"),
+    )  # fmt: skip
+    async with open_console_app(tmp_path, settings=RECORDS) as console:
+        page = await _shown(console, entry)
+        assert "limits and their use" in page and "- 0 from the prompt cache" in page
+        assert "limits and their use" not in (await console.get(f"/requests/{entry.id}", "anna")).words
+
+
+async def test_headers_are_folded(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA)
+        _, page = await (await there.user(ANNA)).get(f"/console/requests/{made['id']}")
+        assert re.search(r'<details class="headers"><summary>\d+ headers?</summary>', page)
+
+
+async def test_a_rate_limit_is_not_shown_as_a_failed_upstream(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        there.chat.script(json_answer({"error": {"message": "slow down"}}, status=429))
+        await there.create(ANNA)
+        _, page = await (await there.user(TOKEN)).get("/console/models/upstreams")
+        assert "○ rate limit reached" in page and "✕ failed" not in page
+
+
+async def test_the_log_line_about_a_shown_request_follows_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_sqlite()
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA)
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stderr", sys.stdout)
+        assert await asyncio.to_thread(main, ["show", made["id"], "--data", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert 0 < shown.index("The journal has") < shown.index("actor")

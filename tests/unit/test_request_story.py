@@ -11,6 +11,7 @@ import pytest
 from antiphon.commands.journal import as_json, contents, facts, heading, row
 from antiphon.console.broken_ends import call_end, client_end
 from antiphon.console.charts import steps_of, waterfall
+from antiphon.console.formats import tick
 from antiphon.console.story import tell, why_no_contents, why_no_entry
 from antiphon.engine.ports.journal import REFUSED, Detail, Entry, JournalSpan, Part, Recording
 from antiphon.observability.outcome import hint_for
@@ -309,3 +310,12 @@ def test_the_attempts_of_a_retried_call_are_told() -> None:
 
 def test_the_end_of_a_background_response_has_no_status_of_a_client() -> None:
     assert " 200 " in row(entry(), colors=False) and " 200 " not in row(entry(door="background"), colors=False)
+
+
+def test_the_id_of_another_object_gets_no_hint_about_expired_rows() -> None:
+    assert "another object" in why_no_entry("file-abc") and "console.keep" not in why_no_entry("file-abc")
+
+
+def test_the_marks_of_a_short_axis_differ() -> None:
+    assert [tick(0.003 * part, 0.003) for part in (0.25, 0.5, 0.75, 1)] == ["0.8 ms", "1.5 ms", "2.3 ms", "3.0 ms"]
+    assert tick(0.5, 2.0) == "500 ms"
