@@ -46,26 +46,9 @@ class Lease:
     """
 
     __slots__ = (
-        *(
-            "amount",
-            "asked_again_at",
-            "refused_need",
-            "later",
-            "chunk",
-            "counts",
-            "debt",
-            "early",
-            "ends",
-            "idle",
-            "known",
-            "least",
-            "left",
-            "limit",
-            "parallel",
-            "reported_at",
-            "reserved",
-        ),
-        *("settled", "shown", "spent", "starts", "users"),
+        *("amount", "asked_again_at", "chunk", "counts", "debt", "early", "ends", "idle", "known", "later", "least"),
+        *("left", "limit", "parallel", "refused_need", "reported_at", "reserved", "settled", "shown", "spent"),
+        *("starts", "users"),
     )
 
     def __init__(self, limit: Limit, debt: int = 0) -> None:
