@@ -7,7 +7,7 @@ import pytest
 from antiphon.engine.exchange.failure import Failure, Fault, cancelled, ended_early, in_words, refusal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
-from antiphon.errors import ApiError, AtCapacity, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, AtCapacity, ConnectorFailed, UpstreamFailed, UpstreamTimedOut
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,11 @@ def test_what_an_upstream_said_is_left_out_where_nothing_may_rest() -> None:
 
 def test_what_was_refused_for_want_of_room_is_counted_elsewhere() -> None:
     assert refusal(AtCapacity("full", "limits.all")).counted and not refusal(ApiError("no", status=503)).counted
+
+
+def test_the_operator_caused_the_failure_of_a_connector_of_the_settings() -> None:
+    failure = refusal(ConnectorFailed("no", "tools[0]", "buses", "connection refused"))
+    assert failure.fault == "ours" and failure.cause == "the MCP server 'buses' (mcp.connectors): connection refused"
 
 
 def test_what_was_being_done_is_told() -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 
-from antiphon.engine.exchange.named_models import check_model_once, fields_of, other_models
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule, no_such_model
+from antiphon.engine.exchange.named_models import check_model_once, fields_of, hides_models, other_models
+from antiphon.engine.ports.actions import RequestHead
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.observer import Unobserved
 from antiphon.errors import InvalidRequest
+from antiphon.translation.profiles import PROFILES
+from tests.support.exchanges import make_exchange
 
 
 def _others(model: str = "m", **fields: Any) -> tuple[str, ...]:
@@ -80,3 +87,46 @@ def test_a_body_has_one_field_model(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         check_model_once(fields_of(body))
     check_model_once(fields_of(b'{"model":"m","models":[],"input":[{"model":"a"}]}'))
+
+
+class _ByModel:
+    """A reservation in a quota that limits a model."""
+
+    caller = Caller("owner")
+    by_model = True
+    headers = ()
+    others: Sequence[str] = ()
+
+
+@pytest.mark.parametrize("mode", ["translated", "native"])
+def test_a_request_passes_its_other_models_to_its_reservation(mode: Any) -> None:
+    generic = PROFILES["generic"]
+    rule = ModelRule("m", ModelRoute(generic, upstream="other", mode=mode))
+    exchange, observer, reservation = (
+        make_exchange(routes=ModelRoutes(ModelRoute(generic), (rule,))),
+        Unobserved(),
+        _ByModel(),
+    )
+    observer.reservation = cast(Any, reservation)
+    exchange.observe(observer)
+    body = b'{"model":"m","input":"hi","fallbacks":["gpt"]}'
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+    assert exchange.actions() and reservation.others == ("gpt",)
+
+
+@pytest.mark.parametrize(("name", "hides"), [("model", False), ("Model", False), ("engine", True), ("file", False)])
+def test_fields_of_forms_that_may_name_models(name: str, hides: bool) -> None:
+    assert hides_models(name) == hides
+
+
+@pytest.mark.parametrize(
+    ("entry", "cause"),
+    [
+        ("models[1] (match: m)", "disabled by models[1] (match: m)"),
+        ("", "no entry of the setting models matches this model, and the settings have no default upstream"),
+    ],
+)
+def test_the_cause_of_a_model_that_no_upstream_serves(entry: str, cause: str) -> None:
+    route = ModelRoute(PROFILES["generic"], mode="disabled", entry=entry)
+    assert no_such_model("m", route=route).cause == cause
+    assert not no_such_model("m").cause
