@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ async def test_what_the_sidecar_has_a_line_of_has_none_of_envoys(tmp_path: Path,
     async with real_envoy(tmp_path) as envoy:
         for said in (FAILED, answer(parts=[event("a"), Reset()])):
             envoy.chat.script(said)
-            await envoy.post(json.dumps({"model": "m", "input": "hi", "stream": stream}).encode())
+            # On a busy machine, the upstream's reset may come before the client has the head of the answer.
+            with suppress(aiohttp.ServerDisconnectedError):
+                await envoy.post(json.dumps({"model": "m", "input": "hi", "stream": stream}).encode())
         # Its log comes out in order.
         assert (await ask(envoy, "/v1/files", "last"))[0] == 503
         await until(lambda: "last" in lines(envoy))
