@@ -16,7 +16,7 @@ import msgspec
 
 from antiphon.api.passed_fields import PassedFields
 from antiphon.engine.ports.actions import Usage
-from antiphon.engine.ports.quotas import Reservation
+from antiphon.engine.ports.quotas import Reservation, with_limits
 from antiphon.types.json import ABSENT, given, try_decode
 from antiphon.types.transport import Headers
 
@@ -110,10 +110,8 @@ class PassedQuota:
                 await self._reservation.take()
 
     def over(self, headers: Headers) -> Headers:
-        """Return the headers of an answer with those of this gateway's limits per minute. If such limits apply, their
-        headers replace the upstream's `x-ratelimit-*` headers."""
-        own = tuple(self._reservation.headers) if self._reservation is not None else ()
-        return (*own, *(pair for pair in headers if not pair[0].startswith("x-ratelimit-"))) if own else headers
+        """Return the headers of an answer with those of the quotas (`with_limits`)."""
+        return with_limits(headers, self._reservation)
 
     @property
     def reads_usage(self) -> bool:

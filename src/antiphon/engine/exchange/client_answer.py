@@ -12,7 +12,7 @@ from typing import Final
 
 from antiphon.engine.exchange.call_headers import JSON_TYPE
 from antiphon.engine.ports.actions import Action, SendBody, SendHead
-from antiphon.engine.ports.quotas import Reservation
+from antiphon.engine.ports.quotas import Reservation, with_limits
 from antiphon.errors import ApiError, UpstreamFailed
 from antiphon.translation.answer.upstream_errors import passed_headers
 from antiphon.translation.events.builder import ResponseBuilder
@@ -100,12 +100,8 @@ class Answering:
         return self.limited(passed_headers(self.upstream))
 
     def limited(self, passed: Headers) -> Headers:
-        """Return these headers with those of the quotas. If quotas of this gateway apply, their headers replace the
-        upstream's `x-ratelimit-*` headers."""
-        own = self.reservation.headers if self.reservation is not None else ()
-        if not own or not passed:
-            return (*own, *passed)
-        return (*own, *(pair for pair in passed if not pair[0].startswith("x-ratelimit-")))
+        """Return these headers with those of the quotas (`with_limits`)."""
+        return with_limits(passed, self.reservation)
 
     def _source(self) -> Headers:
         """Return the header with the name of the upstream that answered, or no header if the route has only one

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from antiphon.engine.ports.callers import NAMED, OWNER_PREFIXES, Caller
 from antiphon.errors import ApiError
+from antiphon.types.transport import Headers
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
 Stock = Literal["stored_bytes", "file_bytes", "vector_chunks", "containers"]
@@ -415,6 +416,15 @@ class Reservation(Protocol):
         If `ended` is true, the response is over, so its actual usage replaces the estimate. `take_now` and `close`
         explain the other parameters.
         """
+
+
+def with_limits(headers: Headers, reservation: Reservation | None) -> Headers:
+    """Return the headers of an answer with those of the quotas. If quotas of this gateway apply, their headers replace
+    the upstream's `x-ratelimit-*` headers."""
+    own = reservation.headers if reservation is not None else ()
+    if not own or not headers:
+        return (*own, *headers)
+    return (*own, *(pair for pair in headers if not pair[0].startswith("x-ratelimit-")))
 
 
 class QuotaCounters(Protocol):
