@@ -188,7 +188,8 @@ async def test_a_read_that_the_audit_cannot_record_is_refused(
 
 
 async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
-    quotas = {"each_owner": {"requests_per_minute": 100, "cost_per_month": 2.5}}
+    # Limits per month: no period ends during the test.
+    quotas = {"each_owner": {"tokens_per_month": 100_000, "cost_per_month": 2.5}}
     prices = (PriceSettings(model="*", input=1.0, output=2.0),)
     async with gateway(tmp_path, quotas=quotas, prices=prices) as (_, app):
         key = await created(app, team="lab")
@@ -196,8 +197,8 @@ async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
         status, used = await admin(app, "quotas?subject=owner:n:anna")
         assert status == 200 and not used["has_more"]
         by_limit = {one["limit"]: one for one in used["data"]}
-        assert by_limit["requests_per_minute"]["maximum"] == 100 and by_limit["cost_per_month"]["maximum"] == 2.5
-        assert by_limit["requests_per_minute"]["used"] + by_limit["requests_per_minute"]["held"] >= 1
+        assert by_limit["tokens_per_month"]["maximum"] == 100_000 and by_limit["cost_per_month"]["maximum"] == 2.5
+        assert by_limit["tokens_per_month"]["used"] + by_limit["tokens_per_month"]["held"] >= 1
         assert (await admin(app, "quotas?subject=owner:n:bo"))[1]["data"] == []
         async with asyncio.timeout(60):
             while not (sums := (await admin(app, "usage?by=owner,model&since=2020-01-01"))[1]["data"]):

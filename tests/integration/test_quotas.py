@@ -437,15 +437,18 @@ async def test_a_native_upstream_gets_no_body_with_two_models(made: Processes, b
 @pytest.mark.parametrize("plain", [True, False])
 async def test_a_form_names_models_only_in_the_field_model(made: Processes, field: str, plain: bool) -> None:
     made.chat.default = lambda _: json_answer({"text": "x"})
-    quotas = {"models": {"dear": {"requests_per_minute": 100}}}
+    # A limit per month: no minute ends between the two requests.
+    quotas = {"models": {"dear": {"tokens_per_month": 1_000_000}}}
     app = await made.start(owner_keys=KEYS, quotas=quotas, path_allow=("/audio/transcriptions",))
     headers = {"authorization": "Bearer anna-first-key-of-all"}
     file: dict[str, Any] = {} if plain else {"file": io.BytesIO(b"x")}
+    used = []
     for fields, status in (({"model": "m,dear"}, 200), ({"model": "m", field: "dear"}, 400)):
         form = aiohttp.FormData({**fields, **file})
         async with app.session.post(app.url + "/audio/transcriptions", data=form, headers=headers) as got:
             assert got.status == status, await got.text()
-    assert (await _used(app))["model:dear requests_per_minute"] == 1
+        used.append((await _used(app))["model:dear tokens_per_month"])
+    assert used[0] == used[1] > 0
 
 
 LONG = "word " * 3200
