@@ -37,10 +37,11 @@ from lab.bench.variants import FEATURES, RESPONSES, Process, poll
 
 DOORS = {"serve": "antiphon serve", "extproc": "antiphon extproc, behind Envoy"}
 NOTHING, PIPE = "nothing", "on, lines to a pipe"
-QUOTAS, CONSOLE = "with quotas", "with the console"
+QUOTAS, MINUTE_QUOTAS, CONSOLE = "with five quotas", "with two quotas per minute", "with the console"
 _WATCHED = {
     PIPE: ("antiphon", "info", True),
     QUOTAS: ("antiphon", "info", True),
+    MINUTE_QUOTAS: ("antiphon", "info", True),
     CONSOLE: ("antiphon", "info", True),
     "on, lines to a file": ("antiphon", "info", False),
     "on, without lines": ("antiphon", "error", True),
@@ -52,8 +53,17 @@ under a supervisor."""
 _PIPED = 'exec "$@" 2> >(exec cat > "$0")'
 
 
-WITH_ENVOY = {name: FEATURES["-" + name.rpartition(" ")[2]] for name in (QUOTAS, CONSOLE)}
-"""The environment of the processes with quotas and with the console."""
+WITH_ENVOY = {
+    QUOTAS: FEATURES["-quotas"],
+    MINUTE_QUOTAS: {name: value for name, value in FEATURES["-quotas"].items() if name.endswith("PER_MINUTE")},
+    CONSOLE: FEATURES["-console"],
+}
+"""The environment of the processes with a feature: quotas, or the console."""
+ALL = tuple(_WATCHED)
+"""The names of all processes."""
+ONLY_FEATURES = (PIPE, *WITH_ENVOY)
+"""The processes with a feature, and the process with which they are compared. None of them replaces code, so they can
+be compiled."""
 
 
 @dataclass
@@ -72,8 +82,10 @@ class Spent(NamedTuple):
     both: float
 
 
-async def measure(doors: list[str], rounds: int, seconds: float, connections: int) -> dict[str, dict[str, list[Spent]]]:
-    """The CPU time per request by server, process and round."""
+async def measure(
+    doors: list[str], wanted: Sequence[str], rounds: int, seconds: float, connections: int
+) -> dict[str, dict[str, list[Spent]]]:
+    """The CPU time per request by server, process and round. `wanted`: the names of the processes to measure."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
         pipe = ParentPipe()
@@ -81,16 +93,16 @@ async def measure(doors: list[str], rounds: int, seconds: float, connections: in
         upstream, load = await start_helpers(stack, folder)
         asked: dict[str, dict[str, Asked]] = {door: {} for door in doors}
         for door in doors:
-            for number, name in enumerate(_WATCHED):
+            for number, name in enumerate(wanted):
                 place = folder / f"{door}-{number}"
                 place.mkdir()
                 asked[door][name] = await _start(stack, door, name, int(upstream.ready), place, pipe)
-        found: dict[str, dict[str, list[Spent]]] = {door: {name: [] for name in _WATCHED} for door in doors}
+        found: dict[str, dict[str, list[Spent]]] = {door: {name: [] for name in wanted} for door in doors}
         for number in range(rounds + 1):
             for door in doors:
                 # The order changes with each round.
-                names = list(_WATCHED)[number % len(_WATCHED) :] + list(_WATCHED)[: number % len(_WATCHED)]
-                for name in names:
+                first = number % len(wanted)
+                for name in (*wanted[first:], *wanted[:first]):
                     spent = await _ask(load, asked[door][name], seconds, connections)
                     if number:
                         found[door][name].append(spent)
@@ -105,6 +117,13 @@ def ratio(by_name: dict[str, list[Spent]], name: str) -> float:
     return statistics.median(
         one.process / none.process for one, none in zip(by_name[name], by_name[NOTHING], strict=True)
     )
+
+
+def spread(by_name: dict[str, list[Spent]], name: str) -> tuple[float, float]:
+    """The quartiles of the rounds' ratios of a process with a feature."""
+    pairs = zip(by_name[name], by_name[PIPE], strict=True)
+    low, _, high = statistics.quantiles((one.both / plain.both for one, plain in pairs), n=4)
+    return low, high
 
 
 def median(by_name: dict[str, list[Spent]], name: str) -> float:

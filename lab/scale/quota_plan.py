@@ -18,8 +18,8 @@ from typing import Any
 from lab.scale.replicas import OWNER_KEY
 
 LIMITS: dict[str, float] = {
-    "requests_per_minute": 300,
-    "tokens_per_minute": 40_000,
+    "requests_per_minute": 100,
+    "tokens_per_minute": 12_000,
     "tokens_per_month": 150_000,
     "cost_per_month": 1.0,
     "parallel_requests": 3,
@@ -30,7 +30,7 @@ INPUT_PRICE, OUTPUT_PRICE = 1.0, 10.0
 """The prices of a million tokens."""
 _KINDS = tuple(LIMITS)
 _WHOLE = 100_000
-_WHOLE_MINUTE = 30_000
+_WHOLE_MINUTE = 7_500
 """The requests of a run, and about those of a minute, to which `LIMITS` belong."""
 _LOOSE = 4.0
 _LOOSE_FOR_BURSTS = 20.0
