@@ -423,3 +423,65 @@ async def test_a_wish_to_cancel_is_taken_once(live: LiveStore) -> None:
     taken = await asyncio.gather(live.take_cancels(["req_2"]), live.take_cancels(["req_2"]))
     assert sorted(map(len, taken)) == [0, 1]
     assert (await live.look()).cancels == () and await live.take_cancels([]) == ()
+
+
+async def test_entries_stored_together_are_found_like_others(state: Stores, store: JournalStore) -> None:
+    detail = Detail((JournalSpan("call", "u", 0.1, 0.9, {"status": 200}),), message="ä")
+    await store.add([entry(1, age=100.0)])
+    await store.add([entry(2, detail=detail, age=50.0), entry(3, owner=BOB, age=40.0)], together=True)
+    # A second write changes nothing, before and after a reader.
+    await store.add([entry(2, detail=detail, age=50.0), entry(3, owner=BOB, age=40.0)], together=True)
+    page = await store.list(ALL)
+    assert ids(page.entries) == ["req_3", "req_2", "req_1"] and (page.total, page.waiting) == (3, 0)
+    assert page.entries[1].detail == detail
+    assert page.entries[0].ended_at - page.entries[1].ended_at == pytest.approx(10.0, abs=0.01)
+    await store.add([entry(2, detail=detail), entry(3, owner=BOB)], together=True)
+    await store.move_batches()
+    assert ids((await store.list(EntryFilter(owner=BOB))).entries) == ["req_3"]
+    assert (await store.list(ALL)).total == 3
+
+
+async def test_a_lookup_finds_an_entry_that_no_reader_has_moved_yet(store: JournalStore) -> None:
+    assert (await store.list(ALL)).total == 0
+    await store.add([entry(number) for number in range(60)], together=True)
+    # A reader has just looked, so a list does not move the batch, and says so.
+    page = await store.list(ALL)
+    assert (page.total, page.waiting) == (0, 60)
+    found = await store.get("resp_7")
+    assert found is not None and found.id == "req_7" and await store.get("resp_none") is None
+    assert (await store.list(ALL)).total == 60
+
+
+async def test_two_readers_move_each_entry_once(store: JournalStore) -> None:
+    for part in range(4):
+        await store.add([entry(number) for number in range(50 * part, 50 * part + 50)], together=True)
+    await asyncio.gather(*(store.move_batches() for _ in range(3)))
+    page = await store.list(ALL)
+    assert (page.total, page.waiting) == (200, 0)
+
+
+async def test_a_sweep_deletes_batches_that_are_old_or_too_many(store: JournalStore) -> None:
+    assert (await store.list(ALL)).total == 0
+    await store.add([entry(0)])
+    for part in range(4):
+        await store.add([entry(number) for number in range(10 * part + 1, 10 * part + 11)], together=True)
+    await store.sweep(3600.0, 20, 3600.0, 1 << 30)
+    assert (await store.list(ALL)).waiting == 20
+    await store.move_batches()
+    # The entries in batches count, so the older entry in the table is deleted.
+    assert ids((await store.list(ALL, limit=50)).entries) == [f"req_{number}" for number in range(40, 20, -1)]
+    await store.add([entry(number) for number in range(50, 60)], together=True)
+    await store.sweep(-3600.0, 1000, 3600.0, 1 << 30)
+    assert ((await store.list(ALL)).total, (await store.list(ALL)).waiting) == (0, 0)
+
+
+async def test_contents_of_entries_stored_together_are_found(state: Stores, store: JournalStore) -> None:
+    one = entry(1, stored=False, recorded=True)
+    await store.add([one, entry(2)], {"req_1": await store.pack(RECORDING)}, together=True)
+    assert await store.record("req_1", ALICE) == RECORDING and await store.record("req_1", BOB) is None
+
+
+async def test_an_entry_that_no_batch_can_hold_is_stored_as_a_row(store: JournalStore) -> None:
+    await store.add([entry(1, detail=Detail(message="\ud800")), entry(2)], together=True)
+    await store.add([entry(number, detail=Detail(message="x" * 50_000)) for number in range(3, 103)], together=True)
+    assert (await store.list(ALL)).total == 102

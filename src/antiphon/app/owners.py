@@ -132,6 +132,8 @@ def make_adoption(
         return await stores.usage.has_data(old) or await _has_containers(settings, stores, old)
 
     async def move(old: str, new: str) -> None:
+        # The statements of the move find only entries in the journal's table.
+        await stores.journal.move_batches()
         async with aclosing(
             await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
         ) as data:

@@ -180,6 +180,8 @@ class Follow:
     async def more(self) -> list[Entry]:
         """The entries that arrived since the last call, oldest first. The method reads at most `_PAGES` pages."""
         chosen = msgspec.structs.replace(self._chosen, since=self._since / 1000)
+        # An entry that the store moves after this read may be older than the next read's start.
+        await self._journal.move_batches()
         page = await self._journal.list(chosen, limit=self._page)
         total, found, pages = page.total, list(page.entries), 1
         while page.after and pages < _PAGES:

@@ -14,7 +14,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.phase import Known
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
@@ -31,7 +34,6 @@ _TEXT_LENGTH: Final = 2000
 _CAUSE_LENGTH: Final = 300
 _ID_LENGTH: Final = 256
 _CLIENT_GONE: Final = 499
-_NO_DETAIL: Final = Detail()
 
 
 class _Call:
@@ -70,8 +72,10 @@ class Trail:
         self.entry_id = new_id("entry")
         """The id of the request's entry. A client may choose its request id, so the request id cannot name the
         entry."""
-        # The facts of the exchange at the end of the request.
-        self._detail = _NO_DETAIL
+        # The exchange and its facts at the end of the request.
+        self._exchange: ResponseExchange | None = None
+        self._known: Known | None = None
+        self._trace_id = ""
         self._ids = ("", "", "")
         self.named_model = ""
         """The model that the request names, also if Antiphon refused the request."""
@@ -79,9 +83,7 @@ class Trail:
         """The number of failed attempts of the current model call."""
         self.retry_cause = ""
         """The cause of the last failed attempt."""
-        self._quoted = True
         self._stored = False
-        self._exchange: RecordingExchange | None = None
 
     def begin_job(self, queued: float, attempt: int) -> None:
         """Record the seconds that a background job waited in the queue, and the number of its attempt."""
@@ -126,51 +128,36 @@ class Trail:
     def end(self, exchange: ResponseExchange, trace_id: str) -> None:
         """Record the facts of the exchange, because the request has ended."""
         known = exchange.known
-        self._exchange = exchange if isinstance(exchange, RecordingExchange) else None
+        self._exchange, self._known, self._trace_id = exchange, known, trace_id
         self._ids = (known.response_id, known.previous_id[:_ID_LENGTH], known.conversation_id[:_ID_LENGTH])
-        self._quoted, self._stored = known.quoted, known.stored
+        self._stored = known.stored
         self.named_model = known.named_model[:NAME_LENGTH]
-        error = known.builder.response.error if known.builder is not None else None
-        self._detail = Detail(
-            ignored=self._exchange.ignored if self._exchange is not None else tuple(known.left_out),
-            message=known.message or (error.message if error is not None else ""),
-            request_bytes=exchange.request_bytes,
-            output_bytes=known.output_bytes,
-            events=known.events,
-            fallback=known.fallback,
-            trace_id=trace_id,
-            path=exchange.path if isinstance(exchange, RecordingExchange) else "",
-            stream=known.streaming,
-        )
 
     def detail(self, started: float, failure: Failure | None, path: str) -> Detail:
         """Return the facts that the console shows only on the page of this request, not in its list of requests.
         `started` is the time of the request's start. `path` is the path of a request whose body could not be read."""
-        known = self._detail
-        message = known.message
-        if not message and failure is not None and failure.fault == "client":
-            # The server refused the request before the exchange existed. The message for the client was the cause.
-            message = failure.cause
-        if failure is not None and failure.upstream_status and not self._quoted:
-            # The upstream's message may quote a request that the client asked not to store.
-            message = ""
-        return Detail(
+        exchange, known = self._exchange, self._known
+        if exchange is None or known is None:
+            detail = Detail(spans=self._spans(started), path=path, attempt=self.attempt)
+            return detail if failure is None else replace(detail, **_facts_of(failure, "", True))
+        recording = exchange if isinstance(exchange, RecordingExchange) else None
+        detail = Detail(
             spans=self._spans(started),
-            ignored=known.ignored,
-            message=message[:_TEXT_LENGTH] if failure is not None else "",
-            cause=failure.cause[:_TEXT_LENGTH] if failure is not None else "",
-            advice=advice_for(failure) if failure is not None else "",
-            upstream_status=failure.upstream_status if failure is not None else 0,
-            request_bytes=known.request_bytes,
+            ignored=recording.ignored if recording is not None else tuple(known.left_out),
+            request_bytes=exchange.request_bytes,
             output_bytes=known.output_bytes,
             events=known.events,
             fallback=known.fallback,
-            trace_id=known.trace_id,
-            path=known.path or path,
-            operation=failure.operation if failure is not None else "",
-            stream=known.stream,
+            trace_id=self._trace_id,
+            path=(recording.path if recording is not None else "") or path,
+            stream=known.streaming,
             attempt=self.attempt,
         )
+        if failure is None:
+            return detail
+        error = known.builder.response.error if known.builder is not None else None
+        message = known.message or (error.message if error is not None else "")
+        return replace(detail, **_facts_of(failure, message, known.quoted))
 
     def _spans(self, started: float) -> tuple[JournalSpan, ...]:
         spans = []
@@ -198,11 +185,12 @@ class Trail:
                 spans.append(JournalSpan("first_token", call.upstream, begin, begin + call.first))
         for call, at in self._compactions:
             spans.append(JournalSpan("compaction", "", call.began - started, at - started))
-        for step in self._exchange.steps if self._exchange is not None else ():
+        for step in self._exchange.steps if isinstance(self._exchange, RecordingExchange) else ():
             failed = {"error": step.error} if step.error else {}
             spans.append(JournalSpan(step.kind, step.name, step.began - started, step.ended - started, failed))
-        # Among steps that begin at the same time, the longest step comes first.
-        spans.sort(key=_order)
+        if len(spans) > 2:
+            # Among steps that begin at the same time, the longest step comes first.
+            spans.sort(key=_order)
         return tuple(spans)
 
     def recording(self, started: float, mode: str, *, failed: bool, unstored: bool) -> Recording | None:
@@ -210,7 +198,9 @@ class Trail:
         the setting `console.record`, and `unstored` is that of `console.record_unstored`."""
         exchange = self._exchange
         wanted = mode == "all" or (mode == "failures" and failed)
-        if exchange is None or exchange.parts is None or not wanted or not (self._stored or unstored):
+        if not wanted or not isinstance(exchange, RecordingExchange):
+            return None
+        if exchange.parts is None or not (self._stored or unstored):
             return None
         return exchange.parts.whole(started)
 
@@ -223,6 +213,24 @@ class Trail:
     def stored(self) -> bool:
         """Whether the request stores its response."""
         return self._stored
+
+
+def _facts_of(failure: Failure, message: str, quoted: bool) -> dict[str, Any]:
+    """The facts of a failure. `message` is the error message that the client got. `quoted`: whether the entry may have
+    an upstream's message, which may quote the request."""
+    if not message and failure.fault == "client":
+        # The server refused the request before the exchange existed. The message for the client was the cause.
+        message = failure.cause
+    if failure.upstream_status and not quoted:
+        # The client asked not to store the request.
+        message = ""
+    return {
+        "message": message[:_TEXT_LENGTH],
+        "cause": failure.cause[:_TEXT_LENGTH],
+        "advice": advice_for(failure),
+        "upstream_status": failure.upstream_status,
+        "operation": failure.operation,
+    }
 
 
 def _order(span: JournalSpan) -> tuple[float, float]:

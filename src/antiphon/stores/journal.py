@@ -1,10 +1,10 @@
 """Stores the journal in SQLite or PostgreSQL: one row for each finished request, and the recorded contents (inputs and
 outputs) of requests.
 
-Lives here: the SQL that writes, filters, lists and sums the rows, and the size limits of recorded contents. Not here:
-the types of the values (`engine/ports/journal.py`), the encoding of recorded contents (`stores/bodies.py`), the
-schedule of writes (`engine/running/journal.py`) and of sweeps (`app/console.py`). Not here: requests in progress
-(`stores/live.py`).
+Lives here: the SQL that filters, lists and sums the rows, and the size limits of recorded contents. Not here: the types
+of the values (`engine/ports/journal.py`), the statements that insert rows and batches of rows (`journal_rows.py`). Not
+here: the encoding of recorded contents (`stores/bodies.py`), the schedule of writes (`engine/running/journal.py`) and
+of sweeps (`app/console.py`). Not here: requests in progress (`stores/live.py`).
 
 A list has the rows in the order of `(ended_at, id)`, newest first. The cursor of a page is the position of its last row
 in this order. So a row that the store adds later does not change the following pages.
@@ -20,17 +20,13 @@ until their total size is at most `most_bytes`. A query with an owner never retu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
-from typing import Any, Literal
-
-import msgspec
+from typing import Literal
 
 from antiphon.engine.ports.journal import (
     MOST_COUNTED,
     QUEUED,
     REFUSED,
     Choices,
-    Detail,
     Entry,
     EntryFilter,
     EntryPage,
@@ -40,9 +36,10 @@ from antiphon.engine.ports.journal import (
     ThreadEntry,
     quantiles,
 )
-from antiphon.errors import InvalidRequest, StoreError
+from antiphon.errors import InvalidRequest
 from antiphon.ids import Clock, is_shortened, now
 from antiphon.stores.bodies import PLAIN, Bodies, pack_recording, unpack_recording
+from antiphon.stores.journal_rows import FIELDS, INSERT, NUMBERS, JournalBatches, entry_of, parameters_of
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 LEAST_SIZE = 4096
@@ -62,29 +59,6 @@ OVERLAP = 3.0
 the store may receive an entry after entries of requests that ended later."""
 _COMPLETED = frozenset({"completed", "incomplete"})
 
-_TEXTS = {
-    **dict.fromkeys(("id", "response_id", "previous_id", "conversation_id", "key_id", "request_id"), 128),
-    **dict.fromkeys(("key_name", "team", "model", "upstream"), 200),
-    **dict.fromkeys(("door", "outcome", "fault", "code"), 64),
-}
-"""The maximum bytes of each text column in a row of the journal. PostgreSQL refuses an index row of more than 2700
-bytes. Antiphon never shortens the id of an owner, because the id decides who may read the row."""
-_SHORT = min(_TEXTS.values())
-_NUMBERS = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
-_COLUMNS = (
-    *("id", "owner", "request_id", "key_id", "key_name", "team", "door", "model", "upstream", "response_id"),
-    *("previous_id", "conversation_id", "outcome", "fault", "code", "http_status", "stored", "recorded"),
-    *("took", "first_at"),
-    *("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated", "cost", "detail"),
-)
-_FIELDS = ", ".join(_COLUMNS)
-_texts_of = attrgetter(*_TEXTS)
-_numbers_of = attrgetter(*_NUMBERS)
-ADD = f"""
-INSERT INTO requests (ended_at, {_FIELDS})
-VALUES (now_ms() - CAST(:age AS bigint), {", ".join(f":{name}" for name in _COLUMNS)})
-ON CONFLICT (id) DO NOTHING
-"""
 # Only one process at a time stores recorded contents. So each transaction counts the bytes of all other transactions.
 LOCK_RECORDS = """
 INSERT INTO sweeps (what, due_at) VALUES ('request_records', lease_now())
@@ -116,7 +90,7 @@ RECORDED = "SELECT body FROM request_records WHERE id = :id AND (:owner = '' OR 
 FORGET_RESPONSE = "DELETE FROM request_records WHERE response_id = :id AND response_id <> '' AND owner = :owner"
 # A client may use one request id many times, so the subquery reads only the newest entry with this request id.
 GET = f"""
-SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
+SELECT ended_at, {FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
   SELECT id FROM requests WHERE id = :id
   UNION ALL SELECT id FROM requests WHERE response_id = :id AND response_id <> ''
   UNION ALL SELECT id FROM (
@@ -127,7 +101,7 @@ SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) A
 """
 _WITH_BEGINNING = "{column} >= :id AND {column} < :end AND {column} <> '' LIMIT 100"
 GET_SHORTENED = f"""
-SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
+SELECT ended_at, {FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
   SELECT id FROM (SELECT id FROM requests WHERE {_WITH_BEGINNING.format(column="id")}) AS by_id
   UNION ALL SELECT id FROM (
     SELECT id FROM requests WHERE {_WITH_BEGINNING.format(column="response_id")}
@@ -175,7 +149,7 @@ _FLAGS = {
     "missed": "cached_tokens * 2 < input_tokens AND previous_id <> ''",
 }
 _SUMS = "count(*) AS requests, count(CASE WHEN fault <> '' THEN 1 END) AS failed, " + ", ".join(
-    f"CAST(coalesce(sum({name}), 0) AS bigint) AS {name}" for name in _NUMBERS if name != "calls"
+    f"CAST(coalesce(sum({name}), 0) AS bigint) AS {name}" for name in NUMBERS if name != "calls"
 )
 
 By = Literal["model", "owner", "upstream"]
@@ -191,6 +165,12 @@ class JournalStore:
         self._tables = tables
         self._bodies = bodies
         self._clock = clock
+        self._batches = JournalBatches(tables, clock)
+
+    async def _fetch(self, sql: str, named: Mapping[str, object]) -> Sequence[Row]:
+        """Run a query whose result may lack the oldest entries of batches."""
+        await self._batches.move_for_reader()
+        return await self._tables.fetch(sql, named)
 
     async def pack(self, recording: Recording) -> bytes:
         """Return the stored form of recorded contents: compressed, and encrypted if the setting `state.seal` is on."""
@@ -202,9 +182,15 @@ class JournalStore:
         return await unpack_recording(packed, self._bodies)
 
     async def add(
-        self, entries: Sequence[Entry], packed: Mapping[str, bytes] = {}, *, most_bytes: int = 1 << 62
+        self,
+        entries: Sequence[Entry],
+        packed: Mapping[str, bytes] = {},
+        *,
+        most_bytes: int = 1 << 62,
+        together: bool = False,
     ) -> None:
-        """Store these entries, and the recorded contents of some of them, in one transaction.
+        """Store these entries, and the recorded contents of some of them, in one transaction. With `together`, the
+        entries become one batch, from which a reader moves them into the table.
 
         `packed`: the recorded contents in their stored form, by the id of the entry, at most `MOST_WRITTEN` bytes
         together. `most_bytes`: the maximum bytes of all recorded contents. An entry whose id is already stored changes
@@ -213,7 +199,11 @@ class JournalStore:
         if not entries:
             return
         now_ms = milliseconds(self._clock())
-        unit = [Statement(ADD, [_parameters(one, now_ms) for one in entries], many=True, light=True)]
+        batch = self._batches.statement(entries) if together else None
+        if batch is not None:
+            unit = [batch]
+        else:
+            unit = [Statement(INSERT, [parameters_of(one, now_ms) for one in entries], many=True, light=True)]
         # Two processes that lock responses in the same order do not deadlock.
         ordered = sorted(entries, key=lambda one: one.response_id)
         records = [self._record(one, packed[one.id]) for one in ordered if one.id in packed]
@@ -221,6 +211,11 @@ class JournalStore:
             unit = [Statement(LOCK_RECORDS, {}), *unit, Statement(ADD_RECORD, records, many=True)]
             unit.append(Statement(MAKE_ROOM, {"bytes": most_bytes}))
         await self._tables.run(unit, again=True)
+
+    async def move_batches(self, seconds: float | None = None) -> None:
+        """Move the entries of batches into the table, newest batch first, for about `seconds`. With None, move all of
+        them. Statements outside this store find only entries in the table."""
+        await self._batches.move(seconds)
 
     async def list(self, chosen: EntryFilter, *, limit: int = 50, after: str = "") -> EntryPage:
         """Return a page of at most `limit` entries, newest first. `after`: the cursor of the previous page.
@@ -231,13 +226,14 @@ class JournalStore:
         counting = (
             f"SELECT count(*) FROM (SELECT 1 FROM {_source(chosen)} WHERE {where} LIMIT {MOST_COUNTED}) AS counted"
         )
-        total = (await self._tables.fetch(counting, named))[0][0]
+        total = (await self._fetch(counting, named))[0][0]
         if after:
             where += " AND (ended_at, id) < (CAST(:at AS bigint), :last)"
             named["at"], named["last"] = _place(after)
-        rows = await self._tables.fetch(_listing(chosen, where), {**named, "limit": limit + 1})
-        entries = tuple([_entry(row) for row in rows[:limit]])
-        return EntryPage(entries, total, cursor_of(entries[-1]) if len(rows) > limit else "")
+        rows = await self._fetch(_listing(chosen, where), {**named, "limit": limit + 1})
+        entries = tuple([entry_of(row) for row in rows[:limit]])
+        waiting = await self._batches.waiting()
+        return EntryPage(entries, total, cursor_of(entries[-1]) if len(rows) > limit else "", waiting)
 
     async def newer(self, chosen: EntryFilter, *, than: str, limit: int = 50) -> tuple[Entry, ...]:
         """Return entries that may be newer than the cursor `than`, newest first. The result repeats the entries of the
@@ -245,8 +241,8 @@ class JournalStore:
         it already has."""
         where, named = _selected(chosen)
         named["at"] = (_place(than)[0] if than else 0) - milliseconds(OVERLAP)
-        rows = await self._tables.fetch(_listing(chosen, f"{where} AND ended_at >= :at"), {**named, "limit": limit})
-        return tuple([_entry(row) for row in rows])
+        rows = await self._fetch(_listing(chosen, f"{where} AND ended_at >= :at"), {**named, "limit": limit})
+        return tuple([entry_of(row) for row in rows])
 
     async def neighbours(self, chosen: EntryFilter, entry: Entry) -> tuple[str, str]:
         """Return two ids of entries that the filter selects: the entry directly after this stored entry in time, and
@@ -255,7 +251,7 @@ class JournalStore:
         named["at"], named["last"] = _place(cursor_of(entry))
         ids = []
         for sign, order in ((">", "ASC"), ("<", "DESC")):
-            rows = await self._tables.fetch(
+            rows = await self._fetch(
                 f"SELECT id FROM {_source(chosen)} WHERE {where} AND (ended_at, id) {sign} "
                 f"(CAST(:at AS bigint), :last) ORDER BY ended_at {order}, id {order} LIMIT 1",
                 named,
@@ -268,12 +264,19 @@ class JournalStore:
         else with this request id. `entry_id` may be a shortened id, as a terminal's log line shows it, or the beginning
         of a UUID. An empty `owner` allows entries of any owner. Otherwise an entry of another owner counts as
         missing."""
+        rows = await self._found(entry_id, owner)
+        if not rows and await self._batches.waiting():
+            await self._batches.move(None)
+            rows = await self._found(entry_id, owner)
+        return entry_of(rows[0]) if rows else None
+
+    async def _found(self, entry_id: str, owner: str) -> Sequence[Row]:
         rows = await self._tables.fetch(GET, {"id": entry_id, "owner": owner})
         if not rows and is_shortened(entry_id):
             # All further digits of an id, and the hyphens of a UUID, sort before "g".
             named = {"id": entry_id, "end": f"{entry_id}g", "owner": owner}
             rows = await self._tables.fetch(GET_SHORTENED, named)
-        return _entry(rows[0]) if rows else None
+        return rows
 
     async def choices(self, owner: str = "", *, recent: int = 2000) -> Choices:
         """Return the distinct values in the `recent` newest entries, and in as many refusals at most. The console
@@ -288,7 +291,7 @@ class JournalStore:
             ) AS {name}"""
             for name, kind in (("others", _UNREFUSED), ("refusals", _REFUSED))
         ]
-        rows = await self._tables.fetch(" UNION ".join(newest), named)
+        rows = await self._fetch(" UNION ".join(newest), named)
         columns = [sorted({row[number] for row in rows} - {""})[:_CHOICES] for number in range(6)]
         return Choices(*(tuple(column) for column in columns))
 
@@ -299,6 +302,7 @@ class JournalStore:
         `since` is in seconds since the epoch. The result has at most 200 sums. The medians and 95th percentiles cover
         only the newest 5000 entries.
         """
+        await self._batches.move(None)
         where, named = _selected(EntryFilter(owner=owner, since=since))
         group = {"model": "model", "owner": "owner", "upstream": "upstream"}[by]
         rows = await self._tables.fetch(
@@ -320,7 +324,7 @@ class JournalStore:
         return tuple(
             EntrySum(
                 **{name: row[name] for name in ("name", "requests", "failed")},
-                **{name: row[name] for name in _NUMBERS if name != "calls"},
+                **{name: row[name] for name in NUMBERS if name != "calls"},
                 seconds=quantiles(took.get(row["name"], [])),
                 first=quantiles(first.get(row["name"], [])),
             )
@@ -329,6 +333,7 @@ class JournalStore:
 
     async def thread_entries(self, owner: str = "", *, since: float, most: int) -> tuple[ThreadEntry, ...]:
         """Return the newest `most` entries with input tokens since the time `since`, newest first."""
+        await self._batches.move(None)
         where, named = _selected(EntryFilter(owner=owner, since=since))
         sql = f"SELECT {', '.join(ThreadEntry.__struct_fields__)} FROM requests WHERE {where} AND input_tokens > 0"
         rows = await self._tables.fetch(f"{sql} ORDER BY ended_at DESC, id DESC LIMIT :most", named | {"most": most})
@@ -340,6 +345,7 @@ class JournalStore:
 
         The result lacks intervals without entries. The result has at most the newest 1000 intervals.
         """
+        await self._batches.move(None)
         where, named = _selected(EntryFilter(owner=owner, since=since))
         named["step"] = max(1, milliseconds(seconds))
         rows = await self._tables.fetch(
@@ -347,7 +353,7 @@ class JournalStore:
             f"GROUP BY 1 ORDER BY 1 DESC LIMIT {_PIECE}",
             named,
         )
-        names = ("requests", "failed", *(name for name in _NUMBERS if name != "calls"))
+        names = ("requests", "failed", *(name for name in NUMBERS if name != "calls"))
         step = max(1, milliseconds(seconds)) / 1000
         return tuple(Slot(row["slot"] * step, **{name: row[name] for name in names}) for row in reversed(rows))
 
@@ -365,6 +371,7 @@ class JournalStore:
         """Delete entries older than `keep` seconds, all but the newest `most` entries, and the oldest refusals beyond a
         tenth of `most`. Delete recorded contents older than `record_keep` seconds, and the oldest recorded contents
         beyond `record_bytes`. Returns how many entries and how many recorded contents were deleted."""
+        most -= min(most, await self._batches.sweep(keep, most))
         gone = await self._repeat(FORGET_OLD, {"age": milliseconds(keep), **self._now})
         refusals = (OLD_REFUSAL, FORGET_REFUSALS, most // _REFUSALS)
         for place, forget, kept in (refusals, (OLD_PLACE, FORGET_MORE, most)):
@@ -380,7 +387,7 @@ class JournalStore:
         return gone
 
     def _record(self, entry: Entry, packed: bytes) -> dict[str, object]:
-        named = _parameters(entry, milliseconds(self._clock()))
+        named = parameters_of(entry, milliseconds(self._clock()))
         return {
             **{name: named[name] for name in ("id", "owner", "response_id", "age", "now_ms")},
             "stored": int(entry.stored and bool(entry.response_id) and entry.outcome in _COMPLETED),
@@ -432,67 +439,5 @@ def _source(chosen: EntryFilter) -> str:
 
 def _listing(chosen: EntryFilter, where: str) -> str:
     return (
-        f"SELECT ended_at, {_FIELDS} FROM {_source(chosen)} WHERE {where} ORDER BY ended_at DESC, id DESC LIMIT :limit"
-    )
-
-
-def _parameters(entry: Entry, now_ms: int) -> dict[str, object]:
-    texts = _texts_of(entry)
-    if not "".join(texts).isascii() or max(map(len, texts)) > _SHORT:
-        texts = tuple([_text(text, most) for text, most in zip(texts, _TEXTS.values(), strict=True)])
-    named: dict[str, object] = dict(zip(_TEXTS, texts, strict=True))
-    for name, value in zip(_NUMBERS, _numbers_of(entry), strict=True):
-        named[name] = value if type(value) is int and 0 <= value <= _MOST else _number(value)
-    named["owner"] = entry.owner
-    named["http_status"] = _number(entry.status)
-    named["stored"] = int(entry.stored)
-    named["recorded"] = int(entry.recorded)
-    named["estimated"] = int(entry.estimated)
-    named["took"] = _number(entry.seconds * 1_000_000)
-    named["first_at"] = None if entry.first is None else _number(entry.first * 1_000_000)
-    named["age"] = _number(entry.age * 1000)
-    named["detail"] = _detail(entry.detail)
-    named["now_ms"] = now_ms
-    return named
-
-
-def _text(text: str, most: int) -> str:
-    # Clients choose some of these texts, which may contain half of a surrogate pair. No database can store half of a
-    # surrogate pair.
-    return text[:most] if text.isascii() else text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
-
-
-def _number(value: float) -> int:
-    return value if type(value) is int and 0 <= value <= _MOST else max(0, min(round(value), _MOST))
-
-
-def _detail(detail: Detail) -> str:
-    try:
-        return msgspec.json.encode(detail).decode()
-    except (TypeError, ValueError):
-        # A field that JSON cannot represent must not make the whole transaction fail. So the store writes only the
-        # texts below.
-        texts: dict[str, Any] = {name: _text(getattr(detail, name), 1000) for name in ("message", "cause", "advice")}
-        return msgspec.json.encode(Detail(**texts)).decode()
-
-
-_DETAIL = msgspec.json.Decoder(Detail)
-
-
-def _entry(row: Row) -> Entry:
-    try:
-        detail = _DETAIL.decode(row["detail"])
-    except msgspec.DecodeError as error:
-        raise StoreError(f"the row {row['id']} of the journal is damaged: {error}") from error
-    named: dict[str, Any] = {name: row[name] for name in (*_TEXTS, *_NUMBERS, "owner")}
-    return Entry(
-        **named,
-        status=row["http_status"],
-        stored=bool(row["stored"]),
-        recorded=bool(row["recorded"]),
-        estimated=bool(row["estimated"]),
-        seconds=row["took"] / 1e6,
-        first=None if row["first_at"] is None else row["first_at"] / 1e6,
-        detail=detail,
-        ended_at=row["ended_at"] / 1000,
+        f"SELECT ended_at, {FIELDS} FROM {_source(chosen)} WHERE {where} ORDER BY ended_at DESC, id DESC LIMIT :limit"
     )

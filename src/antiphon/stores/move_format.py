@@ -64,6 +64,7 @@ _SESSIONS: dict[str, tuple[str, ...]] = {
         *("recorded", "took", "first_at", "calls", "input_tokens", "cached_tokens", "output_tokens"),
         *("reasoning_tokens", "estimated", "cost", "detail"),
     ),
+    "request_batches": ("id", "at", "entries", "body"),
     "request_records": ("id", "owner", "response_id", "saved_id", "at", "size", "body"),
     "usage_days": (
         *("day", "owner", "model", "upstream", "calls", "input_tokens", "cached_tokens", "output_tokens"),

@@ -27,18 +27,33 @@ class Kept(JournalStore):
 
     def __init__(self) -> None:
         self.units: list[tuple[list[Entry], dict[str, bytes], int]] = []
+        self.together: list[bool] = []
+        self.moves = 0
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
 
     async def pack(self, recording: Recording) -> bytes:
         return b"".join(part.data for part in recording.parts)
 
-    async def add(self, entries: Sequence[Entry], packed: Mapping[str, bytes] = {}, *, most_bytes: int = 0) -> None:
+    async def move_batches(self, seconds: float | None = None) -> None:
+        self.moves += 1
+        if self.failure is not None:
+            raise self.failure
+
+    async def add(
+        self,
+        entries: Sequence[Entry],
+        packed: Mapping[str, bytes] = {},
+        *,
+        most_bytes: int = 0,
+        together: bool = False,
+    ) -> None:
         if self.gate is not None:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
         self.units.append((list(entries), dict(packed), most_bytes))
+        self.together.append(together)
 
     @property
     def ids(self) -> list[str]:
@@ -296,3 +311,25 @@ async def test_the_row_that_refusals_share_comes_without_a_further_refusal() -> 
     assert store.ids[10:] == ["req_11"]
     await recorder.aclose()
     assert len(store.ids) == 11
+
+
+@fake_time
+async def test_many_entries_of_a_second_are_written_as_one_row_and_moved_when_few_come() -> None:
+    store = Kept()
+    recorder = JournalRecorder(store, ALL)
+    recorder.start()
+    for number in range(60):
+        recorder.note(entry(number), None)
+    await asyncio.sleep(1.1)
+    assert store.together == [True] and store.moves == 0
+    recorder.note(entry(60), None)
+    await asyncio.sleep(1.1)
+    assert store.together == [True, False] and store.moves == 1
+    # A move that fails is tried again with the next write.
+    store.failure = StoreError("no")
+    recorder.note(entry(61), None)
+    await asyncio.sleep(1.1)
+    store.failure = None
+    await asyncio.sleep(1.1)
+    assert store.ids[-1] == "req_61" and store.moves == 2
+    await recorder.aclose()

@@ -146,6 +146,9 @@ async def _make_keys(settings: Settings) -> list[str]:
 
 async def _owner_data(settings: Settings) -> OwnerData:
     """Open the stored data of one owner. The caller must close the result."""
+    async with aclosing(await opened_stores(settings)) as stores:
+        # The statements for one owner's data find only entries in the journal's table.
+        await stores.journal.move_batches()
     return await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
 
 

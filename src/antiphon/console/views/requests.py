@@ -69,10 +69,10 @@ class RequestsView:
         if text:
             await self._reading.note_read(call.session, "read search", "", call.owner)
             entries, searched = await self._search(wanted, text[:200])
-            total, after = len(entries), ""
+            total, after, waiting = len(entries), "", 0
         else:
             page = await self._reading.journal.list(wanted, limit=PER_PAGE, after=call.query("after"))
-            entries, total, after = list(page.entries), page.total, page.after
+            entries, total, after, waiting = list(page.entries), page.total, page.after, page.waiting
         refusals = await self._refusals(wanted)
         newest = max((*entries[:1], *refusals.entries[:1]), key=lambda one: (one.ended_at, one.id), default=None)
         first = call.number("from", 1, least=1, most=10_000_000)
@@ -82,6 +82,7 @@ class RequestsView:
             "capped": total >= MOST_COUNTED,
             "first": first,
             "after": after,
+            "waiting": waiting,
             "searched": searched,
             "most_bytes": MOST_BYTES,
             "hidden": refusals.total,

@@ -189,7 +189,8 @@ class RecordingExchange(ResponseExchange):
             why = Failure("cancelled", error.cause, error.status, STOPPED, operation_in(self.state), core.upstream_name)
             core.note_failure(why)
             self.receive_too_much(error)
-        return min(super().receive_time(at), at + LOOK)
+        due = super().receive_time(at)
+        return due if due < at + LOOK else at + LOOK
 
     # Outputs
 
@@ -201,7 +202,7 @@ class RecordingExchange(ResponseExchange):
 
     def next_action(self) -> Action | None:
         action = super().next_action()
-        if action is not None:
+        if action is not None and (self.parts is not None or not isinstance(action, _PASSING)):
             self._note(action)
         return action
 

@@ -184,12 +184,14 @@ class EntryPage(Struct, frozen=True):
     """A page of entries, newest first. `total` counts all entries that the filter selects, at most `MOST_COUNTED`.
 
     `after` is the cursor of the next page, empty on the last page. Callers treat a cursor as opaque text. Its form is
-    `1769817600123:entry_…`: the end of the page's last entry in milliseconds, and its id.
+    `1769817600123:entry_…`: the end of the page's last entry in milliseconds, and its id. `waiting` counts the entries
+    that the store has not moved into its indexes yet. No filter selects them.
     """
 
     entries: tuple[Entry, ...]
     total: int
     after: str
+    waiting: int = 0
 
 
 MOST_COUNTED = 100_000

@@ -3,8 +3,9 @@
 This module has the bounded queue of a process, and keeps the contents of unstored requests in memory. Not here: the
 tables (`stores/journal.py`), the content of an entry (`observability/`), requests in flight (`engine/running/live.py`).
 
-A write for each request would double the cost of an unstored response. So the recorder writes many entries in one
-batch. A process that is killed loses the entries of its last second.
+A write for each request would double the cost of an unstored response. So the recorder writes the entries of a second
+together. Above `_FEW` entries it writes one row for all of them, and a reader of the journal later moves them into the
+journal's table. A process that is killed loses the entries of its last second.
 
 Invariants: `note` never waits and never raises. The queue holds at most `most` entries, and at most `most_bytes` of
 contents. The queue has few entries of refused requests (`refusals.py`). The recorder counts the entries and contents
@@ -38,6 +39,10 @@ _log = structlog.get_logger(__name__)
 HELD_SECONDS = 900.0
 """The seconds for which a process holds the contents of requests with `store: false`."""
 _UNIT = 500
+_FEW = 50
+"""The recorder writes fewer entries than these as one row each."""
+_MOVE_SECONDS = 0.05
+"""The seconds for which a process with few requests moves entries into the journal's table, after each write."""
 _LOOK_SECONDS = 60.0
 _PART_BYTES = 200
 """The number of bytes that the recorder counts for each part of a recording, in addition to the part's data."""
@@ -120,17 +125,20 @@ class JournalRecorder:
             if not self._refusals.take(entry, now):
                 self._noted.set()
                 return
-        if recording is not None and not self._is_wanted(entry):
-            recording = None
+        if recording is None or not self._is_wanted(entry):
+            if entry.recorded:
+                entry = replace(entry, recorded=False)
+            self._queue(_Noted(now, entry, None, 0))
+            return
         size = _size_of(recording)
-        if recording is not None and not entry.stored:
+        if not entry.stored:
             kept = self._hold(_Noted(now, entry, recording, size))
             recording, size = None, 0
             if kept:
                 entry = replace(entry, detail=replace(entry.detail, held_by=self._process))
         else:
-            kept = recording is not None and self._bytes + size <= self._most_bytes
-            if recording is not None and not kept:
+            kept = self._bytes + size <= self._most_bytes
+            if not kept:
                 self._lose(contents=1)
                 recording, size = None, 0
         if entry.recorded != kept:
@@ -200,8 +208,19 @@ class JournalRecorder:
                 continue
             await asyncio.sleep(self._seconds)
             self._noted.clear()
-            if not await self.write():
+            few = self.waiting < _FEW
+            if not await self.write() or (few and not await self._move()):
                 self._noted.set()
+
+    async def _move(self) -> bool:
+        """Move entries that were written together into the journal's table, while this process has little to do.
+        Returns False if this failed."""
+        try:
+            await self._store.move_batches(_MOVE_SECONDS)
+        except (StoreError, Unavailable) as error:
+            self._outage.failed(cause=str(error), entries=self.waiting)
+            return False
+        return True
 
     def _wait_seconds(self) -> float | None:
         """The longest time until this object has to do something, even if it gets no further entry."""
@@ -234,7 +253,8 @@ class JournalRecorder:
         entries = [replace(one.entry, age=one.entry.age + now - one.at) for one in unit]
         self._writing = True
         try:
-            await self._store.add(entries, packed, most_bytes=self._settings.record_bytes)
+            most = self._settings.record_bytes
+            await self._store.add(entries, packed, most_bytes=most, together=len(entries) >= _FEW)
         finally:
             self._writing = False
 
@@ -289,5 +309,5 @@ class JournalRecorder:
             self._logged = dict(self.lost)
 
 
-def _size_of(recording: Recording | None) -> int:
-    return sum(_PART_BYTES + len(part.data) for part in recording.parts) if recording is not None else 0
+def _size_of(recording: Recording) -> int:
+    return sum(_PART_BYTES + len(part.data) for part in recording.parts)

@@ -37,7 +37,7 @@ TABLES = frozenset(
         "owner_bytes", "owner_files", "owner_queue", "owner_teams",
         "live_cancels", "live_processes", "live_viewers",
         "pending_blobs", "prompt_versions", "prompts", "quota_counters", "quota_holders", "quota_leases",
-        "request_records", "requests", "response_events", "response_items", "responses",
+        "request_batches", "request_records", "requests", "response_events", "response_items", "responses",
         "schema_migrations", "sweeps", "usage_days", "vector_batch_files", "vector_batches", "vector_files",
         "vector_schema_migrations", "vector_stores", "vector_trash",
     }
