@@ -180,8 +180,7 @@ class VectorStoreApi(Area):
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
         try:
             once = await once_of(request, self._stores.made)
-            if ids:
-                await self._files.check_room(request)
+            await self._files.check_room(request)
             names = await self._files.filenames(request.owner, ids, "file_ids")
             made = await self._stores.create(
                 request.owner,

@@ -297,7 +297,8 @@ class StorageLimits(QuotaLimits):
     file_bytes: int | None = Field(default=None, ge=0, le=10**15)
     """Maximum number of bytes of the files of the owner or team. Each file counts as at least 4096 bytes."""
     vector_chunks: int | None = Field(default=None, ge=0, le=10**12)
-    """Maximum number of chunks in the vector stores of the owner or team."""
+    """Maximum number of chunks in the vector stores of the owner or team. Each vector store counts as one more chunk,
+    and each of its files as at least one."""
     containers: int | None = Field(default=None, ge=0, le=10**9)
     """Maximum number of containers of `code_interpreter` that the owner or team has at one time."""
 

@@ -100,8 +100,10 @@ class VectorSql(ABC):
         name of the column that refers to a vector store. `batch_file`: the SQL condition that joins a row of
         `vector_batch_files` (`m`) to its file (`f`)."""
         self._attributes = attributes
+        # A store has metadata, and a file has attributes, also without chunks.
         self.count_chunks = f"""
-SELECT CAST(coalesce(sum(f.chunks), 0) AS bigint)
+SELECT CAST(coalesce(sum(greatest(f.chunks, 1)), 0) AS bigint)
+  + (SELECT count(*) FROM vector_stores WHERE owner IN (:owners...))
 FROM vector_files f JOIN vector_stores s ON s.{number} = f.{store} WHERE s.owner IN (:owners...)
 """
         self.count_states = f"""

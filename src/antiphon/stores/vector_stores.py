@@ -164,7 +164,8 @@ class VectorStores:
             await self._tables.run([Statement(self._sql.touch, named)], again=True)
 
     async def count_chunks(self, owners: Sequence[str]) -> int:
-        """Return the number of chunks in all vector stores of these owners."""
+        """Return the number of chunks in all vector stores of these owners. Each store counts as one more chunk, and
+        each file as at least one."""
         return (await self._tables.fetch(self._sql.count_chunks, {"owners": list(owners)}))[0][0]  # type: ignore[no-any-return]
 
     async def states_of(self, owner: str, file_ids: Sequence[str]) -> dict[str, FileStateCounts]:
