@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from antiphon.commands.admin.command import _write
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import ContainerRequest
 from antiphon.engine.ports.files import FileFields
+from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.engine.ports.usage_sums import UsageSum
 from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.entry import main
@@ -367,6 +369,28 @@ def test_a_folder_without_a_database_is_named(tmp_path: Path, capsys: pytest.Cap
     assert "no database" in capsys.readouterr().err
 
 
+def test_the_commands_find_requests_that_are_still_in_a_batch(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def store(*owners: str) -> None:
+        async with aclosing(await open_sqlite(data, chain_items=1000)) as stores:
+            await stores.journal.add([Entry(f"entry_{owner}", owner) for owner in owners], together=True)
+
+    async def left() -> list[str]:
+        async with aclosing(await open_sqlite(data, chain_items=1000)) as stores:
+            await stores.journal.move_batches()
+            return sorted(one.owner for one in (await stores.journal.list(EntryFilter())).entries)
+
+    asyncio.run(store(BOB, CAROL))
+    assert main(["admin", "export", "--owner", BOB, "--data", str(data)]) == 0
+    exported = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["id"] for one in exported if one["kind"] == "requests"] == [f"entry_{BOB}"]
+    asyncio.run(store("b:late"))
+    assert main(["admin", "move-owner", "--from", "b:late", "--to", "n:late", "--data", str(data), "--yes"]) == 0
+    assert asyncio.run(left()) == [BOB, CAROL, "n:late"]
+    asyncio.run(store(ALICE))
+    assert main(["admin", "delete-owner", "--owner", ALICE, "--data", str(data), "--yes"]) == 0
+    assert asyncio.run(left()) == [BOB, CAROL, "n:late"]
+
+
 def test_everything_with_an_owner_is_exported(data: Path) -> None:
     """Tables that hold owners, or belong to a table that does, are all in the export; work in progress is not data."""
     connection = sqlite3.connect(data / SESSIONS_FILE)
@@ -382,6 +406,8 @@ def test_everything_with_an_owner_is_exported(data: Path) -> None:
         *("quota_counters", "quota_holders", "quota_leases"),
         # Requests in flight are no stored data, and recorded contents repeat data of the export for a short time.
         *("live_processes", "live_viewers", "live_cancels", "request_records"),
+        # Each command for an owner's data first moves the entries in batches into `requests`.
+        "request_batches",
         "chains",
         "jobs",
         "response_events",

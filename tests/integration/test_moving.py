@@ -77,6 +77,7 @@ async def fill(data: Path) -> None:
                 "'c', 'failed', 'upstream', 'server_error', 502, 1, 1, 7, NULL, 1, 2, 3, 4, 5, 0, 6, "
                 '\'{"message":"x"}\')'
             )
+            other.execute("INSERT INTO request_batches VALUES ('entry_1', 9, 1, x'90')")
             other.execute("INSERT INTO request_records VALUES ('req_1', 'n:o', 'resp_a', 'resp_a', 9, 4096, x'00ff')")
             other.execute("INSERT INTO prompts VALUES ('p', 'o', NULL, 1, 2, 3, 4, x'7b7d')")
             other.execute("INSERT INTO prompt_versions VALUES ('p', 1, 3, x'7b7d')")
