@@ -32,18 +32,22 @@ import uvloop
 from antiphon.observability.logs import configure
 from antiphon.translation.answer import stream as chat_stream
 from antiphon.translation.splice import splice, splice_in_python
-from lab.bench.gate_path import CHUNKS, Paths, open_paths
+from lab.bench.gate_path import CHUNKS, CONSOLE, QUOTAS, Paths, open_paths
 
 _SECONDS = 540.0
 _SUMMARY = re.compile(rb"^summary: (\d+)", re.MULTILINE)
 CHUNK_KINDS = ("chunk", "chunk in a crowd")
-KINDS = (*CHUNK_KINDS, "request", "request behind a stored turn", "request of 100 KB")
-"""The measured kinds: a chunk in a message of one chunk, a chunk in a message of 64 chunks, and three whole requests.
-The requests are a small one, the same behind a stored response, and one with 90 turns of 1 KB."""
+KINDS = (
+    *(*CHUNK_KINDS, "request", "request behind a stored turn", "request of 100 KB", "request with quotas"),
+    "request with the console",
+)
+"""The measured kinds: a chunk in a message of one chunk, a chunk in a message of 64 chunks, and five whole requests.
+The requests are a small one, the same behind a stored response, and one with 90 turns of 1 KB. The last two are the
+small one with five limits, and with the console. They leave out what the process writes once a second."""
 _PARTS = 4
-_TIMES = dict(zip(KINDS, (2, 3, 20, 10, 5), strict=True))
+_TIMES = dict(zip(KINDS, (2, 3, 20, 10, 5, 20, 20), strict=True))
 """The number of requests in each part."""
-_LEARNING = dict(zip(KINDS, (6, 6, 100, 60, 20), strict=True))
+_LEARNING = dict(zip(KINDS, (6, 6, 100, 60, 20, 100, 100), strict=True))
 
 
 def available() -> bool:
@@ -96,11 +100,13 @@ def _per(kind: str) -> int:
 
 
 async def _serve_all() -> None:
-    async with open_paths() as paths:
+    async with open_paths() as plain, open_paths(QUOTAS) as limited, open_paths(CONSOLE) as watched:
+        of_features = {"request with quotas": limited, "request with the console": watched}
         for kind in KINDS:
-            await _serve(paths, kind, _LEARNING[kind])
+            await _serve(of_features.get(kind, plain), kind, _LEARNING[kind])
         _begin_to_count()
         for kind in KINDS:
+            paths = of_features.get(kind, plain)
             # The warm-up runs also make valgrind translate the code before the count.
             await _serve(paths, kind, 1)
             gc.collect()
@@ -120,7 +126,7 @@ def _begin_to_count() -> None:
 
 
 async def _serve(paths: Paths, kind: str, times: int) -> None:
-    of_kinds = (paths.stream, paths.crowd, paths.short, paths.chained, paths.long)
+    of_kinds = (paths.stream, paths.crowd, paths.short, paths.chained, paths.long, paths.short, paths.short)
     messages = dict(zip(KINDS, of_kinds, strict=True))[kind]
     for _ in range(times):
         await paths.relay(messages, _per(kind))

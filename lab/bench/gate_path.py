@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,6 @@ class _Messages:
     sent: int = 0
     size: int = 0
     last: bytes = field(default=b"", repr=False)
-    response_id: bytes = b""
 
     async def receive(self) -> bytes | None:
         self.here = True
@@ -94,8 +93,6 @@ class _Messages:
         self.sent += 1
         self.size += len(message)
         self.last = message
-        if not self.response_id and (found := _RESPONSE_ID.search(message)):
-            self.response_id = found[0]
         return True
 
     async def send(self, message: bytes) -> None:
@@ -183,7 +180,9 @@ class Paths:
         """Store a response, and make `chained`, a small request that continues it."""
         stream = _Messages(_request(store=True))
         await serve_stream(self._context, stream, self._options)
-        self.chained = _request(store=False, previous_response_id=stream.response_id.decode())
+        found = _RESPONSE_ID.search(stream.last)
+        assert found is not None, "the answer has no id"
+        self.chained = _request(store=False, previous_response_id=found[0].decode())
 
     async def relay(self, messages: list[bytes], events: int) -> None:
         """Send messages through the processor. Checks that the processor produced at least `events` events."""
@@ -215,11 +214,25 @@ class _NoHurry:
         return self._loop.call_later(_LATER, callback)
 
 
+QUOTAS: dict[str, object] = {
+    "quotas": {
+        "each_owner": {
+            **dict.fromkeys(("requests_per_minute", "tokens_per_minute", "tokens_per_month"), 10**9),
+            "cost_per_month": 1e6,
+            "parallel_requests": 1000,
+        }
+    }
+}
+"""Settings with every kind of limit, none of which a request reaches."""
+CONSOLE: dict[str, object] = {"console": {"enabled": True}}
+"""Settings with the console, which records no contents."""
+
+
 @asynccontextmanager
-async def open_paths() -> AsyncIterator[Paths]:
-    """Open both paths in an application with a new data folder."""
+async def open_paths(more: Mapping[str, object] = {}) -> AsyncIterator[Paths]:
+    """Open both paths in an application with a new data folder. `more`: settings of the application."""
     with TemporaryDirectory(prefix="antiphon-gate-") as folder:
-        app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
+        app = await build(load_settings({"data": str(Path(folder) / "data"), **more}), door="envoy")
         try:
             keep_what_there_is()
             app.context.telemetry.endings.by_time(cast(asyncio.AbstractEventLoop, _NoHurry()))

@@ -327,10 +327,11 @@ class QuotaReservation:
         In shadow mode, or while the database fails, Antiphon serves even a request that gets less than its missing
         amount.
         """
-        if self._held is not self.leases:
+        leases = self.leases
+        if self._held is not leases:
             self._begin_again()
         amounts, parts = self.amounts, self._parts
-        for at, lease in enumerate(self.leases):
+        for at, lease in enumerate(leases):
             part = amounts[lease.counts] - parts[at]
             if part > lease.left:
                 part = lease.left
@@ -344,9 +345,12 @@ class QuotaReservation:
         """Reserve in the current leases from now on. A lease's period may have ended while the request loaded its
         history. Then the request counts in the new period."""
         held, leases = self._held, self.leases
-        parts = [self._part(lease) for lease in leases] if held else [0] * len(leases)
         for lease in leases:
             lease.users += 1
+        if not held:
+            self._held, self._parts = leases, [0] * len(leases)
+            return
+        parts = [self._part(lease) for lease in leases]
         for lease, part in zip(held, self._parts, strict=True):
             lease.users -= 1
             if lease not in leases:
