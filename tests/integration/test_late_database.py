@@ -68,8 +68,10 @@ def _settings(url: str, data: Path, within: float) -> Settings:
     ("words", "ready"),
     [
         (("serve", "--listen", "127.0.0.1:0"), "ready: "),
-        pytest.param(("extproc",), "serving: ", marks=pytest.mark.full),
-        pytest.param(("up", "--door", "http", "--listen", "127.0.0.1:0"), "ready: ", marks=pytest.mark.full),
+        pytest.param(("extproc",), "serving: ", marks=(pytest.mark.full, pytest.mark.long)),
+        pytest.param(
+            ("up", "--door", "http", "--listen", "127.0.0.1:0"), "ready: ", marks=(pytest.mark.full, pytest.mark.long)
+        ),
         (("migrate", "up"), "postgresql: applied "),
     ],
 )
@@ -90,8 +92,8 @@ async def test_a_command_waits_for_a_database_that_comes_up_later(
     "words",
     [
         ("serve", "--listen", "127.0.0.1:0"),
-        pytest.param(("extproc",), marks=pytest.mark.full),
-        pytest.param(("up", "--door", "http", "--listen", "127.0.0.1:0"), marks=pytest.mark.full),
+        pytest.param(("extproc",), marks=(pytest.mark.full, pytest.mark.long)),
+        pytest.param(("up", "--door", "http", "--listen", "127.0.0.1:0"), marks=(pytest.mark.full, pytest.mark.long)),
     ],
 )
 async def test_a_signal_ends_the_wait(

@@ -70,6 +70,7 @@ def test_counts_are_lowered_and_never_raised() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.long
 def test_the_texts_of_the_repository_keep_the_rules() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "lib" / "check_words.py"], capture_output=True, text=True, check=False
