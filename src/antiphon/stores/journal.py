@@ -217,6 +217,10 @@ class JournalStore:
         them. Statements outside this store find only entries in the table."""
         await self._batches.move(seconds)
 
+    async def try_to_move_batches(self, seconds: float) -> None:
+        """Call `move_batches`, and log a failure of the database instead of raising `StoreError`."""
+        await self._batches.try_to_move(seconds)
+
     async def list(self, chosen: EntryFilter, *, limit: int = 50, after: str = "") -> EntryPage:
         """Return a page of at most `limit` entries, newest first. `after`: the cursor of the previous page.
 
@@ -232,7 +236,8 @@ class JournalStore:
             named["at"], named["last"] = _place(after)
         rows = await self._fetch(_listing(chosen, where), {**named, "limit": limit + 1})
         entries = tuple([entry_of(row) for row in rows[:limit]])
-        waiting = await self._batches.waiting()
+        # The number of all owners' entries is nothing for one owner.
+        waiting = 0 if chosen.owner else await self._batches.waiting()
         return EntryPage(entries, total, cursor_of(entries[-1]) if len(rows) > limit else "", waiting)
 
     async def newer(self, chosen: EntryFilter, *, than: str, limit: int = 50) -> tuple[Entry, ...]:
@@ -265,8 +270,9 @@ class JournalStore:
         of a UUID. An empty `owner` allows entries of any owner. Otherwise an entry of another owner counts as
         missing."""
         rows = await self._found(entry_id, owner)
-        if not rows and await self._batches.waiting():
-            await self._batches.move(None)
+        # A batch may have a newer entry of the same response.
+        if (not rows or rows[0]["id"] != entry_id) and await self._batches.waiting():
+            await self._batches.try_to_move(None)
             rows = await self._found(entry_id, owner)
         return entry_of(rows[0]) if rows else None
 
@@ -302,7 +308,7 @@ class JournalStore:
         `since` is in seconds since the epoch. The result has at most 200 sums. The medians and 95th percentiles cover
         only the newest 5000 entries.
         """
-        await self._batches.move(None)
+        await self._batches.try_to_move(None)
         where, named = _selected(EntryFilter(owner=owner, since=since))
         group = {"model": "model", "owner": "owner", "upstream": "upstream"}[by]
         rows = await self._tables.fetch(
@@ -333,7 +339,7 @@ class JournalStore:
 
     async def thread_entries(self, owner: str = "", *, since: float, most: int) -> tuple[ThreadEntry, ...]:
         """Return the newest `most` entries with input tokens since the time `since`, newest first."""
-        await self._batches.move(None)
+        await self._batches.try_to_move(None)
         where, named = _selected(EntryFilter(owner=owner, since=since))
         sql = f"SELECT {', '.join(ThreadEntry.__struct_fields__)} FROM requests WHERE {where} AND input_tokens > 0"
         rows = await self._tables.fetch(f"{sql} ORDER BY ended_at DESC, id DESC LIMIT :most", named | {"most": most})
@@ -345,7 +351,7 @@ class JournalStore:
 
         The result lacks intervals without entries. The result has at most the newest 1000 intervals.
         """
-        await self._batches.move(None)
+        await self._batches.try_to_move(None)
         where, named = _selected(EntryFilter(owner=owner, since=since))
         named["step"] = max(1, milliseconds(seconds))
         rows = await self._tables.fetch(
@@ -371,8 +377,10 @@ class JournalStore:
         """Delete entries older than `keep` seconds, all but the newest `most` entries, and the oldest refusals beyond a
         tenth of `most`. Delete recorded contents older than `record_keep` seconds, and the oldest recorded contents
         beyond `record_bytes`. Returns how many entries and how many recorded contents were deleted."""
-        most -= min(most, await self._batches.sweep(keep, most))
+        cut = await self._batches.sweep(keep, most)
         gone = await self._repeat(FORGET_OLD, {"age": milliseconds(keep), **self._now})
+        if cut is not None:
+            gone += await self._repeat(FORGET_MORE, {"at": cut + 1, "id": ""})
         refusals = (OLD_REFUSAL, FORGET_REFUSALS, most // _REFUSALS)
         for place, forget, kept in (refusals, (OLD_PLACE, FORGET_MORE, most)):
             for row in await self._tables.fetch(place, {"most": kept}):

@@ -15,6 +15,7 @@ log line.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from operator import attrgetter
@@ -24,8 +25,9 @@ import msgspec
 import structlog
 
 from antiphon.engine.ports.journal import Detail, Entry
-from antiphon.errors import StoreError
+from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import Clock, now
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds
 
 MOVE_SECONDS: Final = 0.1
@@ -64,20 +66,22 @@ ON CONFLICT (id) DO NOTHING
 ADD_BATCH = """
 INSERT INTO request_batches (id, at, entries, body) VALUES (:id, now_ms(), :entries, :body) ON CONFLICT (id) DO NOTHING
 """
-NEWEST = "SELECT id, at, body FROM request_batches ORDER BY at DESC, id DESC LIMIT 1"
+NEWEST = """
+SELECT id, at, body FROM request_batches WHERE at <= CAST(:until AS bigint) ORDER BY at DESC, id DESC LIMIT 1
+"""
 WAITING = "SELECT CAST(coalesce(sum(entries), 0) AS bigint) FROM request_batches"
 DELETE = "DELETE FROM request_batches WHERE id = :id"
 FORGET_OLD = "DELETE FROM request_batches WHERE at < now_ms() - CAST(:age AS bigint)"
-# A batch stays if fewer than `most` entries are in newer batches.
-FORGET_MORE = """
-DELETE FROM request_batches WHERE id IN (
-  SELECT id FROM (
-    SELECT id, sum(entries) OVER (ORDER BY at DESC, id DESC ROWS UNBOUNDED PRECEDING) - entries AS newer
-    FROM request_batches
-  ) AS counted
-  WHERE newer >= CAST(:most AS bigint)
-)
+# The time of the first entry beyond the newest `most` entries of both tables. An entry of a batch has the batch's time.
+CUT = """
+SELECT at FROM (
+  SELECT at, sum(entries) OVER (ORDER BY at DESC ROWS UNBOUNDED PRECEDING) AS newest
+  FROM (SELECT ended_at AS at, 1 AS entries FROM requests UNION ALL SELECT at, entries FROM request_batches) AS both_of
+) AS counted
+WHERE newest > CAST(:most AS bigint) ORDER BY at DESC LIMIT 1
 """
+FORGET_UNTIL = "DELETE FROM request_batches WHERE at <= CAST(:at AS bigint)"
+_FOREVER: Final = 1 << 62
 _log = structlog.get_logger(__name__)
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[Entry, ...])
@@ -92,50 +96,72 @@ class JournalBatches:
         self._tables = tables
         self._clock = clock
         self._moved_at = float("-inf")
+        self._lock = asyncio.Lock()
+        self._outage = Outage(_log, "journal_batches_not_moved", "journal_batches_moved_again")
 
     def statement(self, entries: Sequence[Entry]) -> Statement | None:
         """Return the statement that stores these entries as one batch. Returns None if the batch would be too large, or
         if an entry has a value that the encoding cannot represent."""
         try:
             body = _encoder.encode(entries)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         if len(body) > _MOST_BYTES:
             return None
-        named = {"id": entries[0].id, "entries": len(entries), "body": body, "now_ms": milliseconds(self._clock())}
+        # A repeated write may have more entries than the first one, and is then another batch.
+        name = f"{entries[0].id}:{entries[-1].id}"
+        named = {"id": name, "entries": len(entries), "body": body, "now_ms": milliseconds(self._clock())}
         return Statement(ADD_BATCH, named)
 
     async def move(self, seconds: float | None = MOVE_SECONDS) -> None:
         """Move the entries of batches into the table `requests`, newest batch first, for about `seconds`. With None,
-        move all of them."""
+        move all that exist now."""
         ends = None if seconds is None else time.monotonic() + seconds
-        while rows := await self._tables.fetch(NEWEST, {}):
-            await self._move_one(rows[0])
-            if ends is not None and time.monotonic() >= ends:
-                return
+        # Two moves at once in one process would both read the newest batch.
+        async with self._lock:
+            until = _FOREVER
+            while rows := await self._tables.fetch(NEWEST, {"until": until}):
+                until = rows[0]["at"]
+                await self._move_one(rows[0])
+                if ends is not None and time.monotonic() >= ends:
+                    return
+
+    async def try_to_move(self, seconds: float | None = MOVE_SECONDS) -> None:
+        """Call `move`, and log a failure of the database instead of raising `StoreError`. A reader then sees fewer
+        entries."""
+        try:
+            await self.move(seconds)
+        except (StoreError, Unavailable) as error:
+            self._outage.failed(cause=str(error))
+        else:
+            self._outage.recovered()
 
     async def move_for_reader(self) -> None:
         """Move the newest batches before a reader's query, unless a reader of this process has done this within the
         last second."""
         if time.monotonic() - self._moved_at >= _PAUSE:
             self._moved_at = time.monotonic()
-            await self.move()
+            await self.try_to_move()
 
     async def waiting(self) -> int:
         """Return the number of entries in batches. Queries of the journal do not see these entries yet."""
         return int((await self._tables.fetch(WAITING, {}))[0][0])
 
-    async def sweep(self, keep: float, most: int) -> int:
-        """Delete the batches that are older than `keep` seconds, and those with the oldest entries beyond `most`.
-        Returns the number of entries in the remaining batches, which may exceed `most` by one batch."""
+    async def sweep(self, keep: float, most: int) -> int | None:
+        """Delete the batches that are older than `keep` seconds. Also delete the batches beyond the newest `most`
+        entries of both tables, and return the time in milliseconds until which the caller deletes the rows. Returns
+        None if there is no batch, or if no entry is too many."""
         age = {"age": milliseconds(keep), "now_ms": milliseconds(self._clock())}
-        await self._tables.run([Statement(FORGET_OLD, age), Statement(FORGET_MORE, {"most": most})], again=True)
-        return await self.waiting()
+        await self._tables.run([Statement(FORGET_OLD, age)], again=True)
+        if not await self.waiting() or not (rows := await self._tables.fetch(CUT, {"most": most})):
+            return None
+        await self._tables.run([Statement(FORGET_UNTIL, {"at": rows[0]["at"]})], again=True)
+        return int(rows[0]["at"])
 
     async def _move_one(self, row: Row) -> None:
         try:
             entries = _decoder.decode(row["body"])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, ValueError) as error:
             _log.error("journal_batch_damaged", batch=row["id"], cause=str(error))
             entries = ()
         unit = [Statement(DELETE, {"id": row["id"]}, rows=1)]
@@ -151,12 +177,13 @@ class JournalBatches:
 
 def parameters_of(entry: Entry, now_ms: int) -> dict[str, object]:
     texts = _texts_of(entry)
-    if not "".join(texts).isascii() or max(map(len, texts)) > _SHORT:
+    joined = "".join(texts)
+    if not joined.isascii() or "\0" in joined or max(map(len, texts)) > _SHORT:
         texts = tuple([_text(text, most) for text, most in zip(texts, _TEXTS.values(), strict=True)])
     named: dict[str, object] = dict(zip(_TEXTS, texts, strict=True))
     for name, value in zip(NUMBERS, _numbers_of(entry), strict=True):
         named[name] = value if type(value) is int and 0 <= value <= _MOST else _number(value)
-    named["owner"] = entry.owner
+    named["owner"] = _text(entry.owner, len(entry.owner) * 4)
     named["http_status"] = _number(entry.status)
     named["stored"] = int(entry.stored)
     named["recorded"] = int(entry.recorded)
@@ -170,8 +197,9 @@ def parameters_of(entry: Entry, now_ms: int) -> dict[str, object]:
 
 
 def _text(text: str, most: int) -> str:
-    # Clients choose some of these texts, which may contain half of a surrogate pair. No database can store half of a
-    # surrogate pair.
+    # Clients choose some of these texts, which may contain half of a surrogate pair, or a null character. No database
+    # can store half of a surrogate pair, and PostgreSQL no null character.
+    text = text.replace("\0", "\ufffd")
     return text[:most] if text.isascii() else text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 

@@ -29,16 +29,17 @@ class Kept(JournalStore):
         self.units: list[tuple[list[Entry], dict[str, bytes], int]] = []
         self.together: list[bool] = []
         self.moves = 0
+        self.move_failure: Exception | None = None
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
 
     async def pack(self, recording: Recording) -> bytes:
         return b"".join(part.data for part in recording.parts)
 
-    async def move_batches(self, seconds: float | None = None) -> None:
+    async def try_to_move_batches(self, seconds: float) -> None:
         self.moves += 1
-        if self.failure is not None:
-            raise self.failure
+        if self.move_failure is not None:
+            raise self.move_failure
 
     async def add(
         self,
@@ -325,11 +326,12 @@ async def test_many_entries_of_a_second_are_written_as_one_row_and_moved_when_fe
     recorder.note(entry(60), None)
     await asyncio.sleep(1.1)
     assert store.together == [True, False] and store.moves == 1
-    # A move that fails is tried again with the next write.
-    store.failure = StoreError("no")
+    # A move that fails ends neither the task nor the entries.
+    store.move_failure = ValueError("no")
     recorder.note(entry(61), None)
     await asyncio.sleep(1.1)
-    store.failure = None
+    store.move_failure = None
+    recorder.note(entry(62), None)
     await asyncio.sleep(1.1)
-    assert store.ids[-1] == "req_61" and store.moves == 2
+    assert store.ids[-2:] == ["req_61", "req_62"] and store.moves == 3
     await recorder.aclose()

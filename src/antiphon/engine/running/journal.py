@@ -209,18 +209,18 @@ class JournalRecorder:
             await asyncio.sleep(self._seconds)
             self._noted.clear()
             few = self.waiting < _FEW
-            if not await self.write() or (few and not await self._move()):
+            if not await self.write():
                 self._noted.set()
+            elif few:
+                await self._move()
 
-    async def _move(self) -> bool:
-        """Move entries that were written together into the journal's table, while this process has little to do.
-        Returns False if this failed."""
+    async def _move(self) -> None:
+        """Move entries that were written together into the journal's table, while this process has little to do."""
         try:
-            await self._store.move_batches(_MOVE_SECONDS)
-        except (StoreError, Unavailable) as error:
-            self._outage.failed(cause=str(error), entries=self.waiting)
-            return False
-        return True
+            await self._store.try_to_move_batches(_MOVE_SECONDS)
+        except Exception:
+            # The task must go on, because it writes all further entries.
+            _log.error("journal_failed", exc_info=True)
 
     def _wait_seconds(self) -> float | None:
         """The longest time until this object has to do something, even if it gets no further entry."""
