@@ -538,6 +538,20 @@ async def test_shadow_mode_serves_and_counts(counters: _Counters) -> None:
     assert await _used(counters) == {("owner:n:anna", "requests_per_minute"): (3, 0)}
 
 
+async def test_shadow_mode_names_every_limit_that_refuses(counters: _Counters) -> None:
+    limits = {"requests_per_minute": 1, "tokens_per_month": 150}
+    quotas = _quotas(counters, shadow=True, each_owner=limits, models={"qwen3": {"requests_per_minute": 1}})
+    await _take(quotas)
+    with capture_logs() as lines:
+        await _take(quotas)
+    refused = [(one["subject"], one["measure"]) for one in lines if one["event"] == "quota_would_refuse"]
+    assert sorted(refused) == [
+        ("model:qwen3", "requests_per_minute"),
+        ("owner:n:anna", "requests_per_minute"),
+        ("owner:n:anna", "tokens_per_month"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("limit", "share", "at"),
     [(6, 0.8, 5), (5, 0.8, 4), (1, 0.8, 1), (100, 0.07, 7), (2000, 0.8, 1600), (300, 1.0, 300)],

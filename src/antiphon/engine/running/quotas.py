@@ -20,7 +20,7 @@ from contextlib import suppress
 from fractions import Fraction
 from math import ceil
 from time import monotonic
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 import structlog
 
@@ -102,13 +102,12 @@ class Quotas:
         self._warned_at: dict[str, float] = {}
         self._lock = asyncio.Lock()
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
-        self._failed_until = 0.0
-        self._failing = self._closing = False
+        self._failed_until, self._failing, self._closing = 0.0, False, False
         # The reports whose outcome is unknown, and whether the outcome of a report or grant is unknown.
         self._unknown: list[Report] = []
         self._unsure = False
         self._task: asyncio.Task[None] | None = None
-        self._grants: set[asyncio.Task[Limit | None]] = set()
+        self._grants: set[asyncio.Task[Sequence[Limit]]] = set()
         self._outage = Outage(_log, "quotas_not_counted", "quotas_counted_again")
 
     def start(self) -> None:
@@ -138,8 +137,6 @@ class Quotas:
     def open(self, caller: Caller) -> QuotaReservation:
         """Return an empty reservation for a request of this caller."""
         return QuotaReservation(self, caller)
-
-    # Called by reservations
 
     def plan(self, caller: Caller, model: str, others: Sequence[str] = ()) -> Plan:
         """The leases of all limits that apply to this caller's requests for these models, in their current periods."""
@@ -198,21 +195,23 @@ class Quotas:
         `Unavailable`."""
         self.settle()
         until = monotonic() + self._report_seconds
-        while (refused := await self._fill_in_time(reservation)) is not None:
-            lease, now = self.lease(refused), monotonic()
-            whole = reservation.amounts[lease.counts] > lease.limit.amount
-            if self._shadow or whole or now >= until or not lease.awaits_others(now):
-                self._refuse(reservation, lease)
+        while refused := await self._fill_in_time(reservation):
+            if self._shadow:
+                self._note_shadow(reservation, refused)
                 return
+            lease, now = self.lease(refused[0]), monotonic()
+            whole = reservation.amounts[lease.counts] > lease.limit.amount
+            if whole or now >= until or not lease.awaits_others(now):
+                self._refuse(reservation, lease)
             await asyncio.sleep(_PAUSE)
 
-    async def _fill_in_time(self, reservation: QuotaReservation) -> Limit | None:
-        """Lease and reserve the missing amounts, or return the first limit that has no free amount."""
+    async def _fill_in_time(self, reservation: QuotaReservation) -> Sequence[Limit]:
+        """Lease and reserve the missing amounts, or return the limits that have no free amount."""
         if self._failing and self._lock.locked():
             # One request checks whether the database works again. The other requests do not wait for the database.
             self._without(reservation)
             reservation.reserve()
-            return None
+            return ()
         task = asyncio.get_running_loop().create_task(self._fill(reservation))
         # The grant continues if the request ends, because the grant changes the leases of this process.
         self._grants.add(task)
@@ -226,39 +225,39 @@ class Quotas:
             self._fail("the database does not answer")
             self._without(reservation)
             reservation.reserve()
-            return None
+            return ()
         except asyncio.CancelledError:
             reservation.abandoned = True
             task.add_done_callback(look_at)
             raise
 
-    async def _fill(self, reservation: QuotaReservation) -> Limit | None:
+    async def _fill(self, reservation: QuotaReservation) -> Sequence[Limit]:
         async with self._lock:
             refused: list[Limit] = []
             for _ in range(3):
                 if reservation.abandoned:
-                    return None
+                    return ()
                 reservation.refresh()
                 lacking = reservation.lacking()
                 if not lacking:
                     break
                 now = monotonic()
-                refused = [lease.limit for lease in lacking if reservation.is_refused(lease, now)]
-                if refused:
+                known = [lease for lease in lacking if reservation.is_refused(lease, now)]
+                refused = [lease.limit for lease in known]
+                # Shadow mode names all limits that would refuse the request.
+                if now < self._failed_until or (known and (known == lacking or not self._shadow)):
                     break
-                if now < self._failed_until:
-                    break
-                refused = await self._lease_more(reservation, lacking)
+                refused += await self._lease_more(reservation, [one for one in lacking if one not in known])
                 if refused:
                     break
             if reservation.abandoned:
-                return None
+                return ()
             if reservation.lacking():
                 if refused:
-                    return refused[0]
+                    return refused
                 self._without(reservation)
             reservation.reserve()
-            return None
+            return ()
 
     async def _lease_more(self, reservation: QuotaReservation, lacking: Sequence[Lease]) -> list[Limit]:
         """Lease more of these limits. Returns the limits that granted nothing. If the database fails, the method
@@ -266,8 +265,7 @@ class Quotas:
         wanted = []
         for lease in lacking:
             limit, need = lease.limit, max(1, reservation.missing(lease) - lease.left + max(0, lease.debt))
-            want = max(need, lease.chunk)
-            wanted.append(Wanted(limit, need, want, ceil(limit.amount * self._warn_share)))
+            wanted.append(Wanted(limit, need, max(need, lease.chunk), ceil(limit.amount * self._warn_share)))
         try:
             grants = await self._counters.grant(self._holder, wanted) if self._holder else None
             if grants is None:
@@ -333,17 +331,19 @@ class Quotas:
             self._begin_again()
         self._holder = holder
 
-    def _refuse(self, reservation: QuotaReservation, lease: Lease) -> None:
-        """Raise `QuotaExceeded`. In shadow mode, log the refusal instead, and reserve the amounts."""
+    def _note_shadow(self, reservation: QuotaReservation, refused: Sequence[Limit]) -> None:
+        """Log and count the refusal by each of these limits, and reserve the amounts."""
+        for limit in refused:
+            self._refused(limit.kind, limit.measure, "shadow")
+            _log.info("quota_would_refuse", **limit.fields)
+        reservation.reserve()
+
+    def _refuse(self, reservation: QuotaReservation, lease: Lease) -> NoReturn:
+        """Raise `QuotaExceeded`."""
         limit, need = lease.limit, reservation.amounts[lease.counts]
         # The request would fit if no other process held a lease of the limit. A slot of a parallel request is in use,
         # because other processes have returned their free slots meanwhile.
         early = lease.early and not lease.parallel and need <= limit.amount
-        if self._shadow:
-            self._refused(limit.kind, limit.measure, "shadow")
-            _log.info("quota_would_refuse", **limit.fields)
-            reservation.reserve()
-            return
         self._refused(limit.kind, limit.measure, "early" if early else "refused")
         reservation.release()
         raise QuotaExceeded(
@@ -378,8 +378,6 @@ class Quotas:
     def _recovered(self) -> None:
         self._failing, self._failed_until = False, 0.0
         self._outage.recovered()
-
-    # Reports
 
     async def _report_on(self) -> None:
         while not self._closing:
