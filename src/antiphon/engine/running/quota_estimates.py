@@ -27,12 +27,11 @@ class Estimates:
         self._averages: dict[str, float] = {}
 
     def estimate(self, model: str, size: int, output: int | None, *, steady: bool, choices: int = 1) -> tuple[int, int]:
-        """The tokens to reserve for a request, and their cost in millionths. `steady`: ignore the average length of the
-        model's answers, so that a later call returns the same estimate. `choices`: the number of answers."""
-        read = size // BYTES_PER_TOKEN
-        expected = self._expected if steady else round(self._averages.get(model, self._expected))
-        written = (output if output is not None else expected) * choices
-        return read + written, self.cost(model, read, written)
+        """The input and the output tokens to reserve for a request. `steady`: ignore the average length of the model's
+        answers, so that a later call returns the same estimate. `choices`: the number of answers."""
+        if output is None:
+            output = self._expected if steady else round(self._averages.get(model, self._expected))
+        return size // BYTES_PER_TOKEN, output * choices
 
     def learn(self, model: str, output: int) -> None:
         """Include one answer's output tokens in the average of the model."""

@@ -194,14 +194,15 @@ class Plan:
     `ends` is in seconds of `time.monotonic`. `queued` has the leases that apply to a request that only queues a
     response. `shown` has, for each group of headers, their names and the leases from which the group shows one.
     `slots` has the positions in `leases` of the limits on parallel requests. A request that needs more than `large` is
-    large for one of the limits: it needs more than a hundredth of the limit.
+    large for one of the limits: it needs more than a hundredth of the limit. `costs`: whether a limit counts the cost.
     """
 
-    __slots__ = ("ends", "large", "leases", "queued", "shown", "slots")
+    __slots__ = ("costs", "ends", "large", "leases", "queued", "shown", "slots")
 
     def __init__(self, leases: Sequence[Lease]) -> None:
         self.leases = leases
         self.queued = [lease for lease in leases if not lease.parallel]
+        self.costs = any(lease.counts == _COST for lease in leases)
         self.slots = [at for at, lease in enumerate(leases) if lease.parallel]
         tokens, cost = (
             min((lease.chunk for lease in leases if lease.counts == counts), default=_MOST)
@@ -283,16 +284,18 @@ class QuotaReservation:
         if self.leases:
             # A client may send any number, so limit it.
             output = None if output is None else _bounded(output)
-            tokens, cost = self._quotas.estimates.estimate(
+            read, written = self._quotas.estimates.estimate(
                 model, size, output, steady=background, choices=self._choices
             )
-            if self.others:
-                read = size // BYTES_PER_TOKEN
-                cost = self._cost(read, tokens - read)
-            self.amounts = (1, min(tokens, _MOST), min(cost, _MOST))
+            self.amounts = (1, min(read + written, _MOST), min(self._cost(read, written), _MOST))
 
     def _cost(self, read: int, written: int) -> int:
-        """The cost of these tokens at the prices of the named model with the highest cost."""
+        """The cost of these tokens at the prices of the named model with the highest cost. The result is 0 if no limit
+        of the request counts the cost."""
+        if not self._plan.costs:
+            return 0
+        if not self.others:
+            return self._quotas.estimates.cost(self._model, read, written)
         return max(self._quotas.estimates.cost(one, read, written) for one in (self._model, *self.others))
 
     @property
