@@ -33,7 +33,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from antiphon.app.build import App, build
 from antiphon.app.owners import make_quotas
-from antiphon.config.limits import QuotaSettings, StorageLimits
+from antiphon.config.limits import QuotaSettings
 from antiphon.config.operators import ConsoleSettings
 from antiphon.config.processes import TracingSettings
 from antiphon.config.settings import load_settings
@@ -47,7 +47,7 @@ from antiphon.observability.otel import Tracer
 from antiphon.supervisor.process import keep_what_there_is
 from antiphon.types.transport import Headers
 from lab.bench import telemetry_processes as processes
-from lab.bench.gate_path import CHUNKS, Paths
+from lab.bench.gate_path import CHUNKS, QUOTAS, Paths
 from lab.bench.unwatched import Nobody
 
 _ROUNDS = 150
@@ -113,10 +113,8 @@ class _Variant:
 
 def _quotas(app: App) -> Quotas:
     """Quotas with every kind of limit for each owner, none of which is reached."""
-    far = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "tokens_per_month"), 10**9)
-    limits = StorageLimits(**far, cost_per_month=1e6, parallel_requests=1000)
     quotas = make_quotas(
-        QuotaSettings(each_owner=limits),
+        QuotaSettings.model_validate(QUOTAS["quotas"]),
         app.stores.quotas,
         lambda _: None,
         app.context.telemetry.metrics,

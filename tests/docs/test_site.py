@@ -73,7 +73,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.full
-@pytest.mark.long
 def test_every_page_is_built_and_found_by_the_search(site: Path) -> None:
     index = (site / "searchindex.js").read_text()
     for page in (ROOT / "docs").rglob("*.md"):

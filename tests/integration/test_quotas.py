@@ -387,10 +387,10 @@ async def test_a_request_counts_for_each_model_that_it_names(
         made.chat.default = lambda _: json_answer({"usage": {"input_tokens": 2, "output_tokens": 3}})
     quotas = {"models": {"dear": {"requests_per_minute": 100, "tokens_per_month": 1_000_000}}}
     app = await made.start(owner_keys=KEYS, quotas=quotas, models=models, path_allow=("/rerank",))
-    for names in NAMES:
+    for number, names in enumerate(NAMES, 1):
         status, body, _ = await _post(app, path, **ASK_CHAT if path != "/responses" else {}, **names)
         assert status == 200, body
-    assert (await _used(app))["model:dear tokens_per_month"] == 5 * len(NAMES)
+        assert (await _used(app))["model:dear tokens_per_month"] == 5 * number, names
 
 
 async def test_a_background_response_counts_for_each_model_that_it_names(made: Processes) -> None:

@@ -102,7 +102,6 @@ async def test_envoy(door: str) -> None:
 @pytest.mark.parametrize(
     "door", ["http", pytest.param("relay", marks=pytest.mark.full), pytest.param("drive", marks=pytest.mark.full)]
 )
-@pytest.mark.long
 async def test_the_scenarios_on_a_replay_end_as_on_the_recorded_server(door: str, tmp_path: Path) -> None:
     """A recorder notes what the demo server says to all scenarios. A replay of the file then takes its place."""
     path = tmp_path / "suite.jsonl"

@@ -59,7 +59,6 @@ def test_a_mark_stands_before_the_statement_that_changes(changed: str, before: l
 
 
 @pytest.mark.full
-@pytest.mark.long
 def test_a_draw_is_of_lines_of_all_packages_and_another_with_another_seed() -> None:
     mutants = all_mutants(PACKAGES, [])
     drawn = drawn_lines(mutants, 40, 1)

@@ -63,7 +63,6 @@ def test_slow_tests_are_collected_from_the_folders_that_have_some(tmp_path: Path
 
 
 @pytest.mark.sources
-@pytest.mark.long
 def test_ci_runs_each_test_of_the_core_once() -> None:
     """`scripts/test --coverage` and `scripts/test --ci --without-core` together run every test of the core."""
     coverage = re.search(

@@ -35,7 +35,6 @@ def test_the_field_instructs_the_model_and_is_repeated_and_checked(tmp_path: Pat
 
 
 @pytest.mark.full
-@pytest.mark.long
 def test_the_tests_pass_after_the_edits_of_a_field(tmp_path: Path) -> None:
     files = ("test_field_support.py", "test_initial_response.py", "test_request_fields.py", "test_chat_stream.py")
     tests = [f"tests/unit/translation/{name}" for name in files] + ["tests/golden/test_golden.py"]
@@ -67,7 +66,6 @@ def test_the_profile_is_used_and_recognised(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.long
 def test_the_door_answers_lines_and_stores_what_a_client_left(tmp_path: Path) -> None:
     found = ask("A door", tmp_path)
     assert found["whole"]["output"][0]["content"][0]["text"] == "Hi" and found["stream"] == "event: response.completed"

@@ -17,7 +17,6 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from antiphon.engine.exchange.failure import Failure
-from antiphon.engine.exchange.phase import Known
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
@@ -72,9 +71,8 @@ class Trail:
         self.entry_id = new_id("entry")
         """The id of the request's entry. A client may choose its request id, so the request id cannot name the
         entry."""
-        # The exchange and its facts at the end of the request.
+        # The exchange at the end of the request.
         self._exchange: ResponseExchange | None = None
-        self._known: Known | None = None
         self._trace_id = ""
         self._ids = ("", "", "")
         self.named_model = ""
@@ -128,7 +126,7 @@ class Trail:
     def end(self, exchange: ResponseExchange, trace_id: str) -> None:
         """Record the facts of the exchange, because the request has ended."""
         known = exchange.known
-        self._exchange, self._known, self._trace_id = exchange, known, trace_id
+        self._exchange, self._trace_id = exchange, trace_id
         self._ids = (known.response_id, known.previous_id[:_ID_LENGTH], known.conversation_id[:_ID_LENGTH])
         self._stored = known.stored
         self.named_model = known.named_model[:NAME_LENGTH]
@@ -136,10 +134,11 @@ class Trail:
     def detail(self, started: float, failure: Failure | None, path: str) -> Detail:
         """Return the facts that the console shows only on the page of this request, not in its list of requests.
         `started` is the time of the request's start. `path` is the path of a request whose body could not be read."""
-        exchange, known = self._exchange, self._known
-        if exchange is None or known is None:
+        exchange = self._exchange
+        if exchange is None:
             detail = Detail(spans=self._spans(started), path=path, attempt=self.attempt)
             return detail if failure is None else replace(detail, **_facts_of(failure, "", True))
+        known = exchange.known
         recording = exchange if isinstance(exchange, RecordingExchange) else None
         detail = Detail(
             spans=self._spans(started),

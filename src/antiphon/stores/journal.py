@@ -198,11 +198,11 @@ class JournalStore:
         """
         if not entries:
             return
-        now_ms = milliseconds(self._clock())
         batch = self._batches.statement(entries) if together else None
         if batch is not None:
             unit = [batch]
         else:
+            now_ms = milliseconds(self._clock())
             unit = [Statement(INSERT, [parameters_of(one, now_ms) for one in entries], many=True, light=True)]
         # Two processes that lock responses in the same order do not deadlock.
         ordered = sorted(entries, key=lambda one: one.response_id)
@@ -212,13 +212,14 @@ class JournalStore:
             unit.append(Statement(MAKE_ROOM, {"bytes": most_bytes}))
         await self._tables.run(unit, again=True)
 
-    async def move_batches(self, seconds: float | None = None) -> None:
-        """Move the entries of batches into the table, newest batch first, for about `seconds`. With None, move all of
-        them. Statements outside this store find only entries in the table."""
-        await self._batches.move(seconds)
+    async def move_batches(self) -> None:
+        """Move the entries of all batches into the table. Statements outside this store find only entries in the
+        table."""
+        await self._batches.move(None)
 
     async def try_to_move_batches(self, seconds: float) -> None:
-        """Call `move_batches`, and log a failure of the database instead of raising `StoreError`."""
+        """Move the entries of the newest batches for about `seconds`. Log a failure of the database instead of raising
+        `StoreError`."""
         await self._batches.try_to_move(seconds)
 
     async def list(self, chosen: EntryFilter, *, limit: int = 50, after: str = "") -> EntryPage:

@@ -1,8 +1,8 @@
 """Converts journal entries to rows of the table `requests` and back, and stores batches of entries as one row each.
 
 Lives here: the columns and the statements of an entry, the table `request_batches`, and the move of entries from
-batches into the table `requests`. Not here: the queries of the journal (`journal.py`), the choice between
-rows and batches (`engine/running/journal.py`).
+batches into the table `requests`. Not here: the queries of the journal (`journal.py`), the choice between rows and
+batches (`engine/running/journal.py`).
 
 A row of the table `requests` is in up to six indexes. Writing it takes about twenty times the CPU time of an entry in
 a batch. A process under load writes batches. A reader moves the newest batches before its query, for at most

@@ -4,8 +4,8 @@ This module has the bounded queue of a process, and keeps the contents of unstor
 tables (`stores/journal.py`), the content of an entry (`observability/`), requests in flight (`engine/running/live.py`).
 
 A write for each request would double the cost of an unstored response. So the recorder writes the entries of a second
-together. Above `_FEW` entries it writes one row for all of them, and a reader of the journal later moves them into the
-journal's table. A process that is killed loses the entries of its last second.
+together. From `_FEW` entries on it writes one row for all of them, and a reader of the journal later moves them into
+the journal's table. A process that is killed loses the entries of its last second.
 
 Invariants: `note` never waits and never raises. The queue holds at most `most` entries, and at most `most_bytes` of
 contents. The queue has few entries of refused requests (`refusals.py`). The recorder counts the entries and contents
